@@ -1,0 +1,74 @@
+# Sluice. The two commands to know: make demo, make test. Everything they need is set up by themselves.
+
+SHELL := /bin/bash
+PY := .venv/bin/python
+STAMP := .build
+APT := clang llvm libbpf-dev libbpf1 bpftool nginx-light curl iproute2 python3-venv wrk haproxy
+BPF_OBJECTS := bpf/redirect.bpf.o
+ARCH_INCLUDE := /usr/include/$(shell uname -m)-linux-gnu
+
+.PHONY: help demo test lint type bench soak image bpf abi setup fuzz clean
+.DELETE_ON_ERROR:
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+demo: setup ## Run the agent on a small real system; exit 0 only if all came out as the policies say
+	@$(PY) -m tests.demo
+
+test: setup ## Run every test (BPF tests need root and are skipped with the reason without it)
+	@$(PY) -m pytest
+
+lint: setup ## ruff and the import contracts
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/lint-imports --no-cache
+
+type: setup ## mypy --strict
+	@.venv/bin/mypy
+
+bench: setup ## Measure side by side with direct, Envoy and haproxy; writes bench/results/
+	@.venv/bin/pip install -q -e '.[bench]' && $(PY) -m bench $(BENCH)
+
+soak: setup ## The same tests with the huge counts
+	@SLUICE_SOAK=1 $(PY) -m pytest --timeout 3600 $(SOAK)
+
+fuzz: setup ## Coverage-guided fuzzing of the HTTP/1 parser (FUZZ=-max_total_time=60)
+	@.venv/bin/pip install -q -e '.[fuzz]' && $(PY) tests/fuzz/fuzz_http1.py $(FUZZ)
+
+image: ## Build the container image
+	docker build -t sluice .
+
+bpf: $(STAMP)/system $(BPF_OBJECTS) ## Compile the BPF programs
+
+abi: bpf $(STAMP)/venv ## Generate bpf/abi.py from the compiled objects
+	@$(PY) -m bpf.generate_abi bpf/redirect.bpf.o > bpf/abi.py.new && mv bpf/abi.py.new bpf/abi.py
+	@.venv/bin/ruff format -q bpf/abi.py
+
+setup: $(STAMP)/system $(STAMP)/venv $(BPF_OBJECTS)
+
+%.bpf.o: %.bpf.c bpf/sluice.h | $(STAMP)/system
+	@echo "  BPF   $@"
+	@clang -g -O2 -Wall -Wextra -Werror -target bpf -mcpu=v3 -I$(ARCH_INCLUDE) -c $< -o $@
+
+# System packages, on Debian and Ubuntu as root. Elsewhere: install what APT lists, then touch .build/system.
+$(STAMP)/system: Makefile
+	@mkdir -p $(STAMP)
+	@missing=$$(for package in $(APT); do dpkg -s $$package >/dev/null 2>&1 || echo $$package; done); \
+	if [ -n "$$missing" ]; then \
+		if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+			echo "make: please install: $$missing" >&2; exit 1; \
+		fi; \
+		echo "  APT   $$missing" | tr '\n' ' '; echo; \
+		apt-get update -qq >/dev/null && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >$(STAMP)/apt.log 2>&1 \
+		|| { tail -20 $(STAMP)/apt.log >&2; exit 1; }; \
+	fi
+	@touch $@
+
+$(STAMP)/venv: pyproject.toml | $(STAMP)/system
+	@echo "  VENV  .venv"
+	@test -x $(PY) || python3 -m venv .venv
+	@.venv/bin/pip install -q --disable-pip-version-check -e '.[dev]' && touch $@
+
+clean: ## Remove everything that make has made
+	rm -rf .venv $(STAMP) $(BPF_OBJECTS) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

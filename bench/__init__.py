@@ -1,0 +1,1 @@
+"""Side-by-side benchmarks: nginx directly, through Sluice, through Envoy and through haproxy. See docs/benchmarks.md."""

@@ -1,0 +1,124 @@
+"""A run as a table for people and as JSON for machines."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from bench.layouts import LAYOUTS, ONE_CPU, SPLIT
+from bench.run import Result, Visit
+from bench.scenarios import DOWNLOAD, KEEP_ALIVE_64, MEMORY, METRICS, NEW_CONNECTIONS, SCENARIOS, UPLOAD, Scenario
+from bench.summary import Figure, Key, Target, Verdict, judge, ratio, summarise
+
+PRODUCT, FLOOR, PEER = "sluice", "direct", "envoy"
+WIDTH = 150  # columns when the output is not a terminal
+
+
+def _target(text: str, scenario: Scenario, metric: str, peer: str, limit: float, layouts: tuple[str, ...]) -> Target:
+    return Target(text, scenario.title, metric, peer, limit, True, layouts)
+
+
+PINNED = (ONE_CPU.name, SPLIT.name)  # "on one core" may be read in both ways
+TARGETS = (
+    _target("64 keep-alive connections: at least 1.0 x Envoy", KEEP_ALIVE_64, "rate", PEER, 1.0, PINNED),
+    _target("new connections: at least 0.7 x Envoy", NEW_CONNECTIONS, "rate", PEER, 0.7, PINNED),
+    _target("download: at least 0.8 x direct", DOWNLOAD, "mib_s", FLOOR, 0.8, DOWNLOAD.layouts),
+    _target("upload: at least 0.8 x direct", UPLOAD, "mib_s", FLOOR, 0.8, UPLOAD.layouts),
+    Target("idle: at most 64 MiB of memory", MEMORY.title, "pss", None, 64.0, False, MEMORY.layouts),
+)
+
+
+def show(console: Console, result: Result, contenders: Sequence[str]) -> None:
+    """Print the tables, the targets and, last, every problem."""
+    figures = summarise(result.samples)
+    for layout in [layout.name for layout in LAYOUTS]:
+        if any(key[0] == layout for key in figures):
+            console.print(_table(figures, layout, contenders))
+    if PRODUCT in contenders:
+        console.print(_targets(judge(figures, TARGETS, PRODUCT)))
+    for name in contenders:
+        if visits := [visit for visit in result.visits if visit.contender == name]:
+            console.print(_visits_line(name, visits), highlight=False)
+    for problem in result.problems:
+        console.print(f"PROBLEM: {problem}", style="bold red", markup=False, highlight=False)
+
+
+def write(path: Path, result: Result, about: Mapping[str, object], contenders: Sequence[str]) -> None:
+    """Write every raw sample, the figures made of them, and the facts in `about`."""
+    figures = summarise(result.samples)
+    document = {
+        **about,
+        "problems": result.problems,
+        "targets": judge(figures, TARGETS, PRODUCT) if PRODUCT in contenders else [],
+        "figures": [
+            {
+                **dict(zip(("layout", "scenario", "metric", "contender"), key, strict=True)),
+                **dataclasses.asdict(figure),
+                "x_direct": ratio(figures, key, FLOOR),
+                "x_envoy": ratio(figures, key, PEER),
+            }
+            for key, figure in figures.items()
+        ],
+        "visits": result.visits,
+        "samples": result.samples,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
+
+
+def _table(figures: Mapping[Key, Figure], layout: str, contenders: Sequence[str]) -> Table:
+    """One row for each metric of each scenario, one column for each contender."""
+    table = Table(title=f"\n{layout}: median (lowest to highest), x direct, x Envoy", title_justify="left")
+    table.add_column("scenario", max_width=22)
+    table.add_column("metric")
+    for name in contenders:
+        table.add_column(name, justify="right")
+    for scenario in SCENARIOS:
+        title = scenario.title  # once, above all of its metrics
+        for metric in METRICS:
+            cells = [_cell(figures, (layout, scenario.title, metric, name)) for name in contenders]
+            if any(cells):
+                table.add_row(title, METRICS[metric].title, *cells)
+                title = ""
+        table.add_section()
+    return table
+
+
+def _cell(figures: Mapping[Key, Figure], key: Key) -> str:
+    figure = figures.get(key)
+    if figure is None:
+        return ""
+    digits = METRICS[key[2]].digits
+    spread = f"({figure.low:,.{digits}f} to {figure.high:,.{digits}f})"
+    if not METRICS[key[2]].compared:
+        return f"{figure.median:,.{digits}f} [dim]{spread}[/dim]"
+    ratios = [_times(ratio(figures, key, peer), peer) for peer in (FLOOR, PEER) if peer != key[3]]
+    return f"{figure.median:,.{digits}f} [dim]{spread}[/dim]\n{'  '.join(filter(None, ratios))}"
+
+
+def _times(value: float | None, peer: str) -> str:
+    return "" if value is None else f"x{value:.2f} {peer}"
+
+
+def _targets(verdicts: Sequence[Verdict]) -> Table:
+    table = Table(title="\nTargets of the relay", title_justify="left")
+    for column in ("target", "layout", "measured", ""):
+        table.add_column(column)
+    for verdict in verdicts:
+        measured = "not measured" if verdict.measured is None else f"{verdict.measured:.2f}"
+        outcome = {None: "?", True: "[green]met[/green]", False: "[yellow]not met[/yellow]"}[verdict.met]
+        table.add_row(verdict.target, verdict.layout, measured, outcome)
+    return table
+
+
+def _visits_line(name: str, visits: Sequence[Visit]) -> str:
+    """How far the figures of one contender can be trusted."""
+    disturbed = f"others took at most {max(visit.others_percent for visit in visits):.0f} % of the CPUs"
+    if name == FLOOR:
+        return f"{name}: {disturbed}"
+    lines, finished = sum(visit.lines for visit in visits), sum(visit.finished for visit in visits)
+    whole = "one per call" if all(visit.complete for visit in visits) else "NOT ONE PER CALL"
+    return f"{name}: {disturbed}; log lines / finished calls = {lines:,} / {finished:,} = {lines / finished:.4f}, {whole}"

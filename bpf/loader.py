@@ -1,0 +1,213 @@
+"""Loads BPF objects and holds their maps and links: a thin layer over libbpf by ctypes.
+
+Only what Sluice needs. Every failure is a ``BpfError`` whose text names the cause and what to do about it. A link or a map
+lives as long as some process has its file descriptor; nothing is ever pinned.
+"""
+
+import ctypes
+import errno
+import mmap
+import os
+from collections.abc import Iterable
+from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from pathlib import Path
+
+BATCH = 4096  # map entries per system call: large enough to make the call's cost vanish, small enough for the stack
+
+
+class BpfError(Exception):
+    """The kernel or libbpf refused; the text says what, why, and what to do."""
+
+
+def _libbpf() -> ctypes.CDLL:
+    try:
+        lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    except OSError as error:
+        raise BpfError(f"libbpf 1.x is not installed ({error}); on Debian and Ubuntu: apt install libbpf1") from None
+    for name, result, arguments in (
+        ("bpf_object__open_file", c_void_p, [c_char_p, c_void_p]),
+        ("bpf_object__load", c_int, [c_void_p]),
+        ("bpf_object__close", None, [c_void_p]),
+        ("bpf_object__find_map_by_name", c_void_p, [c_void_p, c_char_p]),
+        ("bpf_object__find_program_by_name", c_void_p, [c_void_p, c_char_p]),
+        ("bpf_map__fd", c_int, [c_void_p]),
+        ("bpf_map__key_size", c_uint32, [c_void_p]),
+        ("bpf_map__value_size", c_uint32, [c_void_p]),
+        ("bpf_map__set_initial_value", c_int, [c_void_p, c_void_p, c_size_t]),
+        ("bpf_map_lookup_elem", c_int, [c_int, c_void_p, c_void_p]),
+        ("bpf_map_lookup_and_delete_elem", c_int, [c_int, c_void_p, c_void_p]),
+        ("bpf_map_update_elem", c_int, [c_int, c_void_p, c_void_p, c_uint64]),
+        ("bpf_map_delete_elem", c_int, [c_int, c_void_p]),
+        ("bpf_map_get_next_key", c_int, [c_int, c_void_p, c_void_p]),
+        ("bpf_map_update_batch", c_int, [c_int, c_void_p, c_void_p, POINTER(c_uint32), c_void_p]),
+        ("bpf_program__attach_cgroup", c_void_p, [c_void_p, c_int]),
+        ("bpf_link__fd", c_int, [c_void_p]),
+        ("bpf_link__destroy", c_int, [c_void_p]),
+        ("libbpf_num_possible_cpus", c_int, []),
+    ):
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    return lib
+
+
+_PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
+
+
+class _Complaints:
+    """What libbpf printed: the verifier's reasons are only to be had this way."""
+
+    def __init__(self, lib: ctypes.CDLL) -> None:
+        self.lines: list[str] = []
+        vsnprintf = ctypes.CDLL(None).vsnprintf
+
+        def keep(level: int, form: bytes, arguments: int) -> int:
+            if level == 0:  # LIBBPF_WARN
+                text = ctypes.create_string_buffer(16384)
+                vsnprintf(text, c_size_t(len(text)), form, c_void_p(arguments))
+                self.lines.append(text.value.decode(errors="replace").strip())
+            return 0
+
+        self._callback = _PRINT(keep)  # kept alive here: libbpf holds only the address
+        lib.libbpf_set_print(self._callback)
+
+    def take(self) -> str:
+        text, self.lines = "\n".join(self.lines[-20:]), []
+        return text
+
+
+def _hint(error: int) -> str:
+    return {
+        errno.EPERM: "not permitted: Sluice needs root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN",
+        errno.EACCES: "the verifier of this kernel refused the program",
+        errno.EBUSY: "another program is attached to this hook in exclusive mode (sluice check names it)",
+        errno.EINVAL: "this kernel does not know the hook; Sluice needs Linux 6.1 or later",
+        errno.ENOENT: "this kernel has no BTF (/sys/kernel/btf/vmlinux); it must be built with CONFIG_DEBUG_INFO_BTF",
+        errno.ESRCH: "this kernel has no BTF (/sys/kernel/btf/vmlinux); it must be built with CONFIG_DEBUG_INFO_BTF",
+        errno.E2BIG: "the map is full",
+        errno.ENOSPC: "the map is full",
+        errno.ENOMEM: "out of memory",
+    }.get(error, os.strerror(error))
+
+
+class Map:
+    """A BPF map by its file descriptor. Keys and values are bytes of the sizes that sluice.h gives."""
+
+    def __init__(self, lib: ctypes.CDLL, name: str, fd: int, key_size: int, value_size: int) -> None:
+        self._lib, self.name, self.fd, self.key_size, self.value_size = lib, name, fd, key_size, value_size
+        self._value = ctypes.create_string_buffer(value_size)
+
+    def get(self, key: bytes) -> bytes | None:
+        if self._lib.bpf_map_lookup_elem(self.fd, key, self._value) == 0:
+            return self._value.raw
+        self._must_be_absent("read")
+        return None
+
+    def pop(self, key: bytes) -> bytes | None:
+        """Look up and delete in one step (hash maps)."""
+        if self._lib.bpf_map_lookup_and_delete_elem(self.fd, key, self._value) == 0:
+            return self._value.raw
+        self._must_be_absent("take from")
+        return None
+
+    def set(self, key: bytes, value: bytes) -> None:
+        if self._lib.bpf_map_update_elem(self.fd, key, value, 0) != 0:
+            raise self._error("write")
+
+    def delete(self, key: bytes) -> None:
+        """Delete; a missing key is no error."""
+        if self._lib.bpf_map_delete_elem(self.fd, key) != 0:
+            self._must_be_absent("delete from")
+
+    def set_all(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
+        entries = list(entries)
+        for start in range(0, len(entries), BATCH):
+            batch = entries[start : start + BATCH]
+            count = c_uint32(len(batch))
+            keys, values = b"".join(key for key, _ in batch), b"".join(value for _, value in batch)
+            if self._lib.bpf_map_update_batch(self.fd, keys, values, byref(count), None) != 0:
+                raise self._error("write")
+
+    def keys(self) -> list[bytes]:
+        found, key, following = [], None, ctypes.create_string_buffer(self.key_size)
+        while self._lib.bpf_map_get_next_key(self.fd, key, following) == 0:
+            key = following.raw
+            found.append(key)
+        return found
+
+    def memory(self, size: int) -> mmap.mmap:
+        """The values of a BPF_F_MMAPABLE array as shared memory."""
+        return mmap.mmap(self.fd, (size + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE)
+
+    def per_cpu_sums(self, count: int) -> list[int]:
+        """The first ``count`` 64-bit counters of a per-CPU array, summed over the CPUs."""
+        cpus = self._lib.libbpf_num_possible_cpus()
+        values = (c_uint64 * cpus)()
+        sums = []
+        for index in range(count):
+            if self._lib.bpf_map_lookup_elem(self.fd, byref(c_uint32(index)), values) != 0:
+                raise self._error("read")
+            sums.append(sum(values))
+        return sums
+
+    def _must_be_absent(self, verb: str) -> None:
+        if ctypes.get_errno() != errno.ENOENT:
+            raise self._error(verb)
+
+    def _error(self, verb: str) -> BpfError:
+        return BpfError(f"cannot {verb} BPF map {self.name}: {_hint(ctypes.get_errno())}")
+
+
+class Object:
+    """A compiled BPF object, loaded into the kernel. Closing it drops its maps and links, unless others hold them too."""
+
+    def __init__(self, path: Path, config: bytes) -> None:
+        """Load ``path`` with ``config`` as the contents of its section .rodata.config."""
+        self._lib = lib = _libbpf()
+        self._complaints = _Complaints(lib)
+        self._links: list[int] = []
+        if not path.exists():
+            raise BpfError(f"{path} is missing: build it with make bpf")
+        self._object = lib.bpf_object__open_file(os.fsencode(path), None)
+        if not self._object:
+            raise self._error(f"cannot open {path}")
+        section = lib.bpf_object__find_map_by_name(self._object, b".rodata.config")
+        if not section or lib.bpf_map__set_initial_value(section, config, len(config)) != 0:
+            raise self._error(f"cannot configure {path} (built from another sluice.h?)")
+        if lib.bpf_object__load(self._object) != 0:
+            raise self._error(f"cannot load {path.name} into the kernel")
+
+    def map(self, name: str) -> Map:
+        found = self._lib.bpf_object__find_map_by_name(self._object, name.encode())
+        if not found:
+            raise BpfError(f"the BPF object has no map {name}")
+        sizes = self._lib.bpf_map__key_size(found), self._lib.bpf_map__value_size(found)
+        return Map(self._lib, name, self._lib.bpf_map__fd(found), *sizes)
+
+    def attach(self, program: str, cgroup_fd: int) -> int:
+        """Attach a program to a cgroup beside whatever else is there; returns the link's file descriptor."""
+        found = self._lib.bpf_object__find_program_by_name(self._object, program.encode())
+        if not found:
+            raise BpfError(f"the BPF object has no program {program}")
+        link = self._lib.bpf_program__attach_cgroup(found, cgroup_fd)
+        if not link:
+            raise self._error(f"cannot attach {program} to the cgroup")
+        self._links.append(link)
+        return int(self._lib.bpf_link__fd(link))
+
+    def close(self) -> None:
+        for link in self._links:
+            self._lib.bpf_link__destroy(link)
+        self._links.clear()
+        if self._object:
+            self._lib.bpf_object__close(self._object)
+            self._object = None
+
+    def _error(self, what: str) -> BpfError:
+        error = ctypes.get_errno()
+        details = self._complaints.take()
+        return BpfError(f"{what}: {_hint(error)}" + (f"\n{details}" if details else ""))
+
+
+def map_from_fd(fd: int, name: str, key_size: int, value_size: int) -> Map:
+    """A map that another process made and handed over."""
+    return Map(_libbpf(), name, fd, key_size, value_size)

@@ -1,0 +1,525 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+/* redirect.bpf.c: which connections go to the agent.
+ *
+ *   connect4/6, sendmsg4/6   who calls, whom, may they: native, refused or redirected
+ *   sock_ops                 tells the agent, before the SYN leaves, what the connection that it will accept really asked for
+ *   getpeername4/6           lets the application go on seeing the peer that it asked for
+ *
+ * Doubt is a refusal. The hooks outlive a killed agent (see proxy/guard.py); a stale heartbeat then refuses what is policed.
+ */
+#include <linux/bpf.h>
+#include <linux/types.h>
+#include <stdbool.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_core_read.h>
+#include "sluice.h"
+
+#define AF_INET 2
+#define AF_INET6 10
+#define SOCK_STREAM 1
+#define SOCK_DGRAM 2
+#define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
+#define EAGAIN 11
+#define EPERM 1
+#define ECONNREFUSED 111
+
+#define ALLOW 1
+#define DENY 0
+#define POINT 2	/* allow, after pointing the socket at the agent (never seen by the kernel) */
+
+/* Kernel structures, as far as we read them; CO-RE finds the real offsets on the running kernel. */
+struct kernfs_node {
+	__u64 id;
+} __attribute__((preserve_access_index));
+struct cgroup {
+	int level;
+	struct kernfs_node *kn;
+	struct cgroup *ancestors[];
+} __attribute__((preserve_access_index));
+struct sock_cgroup_data {
+	struct cgroup *cgroup;
+} __attribute__((preserve_access_index));
+struct sock {
+	struct sock_cgroup_data sk_cgrp_data;
+} __attribute__((preserve_access_index));
+
+/* A section of its own, so that the loader need not search for it among other constants. */
+const volatile struct sluice_config config SEC(".rodata.config");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct sluice_control);
+} control SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, SLUICE_MAX_CGROUPS);
+	__type(key, __u64);
+	__type(value, struct sluice_cgroup);
+} cgroups SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, SLUICE_MAX_ADDRESSES);
+	__type(key, struct sluice_address_key);
+	__type(value, struct sluice_address);
+} addresses SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, SLUICE_MAX_RULES);
+	__type(key, struct sluice_rule_key);
+	__type(value, struct sluice_rule);
+} rules SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct sluice_origin);
+} origins SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, SLUICE_MAX_PENDING);
+	__type(key, struct sluice_tuple);
+	__type(value, struct sluice_origin);
+} pending SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, SLUICE_EV_MAX);
+	__type(key, __u32);
+	__type(value, __u64);
+} events SEC(".maps");
+
+/* Where a socket wants to go, whatever the family of the call. */
+struct destination {
+	__u8 addr[16];
+	__be16 port;
+	__u8 transport;
+	bool v4;
+};
+
+static __always_inline void count(__u32 event)
+{
+	__u64 *n = bpf_map_lookup_elem(&events, &event);
+
+	if (n)
+		(*n)++;
+}
+
+static __always_inline int refuse(__u32 event, int error)
+{
+	count(event);
+	bpf_set_retval(-error);
+	return DENY;
+}
+
+static __always_inline void map_v4(__u8 *addr, __be32 ip)
+{
+	__builtin_memset(addr, 0, 10);
+	addr[10] = addr[11] = 0xff;
+	__builtin_memcpy(addr + 12, &ip, 4);
+}
+
+static __always_inline bool is_mapped(const __u32 *ip6)
+{
+	return !ip6[0] && !ip6[1] && ip6[2] == bpf_htonl(0xffff);
+}
+
+/* ::1 or 127.0.0.0/8, which is another host in every namespace. */
+static __always_inline bool is_loopback(const struct destination *to)
+{
+	__u32 ip[4];
+
+	__builtin_memcpy(ip, to->addr, 16);
+	return to->v4 ? to->addr[12] == 127 : !ip[0] && !ip[1] && !ip[2] && ip[3] == bpf_htonl(1);
+}
+
+static __always_inline bool is_zero(const volatile __u8 *addr)
+{
+	__u8 any = 0;
+
+	for (int i = 0; i < 16; i++)
+		any |= addr[i];
+	return !any;
+}
+
+/* Who calls: the nearest ancestor of the caller's cgroup that the agent knows. */
+static __always_inline struct sluice_cgroup *caller(__u64 *own)
+{
+	struct sluice_cgroup *found;
+	__u64 id = bpf_get_current_cgroup_id();
+
+	*own = id;
+	found = bpf_map_lookup_elem(&cgroups, &id);
+	if (found)
+		return found;
+	for (int level = SLUICE_MAX_DEPTH; level >= 0; level--) {
+		id = bpf_get_current_ancestor_cgroup_id(level);
+		if (!id || id == *own)
+			continue;
+		found = bpf_map_lookup_elem(&cgroups, &id);
+		if (found)
+			return found;
+	}
+	return NULL;
+}
+
+/* Whose socket this is: the same for the cgroup that a socket was made in. */
+static __always_inline __u32 owner(struct sock *sk)
+{
+	struct cgroup *of = BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
+	int level = BPF_CORE_READ(of, level);
+
+	if (level > SLUICE_MAX_DEPTH)
+		level = SLUICE_MAX_DEPTH;
+	for (int i = SLUICE_MAX_DEPTH; i >= 0; i--) {
+		struct sluice_cgroup *found;
+		struct cgroup *ancestor;
+		__u64 id;
+
+		if (i > level)
+			continue;
+		ancestor = BPF_CORE_READ(of, ancestors[i]);
+		id = BPF_CORE_READ(ancestor, kn, id);
+		found = bpf_map_lookup_elem(&cgroups, &id);
+		if (found)
+			return i < level && found->flags & SLUICE_CGROUP_UNSETTLED ? SLUICE_UNRESOLVED : found->subject;
+	}
+	return SLUICE_HOST;
+}
+
+/* Who listens at a local address. A socket that does not exist can be nobody's; in another namespace only the agent knows. */
+static __always_inline __u32 listener(struct bpf_sock_addr *ctx, const struct destination *to)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *sk;
+	__u32 who, size;
+
+	if (to->v4) {
+		__builtin_memcpy(&tuple.ipv4.daddr, to->addr + 12, 4);
+		tuple.ipv4.dport = to->port;
+		size = sizeof(tuple.ipv4);
+	} else {
+		__builtin_memcpy(tuple.ipv6.daddr, to->addr, 16);
+		tuple.ipv6.dport = to->port;
+		size = sizeof(tuple.ipv6);
+	}
+	if (to->transport == IPPROTO_TCP)
+		sk = bpf_sk_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	else
+		sk = bpf_sk_lookup_udp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return bpf_get_netns_cookie(ctx) == config.agent_netns ? SLUICE_HOST : SLUICE_UNRESOLVED;
+	if (to->transport == IPPROTO_TCP) {
+		struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+
+		who = tcp ? owner((struct sock *)tcp) : SLUICE_UNRESOLVED;
+	} else {
+		struct udp6_sock *udp = bpf_skc_to_udp6_sock(sk);
+
+		who = udp ? owner((struct sock *)udp) : SLUICE_UNRESOLVED;
+	}
+	bpf_sk_release(sk);
+	return who;
+}
+
+static __always_inline __u32 peer(struct bpf_sock_addr *ctx, const struct destination *to, __u32 generation)
+{
+	struct sluice_address_key key = {.prefixlen = 160, .generation = generation};
+	struct sluice_address *class;
+
+	__builtin_memcpy(key.addr, to->addr, 16);
+	class = bpf_map_lookup_elem(&addresses, &key);
+	if (!class)
+		return SLUICE_UNRESOLVED;
+	if (class->flags & SLUICE_ADDRESS_LOCAL)
+		return listener(ctx, to);
+	return class->identity;
+}
+
+static __always_inline struct sluice_rule *rule(__u32 generation, __u32 subject, __u32 whom, const struct destination *to)
+{
+	struct sluice_rule_key key = {
+		.prefixlen = 128,
+		.generation = generation,
+		.subject = subject,
+		.peer = whom,
+		.transport = to->transport,
+		.port = to->port,
+	};
+	struct sluice_rule *found = bpf_map_lookup_elem(&rules, &key);
+
+	if (found)
+		return found;
+	key.peer = SLUICE_ANY;
+	return bpf_map_lookup_elem(&rules, &key);
+}
+
+/* Where the agent can be reached from the caller's namespace: loopback in its own, a gateway address from others. */
+static __always_inline bool agent_address(struct bpf_sock_addr *ctx, const struct destination *to, __u8 *addr)
+{
+	const volatile __u8 *gateway = to->v4 ? config.gateway4 : config.gateway6;
+
+	if (bpf_get_netns_cookie(ctx) == config.agent_netns) {
+		__builtin_memset(addr, 0, 16);
+		if (to->v4)
+			map_v4(addr, bpf_htonl(0x7f000001));
+		else
+			addr[15] = 1;
+		return true;
+	}
+	if (is_zero(gateway) || is_loopback(to))
+		return false;
+	for (int i = 0; i < 16; i++)
+		addr[i] = gateway[i];
+	return true;
+}
+
+/* Remember what was asked for; `addr` is where the socket is to be pointed instead. */
+static __always_inline int redirect(struct bpf_sock_addr *ctx, const struct destination *to, struct sluice_origin *origin,
+				    __u8 *addr)
+{
+	struct sluice_origin *kept;
+
+	if (!agent_address(ctx, to, addr))
+		return refuse(SLUICE_EV_NO_GATEWAY, ECONNREFUSED);
+	__builtin_memcpy(origin->addr, to->addr, 16);
+	origin->cookie = bpf_get_socket_cookie(ctx);
+	kept = bpf_sk_storage_get(&origins, ctx->sk, origin, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!kept)
+		return refuse(SLUICE_EV_NO_ROOM, EAGAIN);
+	*kept = *origin;	/* a socket may connect again */
+	count(SLUICE_EV_REDIRECTED);
+	return POINT;
+}
+
+static __always_inline int judge(struct bpf_sock_addr *ctx, const struct destination *to, __u8 *addr)
+{
+	struct sluice_origin origin = {.port = to->port, .v4 = to->v4};
+	struct sluice_cgroup *who;
+	struct sluice_control *now;
+	struct sluice_rule *found;
+	__u32 zero = 0, action, flags;
+	bool fresh;
+
+	now = bpf_map_lookup_elem(&control, &zero);
+	if (!now)
+		return DENY;
+	who = caller(&origin.cgroup);
+	if (who && who->subject == SLUICE_AGENT) {
+		/* Tell the agent whom it has really reached, before it sends a byte. */
+		origin.subject = SLUICE_AGENT;
+		origin.peer = peer(ctx, to, now->generation);
+		__builtin_memcpy(origin.addr, to->addr, 16);
+		bpf_sk_storage_get(&origins, ctx->sk, &origin, BPF_SK_STORAGE_GET_F_CREATE);
+		return ALLOW;
+	}
+	if (!now->generation)	/* before the first policy is in: not attached to anyone yet */
+		return ALLOW;
+	fresh = (__s64)(bpf_ktime_get_ns() - now->heartbeat_ns) < (__s64)config.heartbeat_limit_ns;
+	/* Nearest known ancestor is a place where workloads appear, and this one is newer than the agent's last look. */
+	if (who && who->flags & SLUICE_CGROUP_UNSETTLED) {
+		__u64 own = origin.cgroup;
+
+		if (who != bpf_map_lookup_elem(&cgroups, &own))
+			return refuse(SLUICE_EV_UNSETTLED, EAGAIN);
+	}
+	origin.subject = who ? who->subject : SLUICE_HOST;
+	origin.generation = now->generation;
+	origin.peer = peer(ctx, to, origin.generation);
+	found = rule(origin.generation, origin.subject, origin.peer, to);
+	action = found ? found->action : origin.subject == SLUICE_HOST ? SLUICE_NATIVE : SLUICE_REFUSE;
+	flags = found ? found->flags : 0;
+
+	if (action == SLUICE_NATIVE) {
+		bpf_sk_storage_delete(&origins, ctx->sk);
+		count(SLUICE_EV_NATIVE);
+		return ALLOW;
+	}
+	if (action == SLUICE_REDIRECT && !fresh) {
+		if (!(flags & SLUICE_RULE_FAIL_OPEN))
+			return refuse(SLUICE_EV_STALE_REFUSED, ECONNREFUSED);
+		bpf_sk_storage_delete(&origins, ctx->sk);
+		count(SLUICE_EV_STALE_OPEN);
+		return ALLOW;
+	}
+	if (action != SLUICE_REDIRECT || to->transport != IPPROTO_TCP)
+		return refuse(SLUICE_EV_REFUSED, EPERM);
+	return redirect(ctx, to, &origin, addr);
+}
+
+/* Everything that is not UDP is judged as TCP: what cannot be redirected is refused by the kernel's own connect. */
+static __always_inline __u8 transport(const struct bpf_sock_addr *ctx)
+{
+	return ctx->type == SOCK_DGRAM ? IPPROTO_UDP : IPPROTO_TCP;
+}
+
+static __always_inline int judge4(struct bpf_sock_addr *ctx)
+{
+	struct destination to = {.port = ctx->user_port, .transport = transport(ctx), .v4 = true};
+	__u8 addr[16];
+	__be32 ip;
+	int verdict;
+
+	map_v4(to.addr, ctx->user_ip4);
+	verdict = judge(ctx, &to, addr);
+	if (verdict != POINT)
+		return verdict;
+	__builtin_memcpy(&ip, addr + 12, 4);
+	ctx->user_ip4 = ip;
+	ctx->user_port = config.agent_port;
+	return ALLOW;
+}
+
+static __always_inline int judge6(struct bpf_sock_addr *ctx)
+{
+	__u32 ip[4] = {ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]};
+	struct destination to = {.port = ctx->user_port, .transport = transport(ctx), .v4 = is_mapped(ip)};
+	__u8 addr[16];
+	int verdict;
+
+	__builtin_memcpy(to.addr, ip, 16);
+	verdict = judge(ctx, &to, addr);
+	if (verdict != POINT)
+		return verdict;
+	__builtin_memcpy(ip, addr, 16);
+	ctx->user_ip6[0] = ip[0];
+	ctx->user_ip6[1] = ip[1];
+	ctx->user_ip6[2] = ip[2];
+	ctx->user_ip6[3] = ip[3];
+	ctx->user_port = config.agent_port;
+	return ALLOW;
+}
+
+SEC("cgroup/connect4")
+int sluice_connect4(struct bpf_sock_addr *ctx)
+{
+	return judge4(ctx);
+}
+
+SEC("cgroup/connect6")
+int sluice_connect6(struct bpf_sock_addr *ctx)
+{
+	return judge6(ctx);
+}
+
+SEC("cgroup/sendmsg4")
+int sluice_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	return judge4(ctx);
+}
+
+SEC("cgroup/sendmsg6")
+int sluice_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	return judge6(ctx);
+}
+
+SEC("cgroup/getpeername4")
+int sluice_getpeername4(struct bpf_sock_addr *ctx)
+{
+	struct sluice_origin *origin = bpf_sk_storage_get(&origins, ctx->sk, 0, 0);
+
+	if (origin) {
+		__be32 ip;
+
+		__builtin_memcpy(&ip, origin->addr + 12, 4);
+		ctx->user_ip4 = ip;
+		ctx->user_port = origin->port;
+	}
+	return ALLOW;
+}
+
+SEC("cgroup/getpeername6")
+int sluice_getpeername6(struct bpf_sock_addr *ctx)
+{
+	struct sluice_origin *origin = bpf_sk_storage_get(&origins, ctx->sk, 0, 0);
+
+	if (origin) {
+		__u32 ip[4];
+
+		__builtin_memcpy(ip, origin->addr, 16);
+		ctx->user_ip6[0] = ip[0];
+		ctx->user_ip6[1] = ip[1];
+		ctx->user_ip6[2] = ip[2];
+		ctx->user_ip6[3] = ip[3];
+		ctx->user_port = origin->port;
+	}
+	return ALLOW;
+}
+
+/* volatile: the verifier allows context fields one at a time, and clang would merge neighbours into one load. */
+static __always_inline void name(const volatile struct bpf_sock_ops *ctx, bool v4, struct sluice_tuple *tuple)
+{
+	/* In the agent's eyes the client is in the agent's namespace, wherever the packet came from. */
+	tuple->netns = config.agent_netns;
+	if (v4) {
+		map_v4(tuple->client, ctx->local_ip4);
+		map_v4(tuple->agent, ctx->remote_ip4);
+	} else {
+		__u32 local[4] = {ctx->local_ip6[0], ctx->local_ip6[1], ctx->local_ip6[2], ctx->local_ip6[3]};
+		__u32 remote[4] = {ctx->remote_ip6[0], ctx->remote_ip6[1], ctx->remote_ip6[2], ctx->remote_ip6[3]};
+
+		__builtin_memcpy(tuple->client, local, 16);
+		__builtin_memcpy(tuple->agent, remote, 16);
+	}
+	tuple->client_port = bpf_htons(ctx->local_port);
+	tuple->agent_port = config.agent_port;
+}
+
+SEC("sockops")
+int sluice_sock_ops(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct sluice_origin *origin;
+	struct sluice_tuple tuple = {};
+
+	if (!sk)
+		return ALLOW;
+	switch (ctx->op) {
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		origin = bpf_sk_storage_get(&origins, sk, 0, 0);
+		if (!origin || origin->subject == SLUICE_AGENT)
+			break;
+		origin->since_ns = bpf_ktime_get_ns();
+		name(ctx, origin->v4, &tuple);
+		if (bpf_map_update_elem(&pending, &tuple, origin, BPF_ANY))
+			count(SLUICE_EV_NO_ROOM);	/* the agent then refuses a connection that it does not know */
+		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+		break;
+	case BPF_SOCK_OPS_STATE_CB:
+		/* A connect that failed is never accepted. One that succeeded is taken out by the agent's accept. */
+		if (ctx->args[0] != BPF_TCP_SYN_SENT || ctx->args[1] != BPF_TCP_CLOSE)
+			break;
+		origin = bpf_sk_storage_get(&origins, sk, 0, 0);
+		if (!origin || origin->subject == SLUICE_AGENT)
+			break;
+		name(ctx, origin->v4, &tuple);
+		bpf_map_delete_elem(&pending, &tuple);
+		break;
+	}
+	return ALLOW;
+}
+
+/* Enums reach BTF, and with it bpf/abi.py, only where a type mentions them. */
+struct sluice_enums {
+	enum sluice_action action;
+	enum sluice_identity identity;
+	enum sluice_event event;
+	enum sluice_limit limit;
+	enum sluice_flag flag;
+} sluice_enums SEC(".data.abi");
+
+char _license[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,1 @@
+"""Protocol parsers: bytes in, calls and verbs out. No I/O, no clock, no policy."""

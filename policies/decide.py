@@ -1,0 +1,567 @@
+"""Decisions: may this connection be, may this call pass, and who says so.
+
+A `PolicySet` is one generation of the documents. It hands out a `Pair` for a subject, a peer and a port; a pair has gathered
+once all that the documents say about such connections, and then judges any number of calls. Every pair has up to two *sides*,
+the subject's egress and the peer's ingress, and both must allow. Every side has up to two *views*: what is enforced, and what
+would be if everything in ``mode: audit`` were enforced as well. Where only the second one denies, the call passes and its
+record says WOULD_DENY.
+
+Law: doubt is a denial. `Pair.decide` never raises; whatever goes wrong inside is a denial with reason ``internal-error``.
+"""
+
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from enum import IntEnum, StrEnum
+from functools import cached_property
+from ipaddress import IPv6Address, ip_address
+
+import msgspec
+
+from parsers.contract import ApiCall, HeaderEdit
+from policies.match import RuleIndex, UndecidedError, looks_at_path
+from policies.model import (
+    DEFAULT_NAMESPACE,
+    NAMESPACE_LABEL,
+    Address,
+    Bundle,
+    Direction,
+    Endpoint,
+    Entity,
+    GrpcRule,
+    HttpRule,
+    Peers,
+    Policy,
+    PortRule,
+    Rule,
+    Section,
+    Workload,
+)
+
+# Pairs and decisions that are kept. A pair is asked for per connection and a decision per call, and both are only caches:
+# what falls out is worked out again. The numbers bound the memory that strangers' addresses or varied calls can claim.
+MAX_PAIRS = 4096
+MAX_DECISIONS_PER_PAIR = 1024
+
+# The calls that each kind of L7 rule can judge. A gRPC call is an HTTP request as well (POST to /pkg.Svc/Method).
+PROTOCOLS_OF_KIND = {"http": frozenset({"http/1.1", "http/2", "grpc"}), "grpc": frozenset({"grpc"})}
+
+
+class Action(IntEnum):
+    """What happens to a connection when it is made. The numbers are the kernel's."""
+
+    REFUSE = 0  # L3/L4 policy denies it
+    NATIVE = 1  # nothing is left to enforce or to record: the proxy is not needed
+    REDIRECT = 2  # the proxy must see it
+
+
+class Verdict(StrEnum):
+    """As records spell it."""
+
+    ALLOWED = "ALLOWED"
+    DENIED = "DENIED"
+    PARTIAL = "PARTIAL"
+    WOULD_DENY = "WOULD_DENY"
+
+
+class Decision(msgspec.Struct, frozen=True, eq=False, kw_only=True):
+    """What policy says to one call or connection, and why. It is a `parsers.contract.Ruling`.
+
+    ``policy`` and ``rule`` name what decided, if one thing did; ``detail`` has the names of all policies that were asked.
+    ``reason`` is a stable kebab-case token. ``would`` is "DENY" when only ``mode: audit`` let the call pass.
+    ``notes`` are findings that changed nothing, such as a ``headerMatches`` mismatch with LOG.
+    """
+
+    verdict: Verdict
+    reason: str
+    generation: int
+    direction: Direction | None = None
+    policy: str | None = None
+    rule: str | None = None
+    would: str | None = None
+    edits: tuple[HeaderEdit, ...] = ()
+    notes: tuple[str, ...] = ()
+    bad_request: bool = False
+    per_resource: Mapping[str, Verdict] | None = None
+    redact_query: bool = False
+    detail: tuple[str, ...] = ()
+
+    @property
+    def allowed(self) -> bool:
+        return self.verdict is not Verdict.DENIED
+
+
+class Rank(IntEnum):
+    """How one view of one side judges; the lowest of several counts."""
+
+    DENY = 0
+    TOLERATE = 1  # would be denied, but what denies is in audit mode
+    ALLOW = 2
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """One view's judgement."""
+
+    rank: Rank
+    reason: str
+    policy: str | None = None
+    rule: str | None = None
+    edits: tuple[HeaderEdit, ...] = ()
+    notes: tuple[str, ...] = ()
+    bad_request: bool = False
+
+
+class Party(msgspec.Struct, frozen=True):
+    """An endpoint as rules look at it: ``labels`` is None when it is no workload."""
+
+    labels: Mapping[str, str] | None
+    address: Address | None
+    local: bool
+
+    @property
+    def entities(self) -> frozenset[Entity]:
+        if self.labels is not None:
+            return frozenset({Entity.ALL, Entity.CLUSTER})
+        if self.local:
+            return frozenset({Entity.ALL, Entity.CLUSTER, Entity.HOST})
+        return frozenset({Entity.ALL, Entity.WORLD})
+
+    def is_selected(self, peers: Peers | None, deny: bool) -> bool:
+        """Whether it is one of ``peers``. ``deny``: the rule forbids, so that an unknown address counts as any address."""
+        if peers is None:
+            return True
+        if not self.entities.isdisjoint(peers.entities):
+            return True
+        if self.labels is not None:
+            return any(selector.matches(self.labels) for selector in peers.endpoints)
+        if self.local:
+            return False  # CIDRs mean addresses elsewhere, as in Cilium; processes of this host are the entity "host"
+        if self.address is None:
+            return deny and bool(peers.cidrs)
+        return any(cidr.contains(self.address) for cidr in peers.cidrs)
+
+
+class Entry(msgspec.Struct, frozen=True, eq=False):
+    """A rule that concerns a connection, with the ``toPorts`` entry that does (None: the rule is for every port)."""
+
+    policy: Policy
+    section: Section
+    rule: Rule
+    port_rule: PortRule | None
+
+    @property
+    def is_open(self) -> bool:
+        return self.port_rule is None or self.port_rule.kind is None
+
+
+class L7Plan:
+    """The L7 rules of one view, as indexes. ``open_by`` is the L3/L4 entry that allows whatever no rule denies."""
+
+    def __init__(self, entries: Sequence[Entry], open_by: Entry | None, secrets: Mapping[tuple[str, str], str]) -> None:
+        self.kinds = frozenset(entry.port_rule.kind for entry in entries if entry.port_rule is not None)
+        self.opaque_allowed = any(entry.port_rule.opaque_allowed for entry in entries if entry.port_rule is not None)
+        self._open_by = open_by
+        self._entries = entries
+        # Non-matching calls pass (``enableDefaultDeny: false``), or pass and are recorded (the rule's ``mode: audit``).
+        self._default_allow = next((entry for entry in entries if not entry.section.default_deny), None)
+        self._tolerant = next((entry for entry in entries if entry.rule.audit), None)
+        labelled = [(entry, rule) for entry in entries if entry.port_rule is not None for rule in entry.port_rule.rules]
+        self.deny = _Rules([(e, r) for e, r in labelled if r.deny and not (r.audit or e.rule.audit)], secrets, deny=True)
+        self.audit_deny = _Rules([(e, r) for e, r in labelled if r.deny and (r.audit or e.rule.audit)], secrets, deny=True)
+        self.allow = _Rules([(e, r) for e, r in labelled if not r.deny and not r.audit], secrets, deny=False)
+        self.audit_allow = _Rules([(e, r) for e, r in labelled if not r.deny and r.audit], secrets, deny=False)
+        path_rules = [(e, r) for e, r in labelled if looks_at_path(r) and (open_by is None or r.deny)]
+        self._path_matters = bool(path_rules)
+        self._path_enforced = any(not e.rule.audit and not (r.deny and r.audit) for e, r in path_rules)
+
+    def judge(self, call: ApiCall) -> Outcome:
+        """Raises `UndecidedError` and `UnicodeEncodeError`."""
+        if call.protocol == "tcp" and self.opaque_allowed:
+            return Outcome(Rank.ALLOW, "opaque-allowed", *self._opaque_name())
+        if not all(call.protocol in PROTOCOLS_OF_KIND[kind] for kind in self.kinds if kind is not None):
+            return self._refusal("protocol-not-allowed")
+        tolerated: Outcome | None = None
+        if call.path_fault is not None and self._path_matters:
+            if self._path_enforced:
+                return Outcome(Rank.DENY, call.path_fault, bad_request=True)
+            tolerated = Outcome(Rank.TOLERATE, call.path_fault)
+        denied = self.deny.first(call, Rank.DENY, "deny-rule")
+        if denied is not None:
+            return denied
+        tolerated = tolerated or self.audit_deny.first(call, Rank.TOLERATE, "deny-rule")
+        allowed = self._allowed(call)
+        if tolerated is None or allowed.rank is Rank.DENY:
+            return allowed
+        return msgspec.structs.replace(tolerated, edits=allowed.edits, notes=allowed.notes)
+
+    def _allowed(self, call: ApiCall) -> Outcome:
+        if self._open_by is not None:
+            return Outcome(Rank.ALLOW, "connection-allowed", self._open_by.policy.name, self._open_by.rule.name)
+        allowed = self.allow.first(call, Rank.ALLOW, "rule-matched")
+        if allowed is not None:
+            return allowed
+        if self._default_allow is not None:
+            return Outcome(Rank.ALLOW, "default-allow", self._default_allow.policy.name)
+        audited = self.audit_allow.first(call, Rank.TOLERATE, "audit-rule")
+        if audited is not None:
+            return audited
+        return self._refusal("secret-missing" if self.allow.lacks_secret(call) else "no-rule-matched")
+
+    def _refusal(self, reason: str) -> Outcome:
+        """Nothing allows the call: denied, or tolerated when one of the rules that ask for L7 is in audit mode."""
+        if self._tolerant is not None:
+            return Outcome(Rank.TOLERATE, reason, self._tolerant.policy.name, self._tolerant.rule.name)
+        return Outcome(Rank.DENY, reason)
+
+    def _opaque_name(self) -> tuple[str, str]:
+        entry = next(entry for entry in self._entries if entry.port_rule is not None and entry.port_rule.opaque_allowed)
+        return entry.policy.name, entry.rule.name
+
+    @property
+    def lists(self) -> "tuple[tuple[str, _Rules], ...]":
+        """All rules with what they do, in the order in which they are asked."""
+        return (
+            ("deny", self.deny),
+            ("audit deny", self.audit_deny),
+            ("allow", self.allow),
+            ("audit allow", self.audit_allow),
+        )
+
+
+class _Rules:
+    """One list of L7 rules with the entries that they come from."""
+
+    def __init__(
+        self, labelled: Sequence[tuple[Entry, HttpRule | GrpcRule]], secrets: Mapping[tuple[str, str], str], deny: bool
+    ) -> None:
+        self.entries = [entry for entry, _ in labelled]
+        self.rules = [rule for _, rule in labelled]
+        self._secrets = secrets
+        self._deny = deny
+
+    @cached_property
+    def index(self) -> RuleIndex:
+        """Built for the first call that is judged: L3/L4 questions do not need it. Raises `UndecidedError`."""
+        return RuleIndex(self.rules, self._secrets, self._deny)
+
+    def first(self, call: ApiCall, rank: Rank, reason: str) -> Outcome | None:
+        """The outcome that the first matching rule has, with the header changes of all matching ones."""
+        if not self.entries:
+            return None
+        matches, _ = self.index.matches(call)
+        if not matches:
+            return None
+        order = matches[0].order
+        edits = dict.fromkeys(edit for match in matches for edit in match.edits)
+        notes = dict.fromkeys(note for match in matches for note in match.notes)
+        policy, rule = self.entries[order].policy.name, self.rules[order].name
+        return Outcome(rank, reason, policy, rule, tuple(edits), tuple(notes))
+
+    def lacks_secret(self, call: ApiCall) -> bool:
+        return bool(self.entries) and self.index.matches(call)[1]
+
+
+class View:
+    """What one set of policies says to connections of one side: an L3/L4 outcome, and the L7 rules that remain."""
+
+    def __init__(self, connection: Outcome, l7: L7Plan | None) -> None:
+        self.connection = connection
+        self.l7 = l7
+
+    def judge(self, call: ApiCall) -> Outcome:
+        if self.l7 is None or self.connection.rank is Rank.DENY:
+            return self.connection
+        outcome = self.l7.judge(call)
+        if self.connection.rank < outcome.rank:
+            return msgspec.structs.replace(self.connection, edits=outcome.edits, notes=outcome.notes)
+        return outcome
+
+    @property
+    def is_native(self) -> bool:
+        return self.l7 is None and self.connection.rank is Rank.ALLOW
+
+
+class Side:
+    """One direction of a pair: ``full`` is None when no policy of it is in audit mode."""
+
+    def __init__(self, direction: Direction, policies: Sequence[Policy], enforced: View, full: View | None) -> None:
+        self.direction = direction
+        self.policies = policies
+        self.enforced = enforced
+        self.full = full
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        return (self.enforced,) if self.full is None else (self.enforced, self.full)
+
+
+class Pair:
+    """All connections of one subject to one port of one peer, under one generation of policy."""
+
+    def __init__(self, sides: Sequence[Side], generation: int, acceleration: bool) -> None:
+        self.sides = sides
+        self.acceleration = acceleration
+        policies = [policy for side in sides for policy in side.policies]
+        self.redact_query = any(policy.redact_query for policy in policies)
+        self.fail_open = bool(policies) and all(policy.fail_open for policy in policies)
+        self._generation = generation
+        self._consulted = tuple(dict.fromkeys(policy.name for policy in policies))
+        enforced = _kinds(side.enforced for side in sides)
+        full = _kinds(side.full or side.enforced for side in sides)
+        self._conflict = len(enforced) > 1
+        self._audit_conflict = len(full) > 1
+        kinds = sorted(enforced) or sorted(full)
+        self.protocol = kinds[0] if kinds and not self._conflict else "tcp"
+        self.opaque_allowed = all(side.enforced.l7.opaque_allowed for side in sides if side.enforced.l7 is not None)
+        self.action = self._action()
+        self._decisions: dict[ApiCall, Decision] = {}
+
+    def _action(self) -> Action:
+        if self._conflict or any(side.enforced.connection.rank is Rank.DENY for side in self.sides):
+            return Action.REFUSE
+        native = all(view.is_native for side in self.sides for view in side.views)
+        return Action.NATIVE if native and not self._audit_conflict else Action.REDIRECT
+
+    def connection(self) -> Decision:
+        """The L3/L4 decision: whether there may be a connection, whatever is said on it."""
+        return self._combine(
+            [(side.enforced.connection, side.full.connection if side.full else None) for side in self.sides],
+        )
+
+    def decide(self, call: ApiCall) -> Decision:
+        """The decision for one call. Total: it denies instead of raising."""
+        known = self._decisions.get(call)
+        if known is not None:
+            return known
+        try:
+            decision = self._judge(call)
+        except UndecidedError:
+            decision = self._denial("pattern-undecided")
+        except Exception:
+            # Law 5. The transport records the denial; what went wrong shows as its reason.
+            decision = self._denial("internal-error")
+        if len(self._decisions) >= MAX_DECISIONS_PER_PAIR:
+            del self._decisions[next(iter(self._decisions))]
+        self._decisions[call] = decision
+        return decision
+
+    def _judge(self, call: ApiCall) -> Decision:
+        return self._combine([(s.enforced.judge(call), _audited(s.full, call) if s.full else None) for s in self.sides])
+
+    def _combine(self, outcomes: Sequence[tuple[Outcome, Outcome | None]]) -> Decision:
+        """One decision from the outcomes (enforced, full) of the sides."""
+        if self._conflict:
+            return self._denial("protocol-conflict")
+        for side, (enforced, _) in zip(self.sides, outcomes, strict=True):
+            if enforced.rank is Rank.DENY:
+                return self._decision(Verdict.DENIED, side.direction, enforced, ())
+        changing = [enforced for enforced, _ in outcomes]
+        for side, judged in zip(self.sides, outcomes, strict=True):
+            for outcome in judged:
+                if outcome is not None and outcome.rank is not Rank.ALLOW:
+                    return self._decision(Verdict.WOULD_DENY, side.direction, outcome, changing)
+        if self._audit_conflict:
+            return self._decision(Verdict.WOULD_DENY, None, Outcome(Rank.TOLERATE, "protocol-conflict"), changing)
+        if not self.sides:
+            return self._decision(Verdict.ALLOWED, None, Outcome(Rank.ALLOW, "no-policy"), changing)
+        return self._decision(Verdict.ALLOWED, self.sides[0].direction, outcomes[0][0], changing)
+
+    def _decision(
+        self, verdict: Verdict, direction: Direction | None, outcome: Outcome, changing: Sequence[Outcome]
+    ) -> Decision:
+        return Decision(
+            verdict=verdict,
+            reason=outcome.reason,
+            generation=self._generation,
+            direction=direction,
+            policy=outcome.policy,
+            rule=outcome.rule,
+            would="DENY" if verdict is Verdict.WOULD_DENY else None,
+            edits=tuple(edit for one in changing for edit in one.edits),
+            notes=tuple(note for one in changing for note in one.notes),
+            bad_request=outcome.bad_request and verdict is Verdict.DENIED,
+            redact_query=self.redact_query,
+            detail=self._consulted,
+        )
+
+    def _denial(self, reason: str) -> Decision:
+        return self._decision(Verdict.DENIED, None, Outcome(Rank.DENY, reason), ())
+
+
+class PolicySet:
+    """One generation of the documents, ready to decide. Immutable but for its caches."""
+
+    def __init__(self, bundle: Bundle, generation: int) -> None:
+        self.bundle = bundle
+        self.generation = generation
+        self._workloads = {workload.name: workload for workload in bundle.workloads}
+        # Longest prefix first, so that the first one that contains an address is its owner.
+        self._addresses = sorted(
+            ((network, workload) for workload in bundle.workloads for network in workload.addresses),
+            key=lambda owned: -owned[0].prefixlen,
+        )
+        self._selected: dict[tuple[str, Direction], tuple[Policy, ...]] = {}
+        self._pairs: dict[tuple[object, ...], Pair] = {}
+        self._plans: weakref.WeakValueDictionary[tuple[object, ...], L7Plan] = weakref.WeakValueDictionary()
+
+    def endpoint(self, workload_name: str) -> Endpoint:
+        """The endpoint of a workload of these documents. Raises `KeyError` for any other name."""
+        return Endpoint(workload=workload_name, labels=self._workloads[workload_name].labels)
+
+    def workload_of_address(self, address: str) -> Workload | None:
+        """The workload that owns an address (without port) by its document's ``addresses``, the longest prefix first."""
+        parsed = parse_address(address)
+        if parsed is None:
+            return None
+        return next((workload for network, workload in self._addresses if parsed in network), None)
+
+    def pair(self, subject: Endpoint, peer: Endpoint, port: int, transport: str = "TCP") -> Pair:
+        """What holds for connections of ``subject`` to ``port`` of ``peer``. ``transport`` is "TCP" or "UDP"."""
+        key = (_identity(subject), _identity(peer), port, transport)
+        pair = self._pairs.get(key)
+        if pair is None:
+            pair = self.build_pair(subject, peer, port, transport)
+            if len(self._pairs) >= MAX_PAIRS:
+                del self._pairs[next(iter(self._pairs))]
+            self._pairs[key] = pair
+        return pair
+
+    def build_pair(self, subject: Endpoint, peer: Endpoint, port: int, transport: str) -> Pair:
+        """`pair` without its cache."""
+        sides = [
+            self._side(Direction.EGRESS, subject, peer, port, transport),
+            self._side(Direction.INGRESS, peer, subject, port, transport),
+        ]
+        workloads = [self._workloads.get(end.workload) for end in (subject, peer) if end.workload is not None]
+        acceleration = all(workload is None or workload.acceleration for workload in workloads)
+        return Pair([side for side in sides if side is not None], self.generation, acceleration)
+
+    def policies_of(self, owner: Endpoint, direction: Direction) -> tuple[Policy, ...]:
+        """The policies that police one direction of an endpoint's connections; none when it is no workload."""
+        if owner.workload is None:
+            return ()
+        known = self._selected.get((owner.workload, direction))
+        if known is not None:
+            return known
+        labels = self._labels(owner)
+        chosen = tuple(p for p in self.bundle.policies if p.section(direction) is not None and p.selector.matches(labels))
+        if owner.workload in self._workloads:
+            self._selected[(owner.workload, direction)] = chosen
+        return chosen
+
+    def party(self, endpoint: Endpoint) -> Party:
+        """An endpoint as rules look at it."""
+        labels = self._labels(endpoint) if endpoint.workload is not None else None
+        address = parse_address(endpoint.address) if endpoint.address is not None else None
+        return Party(labels, address, endpoint.local)
+
+    def _labels(self, endpoint: Endpoint) -> Mapping[str, str]:
+        """The documents' labels, which may be newer than the endpoint's: a connection can outlive a reload."""
+        workload = self._workloads.get(endpoint.workload or "")
+        labels = workload.labels if workload is not None else endpoint.labels
+        return labels if NAMESPACE_LABEL in labels else {**labels, NAMESPACE_LABEL: DEFAULT_NAMESPACE}
+
+    def _side(self, direction: Direction, owner: Endpoint, other: Endpoint, port: int, transport: str) -> Side | None:
+        policies = self.policies_of(owner, direction)
+        if not policies:
+            return None
+        party = self.party(other)
+        enforced = [policy for policy in policies if not policy.audit]
+        view = self._view(direction, enforced, party, port, transport)
+        full = self._view(direction, policies, party, port, transport) if len(enforced) < len(policies) else None
+        return Side(direction, policies, view, full)
+
+    def _view(self, direction: Direction, policies: Iterable[Policy], party: Party, port: int, transport: str) -> View:
+        restricted = False
+        entries: list[Entry] = []
+        for policy in policies:
+            section = policy.section(direction)
+            assert section is not None
+            restricted = restricted or section.default_deny
+            entries.extend(concerned(policy, section, party, port, transport))
+        allowing = [entry for entry in entries if not entry.rule.deny]
+        open_by = next((entry for entry in allowing if entry.is_open), None)
+        asking = [entry for entry in allowing if not entry.is_open]
+        if open_by is not None:
+            # The union of rules allows everything on this port; only an L7 deny rule can still say no.
+            asking = [e for e in asking if e.port_rule is not None and any(rule.deny for rule in e.port_rule.rules)]
+        connection = _connection(entries, allowing, restricted)
+        plan = self._plan(asking, open_by) if asking else None
+        if plan is not None and len(plan.kinds) > 1:
+            connection = Outcome(Rank.DENY, "protocol-conflict")
+        return View(connection, plan)
+
+    def _plan(self, asking: Sequence[Entry], open_by: Entry | None) -> L7Plan:
+        """Shared by all pairs that are governed by the same rules: an index of thousands of rules is built once."""
+        key = (*((id(entry.rule), id(entry.port_rule)) for entry in asking), id(open_by.rule) if open_by else None)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = L7Plan(asking, open_by, self.bundle.secrets)
+            self._plans[key] = plan
+        return plan
+
+
+def concerned(policy: Policy, section: Section, party: Party, port: int, transport: str) -> list[Entry]:
+    """The rules of a section that concern connections with ``party`` on ``port``."""
+    found: list[Entry] = []
+    for rule in section.rules:
+        if not party.is_selected(rule.peers, rule.deny):
+            continue
+        if rule.ports is None:
+            found.append(Entry(policy, section, rule, None))
+            continue
+        found.extend(
+            Entry(policy, section, rule, port_rule)
+            for port_rule in rule.ports
+            if any(ports.contains(port, transport) for ports in port_rule.ports)
+        )
+    return found
+
+
+def _connection(entries: Sequence[Entry], allowing: Sequence[Entry], restricted: bool) -> Outcome:
+    """The L3/L4 outcome of a view: deny rules win, then allow rules are united, then the default."""
+    denying = [entry for entry in entries if entry.rule.deny]
+    for entry in denying:
+        if not entry.rule.audit:
+            return Outcome(Rank.DENY, "deny-rule", entry.policy.name, entry.rule.name)
+    if restricted and not allowing:
+        return Outcome(Rank.DENY, "connection-not-allowed")
+    for entry in denying:
+        return Outcome(Rank.TOLERATE, "deny-rule", entry.policy.name, entry.rule.name)
+    for entry in allowing:
+        return Outcome(Rank.ALLOW, "connection-allowed", entry.policy.name, entry.rule.name)
+    return Outcome(Rank.ALLOW, "default-allow")
+
+
+def _audited(full: View, call: ApiCall) -> Outcome:
+    """The view that is not enforced cannot deny, whatever goes wrong in it: what it cannot judge, it would deny."""
+    try:
+        return full.judge(call)
+    except UndecidedError:
+        return Outcome(Rank.DENY, "pattern-undecided")
+
+
+def _kinds(views: Iterable[View]) -> set[str]:
+    return {kind for view in views if view.l7 is not None for kind in view.l7.kinds if kind is not None}
+
+
+def _identity(endpoint: Endpoint) -> object:
+    """What makes two endpoints the same to policy. Labels count for workloads that the documents do not know."""
+    if endpoint.workload is not None:
+        return endpoint.workload, tuple(sorted(endpoint.labels.items()))
+    return endpoint.local or endpoint.address
+
+
+def parse_address(text: str) -> Address | None:
+    """An address without its IPv6 scope; an IPv4-mapped one (RFC 4291 section 2.5.5.2) as the IPv4 address that it is."""
+    try:
+        address = ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def decide(policy_set: PolicySet, subject: Endpoint, peer: Endpoint, port: int, call: ApiCall) -> Decision:
+    """The decision for one call of ``subject`` to TCP ``port`` of ``peer``."""
+    return policy_set.pair(subject, peer, port).decide(call)

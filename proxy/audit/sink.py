@@ -1,0 +1,144 @@
+"""The file below the audit writer: whole batches of lines or nothing, also when several processes share it.
+
+A regular file is opened with O_APPEND and locked around each batch. When a batch does not fit (a full disk, a quota), the
+file is cut back to the length that it had before, so that half a line is never left behind. A pipe cannot be cut back:
+there a begun batch is finished before anything else. What a crash of the machine left of a last line is cut off as well.
+
+Everything here blocks and raises ``OSError``: it runs on the audit writer's thread.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable
+from typing import NamedTuple
+
+STDOUT = "-"
+FILE_MODE = 0o600  # records tell who talks to whom about what
+# No record is longer: every string at its limit and every character of it written as an escape is below 0.5 MiB.
+LONGEST_LINE_BYTES = 1 << 20
+# How the rest of a torn record begins: as one, or as the zeros that some file systems leave after a power failure.
+_TORN_BEGINNINGS = (b"{", b"\0")
+
+
+class _Handle(NamedTuple):
+    fd: int
+    is_file: bool
+    lock: Callable[[int, int], None]
+
+
+class Sink:
+    """An append-only file, a FIFO, or standard output (``-``)."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._handle = _open(path)
+        self._batch = memoryview(b"")
+        self._done = 0  # bytes of the batch that are written
+        self._start = 0  # length of the file before the batch
+
+    @property
+    def partial(self) -> bool:
+        """A batch is begun and could not be taken back: nothing but its rest may be written now."""
+        return 0 < self._done < len(self._batch)
+
+    def put(self, batch: bytes) -> None:
+        """Take the next batch. The one before it must be flushed."""
+        self._batch = memoryview(batch)
+        self._done = 0
+
+    def flush(self) -> None:
+        """Write the batch. After an ``OSError`` call it again: no byte is lost or written twice."""
+        handle = self._handle
+        handle.lock(handle.fd, fcntl.LOCK_EX)
+        try:
+            if handle.is_file and not self.partial:
+                self._start = _cut_torn_line(handle.fd)
+            while self._done < len(self._batch):
+                self._done += os.write(handle.fd, self._batch[self._done :])
+        except OSError:
+            self._take_back()
+            raise
+        finally:
+            # The rest of a half-written batch belongs directly behind it, so the lock is kept until it is there.
+            if not self.partial:
+                handle.lock(handle.fd, fcntl.LOCK_UN)
+
+    def reopen(self) -> None:
+        """Go on in the file that the path names now. On an ``OSError`` the old one stays in use. Not while ``partial``."""
+        if self._path == STDOUT:
+            return
+        old, self._handle = self._handle, _open(self._path)
+        _sync_and_close(old)
+
+    def close(self) -> None:
+        """Sync and close."""
+        _sync_and_close(self._handle)
+
+    def _take_back(self) -> None:
+        if self._handle.is_file:
+            # Where this fails too (a dying disk, an append-only attribute), ``partial`` says so.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._handle.fd, self._start)
+                self._done = 0
+
+
+def _open(path: str) -> _Handle:
+    if path != STDOUT:
+        return _open_path(path)
+    # Workers inherit one standard output: opened anew, each has a descriptor, and so a lock, of its own.
+    with contextlib.suppress(OSError):
+        return _open_path("/proc/self/fd/1")
+    # A socket (systemd's journal) cannot be opened: a POSIX lock tells processes apart even on a shared descriptor.
+    return _Handle(os.dup(1), False, fcntl.lockf)
+
+
+def _open_path(path: str) -> _Handle:
+    # Not blocking, because opening a FIFO would otherwise wait for a reader; without one it is an error (ENXIO).
+    flags = os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+    # A regular file is read as well, to see how it ends; a FIFO opened for both would be its own reader.
+    flags |= os.O_RDWR if _is_file_or_absent(path) else os.O_WRONLY
+    fd = os.open(path, flags, FILE_MODE)
+    try:
+        os.set_blocking(fd, True)
+        is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if is_file:
+            _cut_torn_line(fd)
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    except OSError:
+        os.close(fd)
+        raise
+    return _Handle(fd, is_file, fcntl.flock)
+
+
+def _is_file_or_absent(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return True
+
+
+def _cut_torn_line(fd: int) -> int:
+    """Cut an unfinished last line off; the length of the file in bytes. The caller holds the lock."""
+    size = os.fstat(fd).st_size
+    if size == 0 or os.pread(fd, 1, size - 1) == b"\n":
+        return size
+    tail_at = max(0, size - LONGEST_LINE_BYTES)
+    tail = os.pread(fd, size - tail_at, tail_at)
+    line_at = tail.rfind(b"\n") + 1
+    # A mistyped path must not cost anybody the end of a file that holds something else.
+    if (line_at == 0 and tail_at > 0) or not tail.startswith(_TORN_BEGINNINGS, line_at):
+        raise OSError(errno.EINVAL, "this file does not end like an audit file; it is left as it is")
+    os.ftruncate(fd, tail_at + line_at)
+    return tail_at + line_at
+
+
+def _sync_and_close(handle: _Handle) -> None:
+    try:
+        if handle.is_file:
+            os.fsync(handle.fd)
+    finally:
+        os.close(handle.fd)

@@ -1,0 +1,254 @@
+"""The audit writer: every record goes into the sink once and whole, and never in the way of the event loop.
+
+The bargain with the relay is **no call without room for its record**. A call takes a reservation first; when there is none
+left, the caller waits for one and at last denies. So a sink that is slow or full stops calls, and never loses records.
+
+Two sides share one writer. The event loop's thread reserves and hands over records; a daemon thread writes them in
+batches. They need no lock: each counter has one writer, and ``deque.append`` and ``popleft`` are atomic.
+
+Several processes may append to one file, each through a writer of its own. Make it after ``fork``: a thread does not
+survive that, and two processes that share one descriptor also share its lock.
+"""
+
+import asyncio
+import logging
+import os
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+
+from proxy.audit.record import AuditRecord, encode_lines, now
+from proxy.audit.sink import Sink
+
+# Open calls plus queued records. At 1 KiB a record this is 8 MiB; with every path at its limit, about 50 MiB.
+CAPACITY = 8192
+# Refusals are recorded without a reservation: a full queue must not hide them, and a flood of them must not take the
+# room of calls that policy allows. Hence slots of their own.
+REFUSAL_CAPACITY = 2048
+# Encoding holds the GIL, and so the event loop, for about 1 us per record.
+BATCH_RECORDS = 256
+# How long a record waits for others to share its write. Readers are promised a record within 50 ms.
+BATCH_DELAY_SECONDS = 0.02
+# Between two tries of a failed write: short at first, for a reader that is merely slow; no busy loop on a full disk.
+RETRY_FIRST_SECONDS = 0.01
+RETRY_LONGEST_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class _Slots:
+    """Room for records. ``taken`` is counted by the event loop's thread, ``freed`` by the writing thread."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.taken = 0
+        self.freed = 0
+
+    @property
+    def full(self) -> bool:
+        return self.taken - self.freed >= self.capacity
+
+    def take(self) -> bool:
+        if self.full:
+            return False
+        self.taken += 1
+        return True
+
+
+class AuditWriter:
+    """Appends audit records to a file, a FIFO, or standard output (``-``).
+
+    The constructor opens the sink and raises ``OSError`` when that fails. Its methods, but for ``close``, return at once and
+    belong to the event loop's thread.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, capacity: int = CAPACITY, refusals: int = REFUSAL_CAPACITY) -> None:
+        self._sink = Sink(os.fspath(path))
+        self._calls = _Slots(capacity)
+        self._refusals = _Slots(refusals)
+        self._queue: deque[tuple[_Slots, AuditRecord]] = deque()
+        self._given = 0  # records handed over; counted by the event loop's thread
+        self._written = 0  # records in the sink; counted by the writing thread
+        self._waiters: OrderedDict[object, Callable[[], object]] = OrderedDict()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake = threading.Event()
+        self._reopen_asked = threading.Event()
+        self._closing = threading.Event()
+        self._abandoned = threading.Event()
+        self._write_error: str | None = None
+        self._reopen_error: str | None = None
+        self._thread = threading.Thread(target=self._run, name="sluice-audit", daemon=True)
+        self._thread.start()
+
+    def reserve(self) -> bool:
+        """Take room for one call's record, before the call is let through. False: none is left, or others wait for it."""
+        return not self._waiters and not self._closing.is_set() and self._calls.take()
+
+    def cancel(self) -> None:
+        """Give a reservation back unused."""
+        self._calls.taken -= 1
+        self._admit()
+
+    def write(self, record: AuditRecord, *, reserved: bool = True) -> bool:
+        """Hand over a finished record. With a reservation, which it uses up, this always succeeds before ``close``.
+
+        ``reserved=False`` is for refusals. False: their slots are full and the record was **not** taken. Stop reading from
+        that client, and try again later.
+        """
+        if self._closing.is_set():
+            return False
+        slots = self._calls if reserved else self._refusals
+        if not reserved and not slots.take():
+            return False
+        self._given += 1
+        self._queue.append((slots, record))
+        if not self._wake.is_set():
+            self._wake.set()
+        return True
+
+    def on_room(self, callback: Callable[[], object]) -> object:
+        """Wait in line for a reservation: ``callback()`` runs once, on the running loop, and **owns one**.
+
+        Returns a ticket for ``forget``.
+        """
+        self._loop = asyncio.get_running_loop()
+        ticket = object()
+        self._waiters[ticket] = callback
+        # Room may have come between a failed ``reserve`` and now, when the writing thread saw nobody waiting.
+        self._loop.call_soon(self._admit)
+        return ticket
+
+    def forget(self, ticket: object) -> bool:
+        """Leave the line of ``on_room``. False: the callback has run, and the reservation is its owner's to give back."""
+        return self._waiters.pop(ticket, None) is not None
+
+    def reopen(self) -> None:
+        """Open the path anew after a rotation. Records that are not written yet go into the new file.
+
+        When that fails the old file stays in use, ``last_error`` says why, and it is tried again with the next batch.
+        """
+        self._reopen_asked.set()
+        self._wake.set()
+
+    def close(self, timeout: float) -> bool:
+        """Write what is queued, sync and close; blocks for at most ``timeout`` seconds. End the calls first.
+
+        False: ``depth`` records could not be written in that time.
+        """
+        self._closing.set()
+        self._wake.set()
+        self._thread.join(timeout)
+        self._abandoned.set()
+        return self.depth == 0
+
+    @property
+    def depth(self) -> int:
+        """Records handed over that are not in the sink yet."""
+        return self._given - self._written
+
+    @property
+    def last_error(self) -> str | None:
+        """Why the sink does not work at the moment; None while it does."""
+        return self._write_error or self._reopen_error
+
+    @property
+    def healthy(self) -> bool:
+        """The sink works, and there is room for the records of further calls and refusals."""
+        return self.last_error is None and self._thread.is_alive() and not self._calls.full and not self._refusals.full
+
+    def _admit(self) -> None:
+        if self._loop is None or not self._waiters or not self._calls.take():
+            return
+        _, callback = self._waiters.popitem(last=False)
+        # The next in line has a turn of its own: an exception of this callback must not keep it waiting.
+        self._loop.call_soon(self._admit)
+        callback()
+
+    # From here on: the writing thread.
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            self._wake.wait()
+            self._closing.wait(BATCH_DELAY_SECONDS)
+            # Cleared before the queue is read: a record that comes later sets it again.
+            self._wake.clear()
+            self._drain()
+        self._drain()
+        self._close_sink()
+
+    def _drain(self) -> None:
+        self._reopen_if_asked()
+        while self._queue and not self._abandoned.is_set():
+            batch = [self._queue.popleft() for _ in range(min(len(self._queue), BATCH_RECORDS))]
+            if self._deliver(_encode([record for _, record in batch])):
+                self._settle([slots for slots, _ in batch])
+
+    def _deliver(self, data: bytes) -> bool:
+        """Try until ``data`` is in the sink. False: ``close`` gave up."""
+        self._sink.put(data)
+        delay = RETRY_FIRST_SECONDS
+        while not self._abandoned.is_set():
+            try:
+                self._sink.flush()
+            except OSError as error:
+                self._report(error)
+                self._abandoned.wait(delay)
+                delay = min(delay * 2, RETRY_LONGEST_SECONDS)
+                self._reopen_if_asked()
+            else:
+                if self._write_error is not None:
+                    _log.warning("audit: writing again, no record was lost")
+                    self._write_error = None
+                return True
+        return False
+
+    def _report(self, error: OSError) -> None:
+        if self._write_error is None:
+            _log.error("audit: cannot write, calls will be held back and then denied: %s", error)
+        self._write_error = str(error)
+
+    def _settle(self, slots_of_batch: Sequence[_Slots]) -> None:
+        self._written += len(slots_of_batch)
+        for slots in slots_of_batch:
+            slots.freed += 1
+        if self._waiters and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._admit)
+
+    def _reopen_if_asked(self) -> None:
+        if not self._reopen_asked.is_set() or self._sink.partial:
+            return
+        # Cleared first: a second rotation meanwhile asks again.
+        self._reopen_asked.clear()
+        try:
+            self._sink.reopen()
+        except OSError as error:
+            _log.error("audit: cannot reopen, the old file stays in use: %s", error)
+            self._reopen_error = str(error)
+            self._reopen_asked.set()
+        else:
+            self._reopen_error = None
+
+    def _close_sink(self) -> None:
+        try:
+            self._sink.close()
+        except OSError as error:
+            _log.error("audit: the last records may not be on the disk: %s", error)
+
+
+def _encode(records: Sequence[AuditRecord]) -> bytes:
+    try:
+        return encode_lines(records)
+    except Exception:
+        # One record of a wrong shape is a fault of ours. It must cost no other its line, and still leave one.
+        return b"".join(_encode_alone(record) for record in records)
+
+
+def _encode_alone(record: AuditRecord) -> bytes:
+    try:
+        return encode_lines([record])
+    except Exception:
+        _log.exception("audit: record %s cannot be encoded", record.id)
+        stand_in = AuditRecord(
+            time=now(), id=str(record.id), node=str(record.node), verdict=str(record.verdict), reason="record-unencodable"
+        )
+        return encode_lines([stand_in])

@@ -1,0 +1,109 @@
+"""``sluice run``: the agent, in the foreground."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+DEFAULT_AUDIT = "/var/log/sluice/audit.jsonl"
+DEFAULT_RUN_DIR = "/run/sluice"
+# A day: the agent must not be the one that cuts connections which both ends want to keep.
+DEFAULT_IDLE_TIMEOUT = 86400.0
+DEFAULT_DRAIN_TIMEOUT = 30.0
+
+USAGE_ERROR, FAULT = 2, 1
+
+
+@click.command()
+@click.option(
+    "-f", "--file", "paths", multiple=True, required=True, type=click.Path(exists=True), help="Documents: file or folder."
+)
+@click.option("--audit", default=DEFAULT_AUDIT, show_default=True, help="Where records go: a file, or - for standard output.")
+@click.option(
+    "--admin", default="", metavar="PATH_OR_PORT", help="Admin listener: a socket path [default: RUN_DIR/admin.sock] or a port."
+)
+@click.option(
+    "--datapath",
+    type=click.Choice(["auto", "kernel", "relay"]),
+    default="auto",
+    show_default=True,
+    help="How allowed calls travel. This release relays them; kernel refuses to start.",
+)
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that share the load.")
+@click.option(
+    "--run-dir", type=click.Path(path_type=Path), default=Path(DEFAULT_RUN_DIR), show_default=True, help="Locks and sockets."
+)
+@click.option(
+    "--gateway",
+    "gateways",
+    multiple=True,
+    metavar="ADDRESS",
+    help="An address of this host that clients in other network namespaces can reach; without one they are refused.",
+)
+@click.option(
+    "--idle-timeout", default=DEFAULT_IDLE_TIMEOUT, show_default=True, help="Seconds without a byte, then a connection ends."
+)
+@click.option("--drain-timeout", default=DEFAULT_DRAIN_TIMEOUT, show_default=True, help="Seconds for open calls after SIGTERM.")
+@click.option(
+    "--record-header", "record_headers", multiple=True, metavar="NAME", help="Record the values of this request header."
+)
+@click.option(
+    "--hold-on-exit", is_flag=True, help="Go on refusing policed connections after a clean stop, until the next agent."
+)
+def run(
+    paths: tuple[str, ...],
+    audit: str,
+    admin: str,
+    datapath: str,
+    workers: int,
+    run_dir: Path,
+    gateways: tuple[str, ...],
+    idle_timeout: float,
+    drain_timeout: float,
+    record_headers: tuple[str, ...],
+    hold_on_exit: bool,
+) -> None:
+    """Enforce the documents in PATH... and record every call, until SIGTERM.
+
+    Needs root (or CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and write access to the cgroup tree). A changed document, or SIGHUP,
+    reloads; SIGHUP also reopens the audit file. If the agent is killed, policed connections are refused until the next
+    agent runs. Exit: 0 after SIGTERM, 1 on a fault, 2 for bad usage or documents.
+    """
+    from bpf.loader import BpfError
+    from policies.load import LoadError
+    from proxy.admin import AdminError
+    from proxy.agent import Agent, Options, StartError
+    from proxy.runtime import run_loop
+    from proxy.workloads import WorkloadError
+
+    if datapath == "kernel":
+        _end(USAGE_ERROR, "this release has no kernel path for allowed calls; use --datapath auto or relay")
+    if os.geteuid() != 0:
+        _end(FAULT, "Sluice needs root: it loads eBPF programs and attaches them to the cgroup tree (see sluice check)")
+    if audit != "-":
+        Path(audit).parent.mkdir(parents=True, exist_ok=True)
+    options = Options(
+        paths=paths,
+        audit=audit,
+        admin=admin or str(run_dir / "admin.sock"),
+        workers=workers,
+        run_dir=run_dir,
+        gateways=gateways,
+        idle_timeout=idle_timeout,
+        drain_timeout=drain_timeout,
+        record_headers=record_headers,
+        hold_on_exit=hold_on_exit,
+    )
+    try:
+        code = run_loop(Agent(options).run())
+    except LoadError as error:
+        _end(USAGE_ERROR, f"these documents cannot be enforced:\n{error}")
+    except (StartError, BpfError, AdminError, WorkloadError, OSError) as error:
+        _end(FAULT, str(error))
+    sys.exit(code)
+
+
+def _end(code: int, text: str) -> None:
+    click.echo(f"sluice: {text}", err=True)
+    sys.exit(code)

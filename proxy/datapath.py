@@ -1,0 +1,231 @@
+"""The kernel side as the agent sees it: hooks, tables, and who asked for what.
+
+Only this module and ``bpf/`` know the layouts of the maps. ``Hooks`` is the agent's: it loads, fills and attaches. ``Origins``
+is what a worker needs: to learn what an accepted connection really asked for.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
+
+import msgspec
+
+import bpf
+from bpf import abi
+from bpf.loader import Map, Object, map_from_fd
+from policies.compile import KernelTables
+
+# A heartbeat older than this means a dead agent (design: 1 s). The agent beats ten times as often, so that a pause of its
+# event loop (a large policy, a slow disk) is not taken for death.
+HEARTBEAT_LIMIT = 1.0
+HEARTBEAT_INTERVAL = 0.1
+# A redirected connection that was not accepted for this long (seconds) never will be: its client has given up.
+PENDING_LIMIT = 120.0
+
+PROGRAMS = ("connect4", "connect6", "sendmsg4", "sendmsg6", "getpeername4", "getpeername6", "sock_ops")
+
+_SO_NETNS_COOKIE = 71
+_PREFIX = {4: 96, 6: 0}  # IPv4 lives in the IPv4-mapped part of the address space
+
+
+def mapped(address: IPv4Address | IPv6Address) -> bytes:
+    """16 bytes in network order; IPv4 as IPv4-mapped."""
+    return address.packed if address.version == 6 else b"\0" * 10 + b"\xff\xff" + address.packed
+
+
+def unmapped(address: bytes, v4: bool) -> str:
+    return str(IPv4Address(address[12:])) if v4 else str(IPv6Address(address))
+
+
+def netns_cookie() -> int:
+    """The cookie of our network namespace, as the kernel's programs see it."""
+    with socket.socket() as probe:
+        return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """What a redirected connection asked for, by the kernel's word."""
+
+    address: str
+    port: int
+    subject: int  # identities of bpf/sluice.h
+    peer: int
+    cookie: int
+    cgroup: int
+
+    @property
+    def unresolved(self) -> bool:
+        """The peer is a process of this host, but the hook could not tell which."""
+        return self.peer == abi.Identity.UNRESOLVED
+
+    @property
+    def from_host(self) -> bool:
+        """The caller is a process of this host that is no workload."""
+        return self.subject == abi.Identity.HOST
+
+    @property
+    def to_agent(self) -> bool:
+        return self.peer == abi.Identity.AGENT
+
+
+class Origins:
+    """Connections on their way to the agent, by the client's address and port."""
+
+    def __init__(self, pending: Map, sockets: Map, netns: int, port: int) -> None:
+        self._pending, self._sockets = pending, sockets
+        self._netns, self._port = netns, socket.htons(port)
+        self.fds = (pending.fd, sockets.fd)
+
+    def take(self, family: int, client: tuple[str, int], agent: bytes) -> Origin | None:
+        """What the connection accepted from ``client`` at our ``agent`` address asked for; None: nobody redirected it."""
+        if family == socket.AF_INET:
+            address = b"\0" * 10 + b"\xff\xff" + socket.inet_aton(client[0])
+        else:
+            address = socket.inet_pton(socket.AF_INET6, client[0].partition("%")[0])
+        value = self._pending.pop(abi.SLUICE_TUPLE.pack(self._netns, address, agent, socket.htons(client[1]), self._port, 0))
+        if value is None:
+            return None
+        origin = abi.Origin(*abi.SLUICE_ORIGIN.unpack(value))
+        return Origin(
+            unmapped(origin.addr, bool(origin.v4)),
+            socket.ntohs(origin.port),
+            origin.subject,
+            origin.peer,
+            origin.cookie,
+            origin.cgroup,
+        )
+
+    def reached(self, sock: socket.socket) -> int | None:
+        """The identity of whom a socket of ours has connected to, noted by the hook when ``connect`` was called."""
+        value = self._sockets.get(sock.fileno().to_bytes(4, "little"))
+        return abi.Origin(*abi.SLUICE_ORIGIN.unpack(value)).peer if value else None
+
+    @classmethod
+    def inherited(cls, fds: tuple[int, int], netns: int, port: int) -> "Origins":
+        """In a worker process: from the agent's maps."""
+        size = abi.SLUICE_ORIGIN.size
+        pending = map_from_fd(fds[0], "pending", abi.SLUICE_TUPLE.size, size)
+        return cls(pending, map_from_fd(fds[1], "origins", 4, size), netns, port)
+
+
+def is_class(identity: int) -> bool:
+    """Whether an identity is a class of addresses, whose numbers change with the policy, and not a process of a host."""
+    return identity >= abi.Identity.FIRST_CLASS
+
+
+class Hooks:
+    """The programs of redirect.bpf.c and their maps. Nothing is attached before ``attach``; before the first ``install``
+    the programs let everything pass."""
+
+    def __init__(self, port: int, gateway4: IPv4Address | None, gateway6: IPv6Address | None) -> None:
+        self.netns = netns_cookie()
+        none = IPv6Address(0)
+        config = abi.Config(
+            agent_netns=self.netns,
+            heartbeat_limit_ns=int(HEARTBEAT_LIMIT * 1e9),
+            gateway4=mapped(gateway4 or none),
+            gateway6=mapped(gateway6 or none),
+            agent_port=socket.htons(port),
+            zero=b"\0" * 6,
+        )
+        self._object = Object(object_file("redirect"), abi.SLUICE_CONFIG.pack(*config))
+        self._cgroups = self._object.map("cgroups")
+        self._addresses = self._object.map("addresses")
+        self._rules = self._object.map("rules")
+        self._pending = self._object.map("pending")
+        self._events = self._object.map("events")
+        self._control = self._object.map("control").memory(abi.SLUICE_CONTROL.size)
+        self._generation = 0
+        self._known: dict[int, tuple[int, int]] = {}
+        self.origins = Origins(self._pending, self._object.map("origins"), self.netns, port)
+
+    def attach(self, mount: Path) -> list[int]:
+        """Attach to the root of the cgroup tree; the file descriptors of the links."""
+        root = os.open(mount, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return [self._object.attach(f"sluice_{program}", root) for program in PROGRAMS]
+        finally:
+            os.close(root)
+
+    def beat(self) -> None:
+        """We are alive."""
+        self._write_control()
+
+    def exclude(self, cgroup: int) -> None:
+        """Never redirect what this cgroup's processes do: they are the agent."""
+        self._cgroups.set(cgroup.to_bytes(8, "little"), abi.SLUICE_CGROUP.pack(abi.Identity.AGENT, 0))
+
+    def set_cgroups(self, cgroups: Mapping[int, int | None], unsettled: Iterable[int]) -> None:
+        """Who each cgroup is: cgroup id to subject. Entries that are not named any more are removed."""
+        open_ended = set(unsettled)
+        wanted = {
+            cgroup: (subject or abi.Identity.HOST, abi.Flag.CGROUP_UNSETTLED if cgroup in open_ended else 0)
+            for cgroup, subject in cgroups.items()
+        }
+        # Children before the folder in which they appeared: an unsettled folder refuses until its child is known.
+        changed = [item for item in wanted.items() if self._known.get(item[0]) != item[1]]
+        self._cgroups.set_all((cgroup.to_bytes(8, "little"), abi.SLUICE_CGROUP.pack(*entry)) for cgroup, entry in changed)
+        for cgroup in self._known.keys() - wanted.keys():
+            self._cgroups.delete(cgroup.to_bytes(8, "little"))
+        self._known = wanted
+
+    def install(self, tables: KernelTables, generation: int) -> None:
+        """Make ``tables`` the ones that connect() is judged by: all at once, when the last entry is in."""
+        self._addresses.set_all(
+            (
+                _address_key(generation, entry.network),
+                abi.SLUICE_ADDRESS.pack(entry.identity, abi.Flag.ADDRESS_LOCAL if entry.local else 0),
+            )
+            for entry in tables.addresses
+        )
+        self._rules.set_all(
+            (
+                abi.SLUICE_RULE_KEY.pack(
+                    112 + entry.prefix_bits, generation, entry.subject, entry.peer, entry.transport, 0, socket.htons(entry.port)
+                ),
+                abi.SLUICE_RULE.pack(entry.action, abi.Flag.RULE_FAIL_OPEN if entry.fail_open else 0),
+            )
+            for entry in tables.rules
+        )
+        self._generation = generation
+        self._write_control()
+        for table in (self._addresses, self._rules):
+            for key in table.keys():  # noqa: SIM118 - a Map is no dict
+                if int.from_bytes(key[4:8], "little") != generation:
+                    table.delete(key)
+
+    def sweep(self) -> int:
+        """Forget connections that were redirected but will never be accepted; how many there were."""
+        oldest = time.monotonic_ns() - int(PENDING_LIMIT * 1e9)
+        forgotten = 0
+        for key in self._pending.keys():  # noqa: SIM118
+            value = self._pending.get(key)
+            if value and abi.Origin(*abi.SLUICE_ORIGIN.unpack(value)).since_ns < oldest:
+                self._pending.delete(key)
+                forgotten += 1
+        return forgotten
+
+    def events(self) -> dict[str, int]:
+        """How many connects had which outcome since the start."""
+        counts = self._events.per_cpu_sums(abi.Event.EV_MAX)
+        return {abi.Event(number).name.removeprefix("EV_").lower(): count for number, count in enumerate(counts)}
+
+    def close(self) -> None:
+        self._control.close()
+        self._object.close()
+
+    def _write_control(self) -> None:
+        self._control[: abi.SLUICE_CONTROL.size] = abi.SLUICE_CONTROL.pack(time.monotonic_ns(), self._generation, 0)
+
+
+def _address_key(generation: int, network: IPv4Network | IPv6Network) -> bytes:
+    bits = 32 + _PREFIX[network.version] + network.prefixlen
+    return abi.SLUICE_ADDRESS_KEY.pack(bits, generation, mapped(network.network_address))
+
+
+def object_file(name: str) -> Path:
+    """A compiled BPF object, shipped beside the package."""
+    return Path(bpf.__file__).with_name(f"{name}.bpf.o")

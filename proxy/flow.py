@@ -1,0 +1,604 @@
+"""One connection's life, without any I/O: bytes and events in, commands out.
+
+A ``Flow`` stands between a parser, which knows the protocol, and policy, which knows who may do what, and it is the only
+place where an audit record is made. The transport (relay.py) feeds it and carries out its commands.
+
+    offer -> parse -> judge -> permit -> forward -> reply -> done -> record
+
+Bytes of a request are forwarded only under a ``Permit``, and a ``Permit`` can be made only from a decision that allows.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import msgspec
+
+from parsers.contract import (
+    ApiCall,
+    Direction,
+    Done,
+    Drop,
+    Fail,
+    Hold,
+    Inject,
+    Judge,
+    More,
+    Opaque,
+    Outage,
+    Parser,
+    Pass,
+    Reply,
+    Verb,
+)
+from policies.decide import Decision, Pair, Verdict
+from proxy.audit.record import AuditRecord, Party, call_id, listed_headers, now, redact_query
+from proxy.metrics import Metrics
+
+REQUEST, REPLY = Direction.REQUEST, Direction.REPLY
+
+# A body with at least this much to come is carried by the kernel from socket to socket (splice). Below it, the two extra
+# system calls per piece cost more than the copy that they save.
+CARRY_MIN = 256 * 1024
+# The credit of a tunnel: more than any connection can move.
+TUNNEL = 1 << 62
+# A call whose record has no room waits this long (seconds) before it is refused: a full disk that is cleared within
+# this time costs nobody an error.
+AUDIT_PATIENCE = 5.0
+# Nothing of an unfinished head arrives for this long (seconds): the client is slow on purpose, or gone.
+HEAD_TIMEOUT = 30.0
+
+
+class Permit:
+    """The right to forward the bytes of one call. It cannot be made from a decision that denies."""
+
+    __slots__ = ("decision",)
+
+    def __init__(self, decision: Decision) -> None:
+        if not decision.allowed:
+            raise PermissionError(f"no permit for a call that policy denies: {decision.reason}")
+        self.decision = decision
+
+
+class Forward(msgspec.Struct, frozen=True):
+    """Send ``data`` on, unchanged and in order, in ``direction``."""
+
+    permit: Permit
+    direction: Direction
+    data: bytes
+
+
+class Carry(msgspec.Struct, frozen=True):
+    """The next ``n`` bytes of ``direction`` may be moved without being shown; report them with ``Flow.carried``."""
+
+    permit: Permit
+    direction: Direction
+    n: int
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """Send ``data`` to the client in our own words."""
+
+    data: bytes
+
+
+class AwaitRoom(msgspec.Struct, frozen=True):
+    """A call waits for room in the audit queue: call ``Flow.room`` with a reservation in hand."""
+
+
+class Dial(msgspec.Struct, frozen=True):
+    """Connect to the server. Report with ``Flow.dialled`` or ``Flow.outage``."""
+
+
+class Shut(msgspec.Struct, frozen=True):
+    """No more bytes will go in ``direction``: hand the half-close on once everything before it is sent."""
+
+    direction: Direction
+
+
+class Close(msgspec.Struct, frozen=True):
+    """End both connections when the client has what it is owed."""
+
+
+class Abort(msgspec.Struct, frozen=True):
+    """Reset both connections at once."""
+
+
+Command = Forward | Carry | Answer | AwaitRoom | Dial | Shut | Close | Abort
+
+AWAIT_ROOM, DIAL, CLOSE, ABORT = AwaitRoom(), Dial(), Close(), Abort()
+SHUT = (Shut(REQUEST), Shut(REPLY))
+
+
+UNRECORDED = Decision(verdict=Verdict.DENIED, reason="audit-unavailable", generation=0)
+
+
+class Sink(Protocol):
+    """Where records go: room is reserved before a call is let through, so that no record is ever lost."""
+
+    def reserve(self) -> bool:
+        """Take room for the record of one call; False when there is none."""
+        ...
+
+    def write(self, record: AuditRecord, *, reserved: bool) -> None:
+        """Take a finished record. Unreserved ones, of refusals, have a reserve of their own."""
+        ...
+
+    @property
+    def accepts_refusals(self) -> bool:
+        """Whether the reserve for refusals has room; while it has none, calls wait instead of being refused."""
+        ...
+
+
+class Scene(msgspec.Struct, frozen=True):
+    """What is known of a connection before its first byte, and the services that its flow uses.
+
+    ``pair`` gives the policy of now for this subject, peer and port: it is asked again for every call, so that a change of
+    policy reaches open connections at their next call.
+    """
+
+    connection: str
+    node: str
+    source: str
+    destination: str
+    subject: Party
+    peer: Party
+    pair: Callable[[], Pair]
+    sink: Sink
+    metrics: Metrics
+    record_headers: frozenset[str] = frozenset()
+    detect_within: float | None = None  # seconds for the first byte, where a silent client means another protocol
+
+
+class OpenCall:
+    """A call that was read and whose record is not written yet."""
+
+    __slots__ = ("answered", "began", "bytes", "call", "decision", "permit", "reason", "reserved", "status", "time")
+
+    def __init__(self, call: ApiCall, decision: Decision, began: float, reserved: bool) -> None:
+        self.call = call
+        self.decision = decision
+        self.began = began  # monotonic seconds
+        self.time = now()
+        self.permit = Permit(decision) if decision.allowed else None
+        self.bytes = [0, 0]
+        self.status: int | str | None = None
+        self.answered = False  # by a reply, ours or the server's
+        self.reason: str | None = None
+        self.reserved = reserved
+
+
+class Side:
+    """What a flow keeps for one direction."""
+
+    __slots__ = ("call", "credit", "dropping", "ended", "held", "queue", "shut", "unsettled")
+
+    def __init__(self) -> None:
+        self.unsettled = b""
+        self.credit = 0  # bytes that a Pass or Drop still covers
+        self.call: int | None = None  # the call to which that credit belongs
+        self.dropping = False
+        self.queue: deque[Verb] = deque()
+        self.held = False
+        self.ended = False
+        self.shut = False
+
+
+class Flow:
+    """Feed ``data``, ``eof``, ``carried``, ``dialled``, ``outage``, ``lost`` and ``tick``; take ``commands``.
+
+    ``now`` is always monotonic time in seconds. After ``over`` no event changes anything.
+    """
+
+    def __init__(self, scene: Scene, parser: Parser) -> None:
+        self._scene = scene
+        self._parser = parser
+        self._sides = (Side(), Side())
+        self._calls: dict[int, OpenCall] = {}
+        self._tunnel: int | None = None  # the call that turned the connection opaque
+        self._ending: Close | Abort = CLOSE
+        self._waiting: Judge | None = None  # for room in the audit queue
+        self._waiting_since = 0.0
+        self._head_since: float | None = None
+        self._head_patience = scene.detect_within or HEAD_TIMEOUT
+        self._dialled = False
+        self._refusals = 0
+        self._now = 0.0
+        self._out: list[Command] = []
+        self.over = False
+        self.draining = False
+
+    # What the transport asks.
+
+    def wants(self, direction: Direction) -> bool:
+        """Whether more bytes of ``direction`` could be settled: if not, leave them in the socket (back-pressure)."""
+        side = self._sides[direction]
+        if side.ended or (self._waiting and direction is REQUEST):
+            return False
+        return not (side.held and side.unsettled)
+
+    @property
+    def idle(self) -> bool:
+        """No call is open and nothing is half read."""
+        return not self._calls and not self._sides[0].unsettled and not self._sides[1].unsettled
+
+    @property
+    def waits_for_audit(self) -> bool:
+        return self._waiting is not None
+
+    @property
+    def protocol(self) -> str:
+        return self._parser.protocol
+
+    @property
+    def open_calls(self) -> int:
+        return len(self._calls)
+
+    # Events.
+
+    def begin(self, now: float) -> list[Command]:
+        """The connection was accepted. A protocol in which the server may speak first judges, and dials, at once."""
+        self._now = now
+        if self._scene.detect_within is not None:
+            self._head_since = now
+        self._perform(REQUEST, self._parser.on_data(REQUEST, b"", False))
+        return self._taken()
+
+    def data(self, direction: Direction, data: bytes, now: float) -> list[Command]:
+        side = self._sides[direction]
+        if self.over:
+            return []
+        self._now = now
+        side.unsettled = side.unsettled + data if side.unsettled else data
+        self._advance(direction)
+        return self._taken()
+
+    def eof(self, direction: Direction, now: float) -> list[Command]:
+        """No more bytes will come in ``direction``."""
+        self._now = now
+        if not self.over:
+            self._sides[direction].ended = True
+            self._advance(direction)
+        return self._taken()
+
+    def carried(self, direction: Direction, n: int, now: float) -> list[Command]:
+        """``n`` bytes of a ``Carry`` have been delivered."""
+        self._now = now
+        if not self.over:
+            side = self._sides[direction]
+            side.credit -= n
+            self._account(direction, side.call, n)
+            self._advance(direction)
+        return self._taken()
+
+    def room(self, now: float) -> list[Command]:
+        """The audit queue has room again, and a place in it is ours."""
+        self._now = now
+        assert self._waiting is not None
+        judge, self._waiting = self._waiting, None
+        self._rule(judge, self._scene.pair().decide(judge.call), reserved=True)
+        self._advance(REQUEST)
+        return self._taken()
+
+    def outage(self, outage: Outage, now: float) -> list[Command]:
+        """The server cannot be reached, or has gone, or is too slow."""
+        self._now = now
+        if not self.over:
+            self._out_of_order(outage)
+        return self._taken()
+
+    def lost(self, direction: Direction, now: float) -> list[Command]:
+        """The sender of ``direction`` has reset its connection."""
+        self._now = now
+        if self.over:
+            return self._taken()
+        self._ending = ABORT
+        if direction is REPLY and self._calls and self._tunnel is None:
+            self._out_of_order(Outage.RESET)
+        if not self.over:
+            self._end("reset")
+            self._out.append(ABORT)
+        return self._taken()
+
+    def tick(self, now: float) -> list[Command]:
+        """Time has passed: enforce the timeouts that belong to calls."""
+        self._now = now
+        if self.over:
+            return []
+        if self._waiting and now - self._waiting_since > AUDIT_PATIENCE and self._scene.sink.accepts_refusals:
+            self._limit("AUDIT_PATIENCE")
+            self._refuse_unrecorded()
+        elif self._head_since is not None and now - self._head_since > HEAD_TIMEOUT:
+            self._limit("HEAD_TIMEOUT")
+            self._perform(REQUEST, self._parser.on_outage(Outage.SLOW_CLIENT))
+        return self._taken()
+
+    def drain(self, now: float) -> list[Command]:
+        """The agent is stopping: finish what is open, take nothing new."""
+        self._now = now
+        self.draining = True
+        if not self.over and self.idle:
+            self._end("drained")
+            self._out.append(CLOSE)
+        return self._taken()
+
+    def stop(self, now: float) -> list[Command]:
+        """The agent stops now: end what is open, with its records."""
+        self._now = now
+        if not self.over:
+            self._end("agent-stopped")
+            self._out.append(ABORT)
+        return self._taken()
+
+    # How verbs are carried out.
+
+    def _taken(self) -> list[Command]:
+        out, self._out = self._out, []
+        return out
+
+    def _advance(self, direction: Direction) -> None:
+        """Settle as many bytes as possible: credit first, then waiting verbs, then ask the parser."""
+        side = self._sides[direction]
+        while not self.over and not (self._waiting and direction is REQUEST):
+            if side.credit and not self._spend(direction, side):
+                break
+            if side.queue:
+                verbs = list(side.queue)
+                side.queue.clear()
+                self._perform(direction, verbs)
+                continue
+            if side.credit:
+                continue
+            if (not side.unsettled and not side.ended) or self._tunnel is not None:
+                break
+            before = len(side.unsettled)
+            side.held = False
+            self._ask(direction, side)
+            if not side.credit and not side.queue and len(side.unsettled) == before:
+                break  # nothing was settled: wait for more bytes, or for the other direction
+        if not self.over:
+            self._after(direction)
+
+    def _spend(self, direction: Direction, side: Side) -> bool:
+        """Settle bytes that are covered by credit; False when the buffer ran dry first."""
+        data = side.unsettled
+        if data:
+            n = len(data)
+            if n > side.credit:
+                n = side.credit
+                data, side.unsettled = data[:n], data[n:]
+            else:
+                side.unsettled = b""
+            side.credit -= n
+            self._account(direction, side.call, n)
+            if not side.dropping:
+                self._out.append(Forward(self._permit(side.call), direction, data))
+        if not side.credit:
+            return True
+        if side.ended:
+            side.credit = 0  # the parser is told of the end and knows what is missing
+            side.queue.clear()
+            return True
+        if side.credit >= CARRY_MIN and not side.dropping:
+            self._out.append(Carry(self._permit(side.call), direction, side.credit))
+        return False
+
+    def _ask(self, direction: Direction, side: Side) -> None:
+        try:
+            verbs = self._parser.on_data(direction, side.unsettled, side.ended)
+        except Exception:
+            self._fail(Fail("parser-error"))
+            return
+        self._perform(direction, verbs)
+
+    def _perform(self, direction: Direction, verbs: Iterable[Verb]) -> None:
+        side = self._sides[direction]
+        waiting = iter(verbs)
+        for verb in waiting:
+            if isinstance(verb, (Pass, Drop)):
+                side.credit, side.call, side.dropping = verb.n, verb.call, isinstance(verb, Drop)
+                if side.credit and not self._spend(direction, side):
+                    side.queue.extend(waiting)
+                    return
+            elif isinstance(verb, Judge):
+                self._judge(verb)
+            elif isinstance(verb, Reply):
+                opened = self._calls.get(verb.number)
+                if opened:
+                    opened.status, opened.answered = verb.status, True
+            elif isinstance(verb, Done):
+                if verb.number in self._calls:
+                    self._finish(verb.number)
+            elif isinstance(verb, Inject):
+                self._inject(verb)
+            elif isinstance(verb, Hold):
+                side.held = True
+            elif isinstance(verb, Fail):
+                self._fail(verb)
+            elif isinstance(verb, Opaque):
+                self._open_tunnel(verb.call)
+            else:
+                assert isinstance(verb, More)
+            if self.over:
+                return
+
+    def _open_tunnel(self, number: int) -> None:
+        self._tunnel = number
+        for side in self._sides:
+            side.credit, side.call, side.dropping = TUNNEL, number, False
+        self._advance(REQUEST)
+
+    def _permit(self, number: int | None) -> Permit:
+        opened = self._calls.get(number) if number is not None else None
+        permit = opened.permit if opened else None
+        if permit is None:
+            raise PermissionError(f"a parser passed bytes of call {number}, which nobody allowed")
+        return permit
+
+    def _account(self, direction: Direction, number: int | None, n: int) -> None:
+        opened = self._calls.get(number) if number is not None else None
+        if opened:
+            opened.bytes[direction] += n
+
+    def _judge(self, judge: Judge) -> None:
+        sink = self._scene.sink
+        if not sink.reserve():
+            self._limit("AUDIT_QUEUE")
+            self._waiting, self._waiting_since = judge, self._now
+            return
+        self._rule(judge, self._scene.pair().decide(judge.call), reserved=True)
+
+    def _rule(self, judge: Judge, decision: Decision, reserved: bool) -> None:
+        opened = self._calls[judge.number] = OpenCall(judge.call, decision, self._now, reserved)
+        if opened.permit and not self._dialled:
+            self._dialled = True
+            self._out.append(DIAL)
+        self._perform(REQUEST, self._parser.on_ruling(judge.number, decision))
+
+    def _limit(self, name: str) -> None:
+        self._scene.metrics.limits.add((name,))
+
+    def _inject(self, inject: Inject) -> None:
+        self._account(inject.direction, inject.call, len(inject.data))
+        if inject.direction is REPLY:
+            self._out.append(Answer(inject.data))
+        else:
+            self._out.append(Forward(self._permit(inject.call), REQUEST, inject.data))
+
+    def _after(self, direction: Direction) -> None:
+        """What a settled piece means for the rest: a held request may go on, an end is handed on."""
+        request, reply = self._sides
+        if direction is REPLY and request.held:
+            request.held = False
+            self._advance(REQUEST)
+            if self.over:
+                return
+        self._head_since = None if not request.unsettled or request.held else (self._head_since or self._now)
+        if reply.ended and not reply.shut and not reply.credit and not reply.queue:
+            reply.shut = True
+            if self._calls and self._tunnel is None:
+                self._out_of_order(Outage.RESET)
+            if self.over:
+                return
+            if self._tunnel is None or request.shut:
+                self._end("unanswered")
+                self._out.append(CLOSE)
+                return
+            self._out.append(SHUT[REPLY])
+        if request.ended and not request.shut and not request.credit and not request.queue and not request.held:
+            request.shut = True
+            if not self._dialled or reply.shut:
+                self._end("unanswered")
+                self._out.append(CLOSE)
+                return
+            self._out.append(SHUT[REQUEST])
+        if self.draining and self.idle:
+            self._end("drained")
+            self._out.append(CLOSE)
+
+    # How a call, and the connection, end.
+
+    def _out_of_order(self, outage: Outage) -> None:
+        try:
+            verbs = self._parser.on_outage(outage)
+        except Exception:
+            verbs = (Fail("parser-error"),)
+        self._sides[REPLY].credit = 0
+        self._sides[REPLY].queue.clear()
+        for opened in self._calls.values():
+            opened.reason = opened.reason or outage.value
+        self._perform(REPLY, verbs)
+
+    def _refuse_unrecorded(self) -> None:
+        """No room for the record of a call: deny it, with a record in the reserve that is kept for refusals."""
+        judge, self._waiting = self._waiting, None
+        assert judge is not None
+        self._rule(judge, UNRECORDED, reserved=False)
+        self._advance(REQUEST)
+
+    def _fail(self, fail: Fail) -> None:
+        """The connection cannot go on. The call at fault, or what could be read of it, gets its record here."""
+        if fail.limit:
+            self._limit(fail.limit)
+        if fail.last_words:
+            self._out.append(Answer(fail.last_words))
+        opened = self._calls.get(fail.call) if fail.call is not None else None
+        if opened:
+            if opened.decision.allowed:
+                opened.reason = fail.reason
+            opened.status = opened.status if opened.answered else fail.status
+            opened.bytes[REPLY] += len(fail.last_words)
+            self._finish(fail.call or 0, fail.limit)
+        elif fail.call is None:
+            self._refused(fail)
+        self._end("unanswered")
+        self._out.append(CLOSE if fail.last_words else self._ending)
+
+    def _refused(self, fail: Fail) -> None:
+        """Something that never became a call."""
+        call = fail.partial or ApiCall(protocol=self._parser.protocol)
+        decision = Decision(verdict=Verdict.DENIED, reason=fail.reason, generation=0)
+        opened = OpenCall(call, decision, self._now, reserved=False)
+        opened.status = fail.status
+        opened.bytes = [len(self._sides[REQUEST].unsettled), len(fail.last_words)]
+        self._write(f"r{self._refusals}", opened, fail.limit)
+        self._refusals += 1
+
+    def _end(self, status: str) -> None:
+        """The connection is over: every call that is still open ends with it."""
+        self.over = True
+        if self._waiting:
+            judge, self._waiting = self._waiting, None
+            self._calls[judge.number] = OpenCall(judge.call, UNRECORDED, self._now, reserved=False)
+        for number in list(self._calls):
+            opened = self._calls[number]
+            if not opened.answered:
+                opened.status = status
+            elif opened.status is not None and status == "reset":
+                opened.reason = opened.reason or status
+            self._finish(number)
+
+    def _finish(self, number: int, limit: str | None = None) -> None:
+        self._write(number, self._calls.pop(number), limit)
+
+    def _write(self, number: int | str, opened: OpenCall, limit: str | None = None) -> None:
+        """Build the record of a call: the only place where one is made."""
+        scene, call, decision = self._scene, opened.call, opened.decision
+        seconds = self._now - opened.began
+        path = call.path
+        if path is not None and decision.redact_query:
+            path = redact_query(path)
+        record = AuditRecord(
+            time=opened.time,
+            id=call_id(scene.connection, number),
+            node=scene.node,
+            subject=scene.subject,
+            peer=scene.peer,
+            direction=decision.direction,
+            source=scene.source,
+            destination=scene.destination,
+            protocol=call.protocol,
+            method=call.method,
+            path=path,
+            host=call.host,
+            headers=listed_headers(call.headers, scene.record_headers) if scene.record_headers else None,
+            resources=call.resources,
+            verdict=decision.verdict,
+            policy=decision.policy,
+            rule=decision.rule,
+            reason=opened.reason or decision.reason,
+            limit=limit,
+            per_resource=decision.per_resource,
+            status=opened.status,
+            bytes_request=opened.bytes[0],
+            bytes_reply=opened.bytes[1],
+            duration_ms=round(seconds * 1000, 3),
+            via="relay",
+            generation=decision.generation or None,
+        )
+        scene.sink.write(record, reserved=opened.reserved)
+        parties = scene.subject.workload or "host", scene.peer.workload or "world"
+        scene.metrics.calls.add((call.protocol, decision.verdict.value, "relay", *parties), seconds)
+
+
+__all__ = ["Abort", "Answer", "Carry", "Close", "Command", "Dial", "Flow", "Forward", "Permit", "Scene", "Shut"]

@@ -1,0 +1,31 @@
+"""Which addresses are this host's own."""
+
+from ipaddress import IPv6Address, ip_network
+from pathlib import Path
+
+from policies.model import Network
+
+LOOPBACK: tuple[Network, ...] = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+
+_FIB_TRIE = Path("/proc/net/fib_trie")
+_IF_INET6 = Path("/proc/net/if_inet6")
+
+
+def has_ipv6() -> bool:
+    return _IF_INET6.exists() and bool(_IF_INET6.read_text().strip())
+
+
+def local_networks() -> tuple[Network, ...]:
+    """Loopback and every address of an interface in our network namespace, in a stable order."""
+    found = set(LOOPBACK)
+    address = ""
+    for line in _FIB_TRIE.read_text().splitlines():
+        # The trie names an address ("|-- 10.0.0.1") and then, indented, what it is ("/32 host LOCAL").
+        if "|-- " in line:
+            address = line.rpartition("|-- ")[2]
+        elif "/32 host LOCAL" in line:
+            found.add(ip_network(address))
+    if _IF_INET6.exists():
+        for line in _IF_INET6.read_text().splitlines():
+            found.add(ip_network(IPv6Address(bytes.fromhex(line.split()[0]))))
+    return tuple(sorted(found, key=lambda network: (network.version, network)))

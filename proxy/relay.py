@@ -1,0 +1,488 @@
+"""Carries out a flow's commands on two sockets: the only module that moves the bytes of connections.
+
+Sockets are raw and non-blocking, watched by the event loop, for three reasons: the moment when ``send`` returned is known
+(the kernel path's ledger needs it), a half-close is an event of its own, and long bodies can be spliced from socket to
+socket without a copy. See docs/adr/0004.
+
+Back-pressure: a direction is read only while the flow can use its bytes and less than ``HIGH_WATER`` waits to be sent on.
+"""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Callable
+from time import monotonic  # loop.time() is cached per turn and counts in milliseconds
+
+from parsers.contract import Direction, Outage
+from proxy.audit.writer import AuditWriter
+from proxy.flow import Abort, Answer, AwaitRoom, Carry, Close, Command, Dial, Flow, Forward, Shut
+
+REQUEST, REPLY = Direction.REQUEST, Direction.REPLY
+
+# One read. Larger reads cost more in allocation than they save in system calls; long bodies are spliced anyway.
+READ_SIZE = 64 * 1024
+# Bytes that may wait for a receiver before its sender is no longer read, and the level at which it is read again.
+HIGH_WATER = 256 * 1024
+LOW_WATER = 64 * 1024
+# The size of a splice pipe. The kernel's limit for unprivileged users is 1 MiB, and no gain was measured beyond it.
+PIPE_SIZE = 1024 * 1024
+# Splice rounds before other connections get their turn.
+CARRY_ROUNDS = 4
+# After the last words the client may still be sending; closing with unread bytes would reset the connection and destroy
+# what we said (RFC 9112 section 9.6). So it is read and discarded, up to this many bytes and seconds.
+LINGER_BYTES = 1024 * 1024
+LINGER_SECONDS = 2.0
+# The server must accept within this time (seconds): long enough for two lost SYNs (1 s + 2 s) and a slow network.
+DIAL_TIMEOUT = 10.0
+
+_RESET = struct.pack("ii", 1, 0)
+
+
+class Pipes:
+    """Spare pipes for splicing: making one costs three system calls, and at most this many are kept."""
+
+    KEEP = 16
+
+    def __init__(self) -> None:
+        self._spare: list[tuple[int, int]] = []
+
+    def take(self) -> tuple[int, int]:
+        if self._spare:
+            return self._spare.pop()
+        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        with contextlib.suppress(OSError):  # a smaller pipe is slower, not wrong
+            fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+        return reader, writer
+
+    def give(self, pipe: tuple[int, int], empty: bool) -> None:
+        if empty and len(self._spare) < self.KEEP:
+            self._spare.append(pipe)
+        else:
+            os.close(pipe[0])
+            os.close(pipe[1])
+
+
+class Lane:
+    """One direction of a connection: from a source socket, through what waits, into a sink socket."""
+
+    __slots__ = ("broken", "carry", "in_pipe", "out", "pipe", "reading", "shut", "shut_sent", "size", "writing")
+
+    def __init__(self) -> None:
+        self.out: list[bytes | memoryview] = []  # waits for the sink
+        self.size = 0
+        self.carry = 0  # bytes that may still be spliced
+        self.pipe: tuple[int, int] | None = None
+        self.in_pipe = 0
+        self.reading = False
+        self.writing = False
+        self.shut = False
+        self.shut_sent = False
+        self.broken = False  # the sink takes no more: what is meant for it is discarded
+
+
+class Relay:
+    """One redirected connection: ``down`` is the client's socket, the server's is dialled when the first call is allowed."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        down: socket.socket,
+        dial: Callable[[], socket.socket],
+        flow: Flow,
+        audit: AuditWriter,
+        pipes: Pipes,
+        moved: list[int],
+        on_close: Callable[["Relay"], None],
+    ) -> None:
+        """``dial`` returns a non-blocking socket whose connect has been started; ``moved`` counts bytes per direction."""
+        self._loop = loop
+        self._down = down
+        self._up: socket.socket | None = None
+        self._dial = dial
+        self.flow = flow
+        self._audit = audit
+        self._ticket: object | None = None  # our place in the line for room in the audit queue
+        self._pipes = pipes
+        self._moved = moved
+        self._on_close = on_close
+        self._lanes = (Lane(), Lane())
+        self._connected = False
+        self._dialled_at = 0.0
+        self._closing = False
+        self._linger_until = 0.0
+        self._lingered = 0
+        self._closed = False
+        self.active_at = monotonic()
+
+    def start(self) -> None:
+        self._perform(self.flow.begin(self.active_at))
+
+    # The clock, driven by the listener's sweep.
+
+    def tick(self, now: float, idle_timeout: float) -> None:
+        if self._linger_until:
+            if now > self._linger_until:
+                self._close()
+            return
+        if self._up is not None and not self._connected and now - self._dialled_at > DIAL_TIMEOUT:
+            self._drop_upstream()
+            self._perform(self.flow.outage(Outage.TIMEOUT, now))
+        elif now - self.active_at > idle_timeout:
+            if self.flow.open_calls and not self._lanes[REPLY].size:
+                self._perform(self.flow.outage(Outage.TIMEOUT, now))
+            else:
+                self._perform(self.flow.stop(now))
+        else:
+            self._perform(self.flow.tick(now))
+
+    def _room(self) -> None:
+        self._ticket = None
+        self._perform(self.flow.room(monotonic()))
+
+    def drain(self) -> None:
+        self._perform(self.flow.drain(monotonic()))
+
+    def stop(self) -> None:
+        if not self._closed:
+            self._perform(self.flow.stop(monotonic()))
+            self._close()
+
+    # Commands.
+
+    def _perform(self, commands: list[Command]) -> None:
+        for command in commands:
+            if isinstance(command, Forward):
+                self._send(command.direction, command.data)
+            elif isinstance(command, Answer):
+                self._send(REPLY, command.data)
+            elif isinstance(command, Carry):
+                self._lanes[command.direction].carry = command.n
+            elif isinstance(command, Dial):
+                self._start_dial()
+            elif isinstance(command, Shut):
+                self._lanes[command.direction].shut = True
+                self._flush(command.direction)
+            elif isinstance(command, Close):
+                self._closing = True
+            elif isinstance(command, AwaitRoom):
+                self._ticket = self._audit.on_room(self._room)
+            else:
+                assert isinstance(command, Abort)
+                self._abort()
+            if self._closed:
+                return
+        if self._ticket is not None and not self.flow.waits_for_audit:
+            self._audit.forget(self._ticket)
+            self._ticket = None
+        if self._closing:
+            self._finish()
+        elif not self._closed:
+            self._watch(REQUEST)
+            self._watch(REPLY)
+
+    def _sink(self, direction: Direction) -> socket.socket | None:
+        if direction is REPLY:
+            return self._down
+        return self._up if self._connected else None
+
+    def _source(self, direction: Direction) -> socket.socket | None:
+        if direction is REQUEST:
+            return self._down
+        return self._up if self._connected else None
+
+    def _send(self, direction: Direction, data: bytes) -> None:
+        lane = self._lanes[direction]
+        if lane.broken:
+            return
+        sink = self._down if direction is REPLY else self._up
+        if lane.out or sink is None or not (self._connected or direction is REPLY):
+            lane.out.append(data)
+            lane.size += len(data)
+            return
+        try:
+            sent = sink.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._lost_sink(direction)
+            return
+        self._moved[direction] += sent
+        if sent < len(data):
+            lane.out.append(memoryview(data)[sent:])
+            lane.size = len(data) - sent
+            self._want_write(direction, True)
+
+    def _flush(self, direction: Direction) -> None:
+        """Send what waits; then hand on a half-close that was asked for."""
+        lane, sink = self._lanes[direction], self._sink(direction)
+        if sink is None:
+            return
+        while lane.out:
+            data = lane.out[0]
+            try:
+                sent = sink.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self._lost_sink(direction)
+                return
+            self._moved[direction] += sent
+            lane.size -= sent
+            if sent < len(data):
+                lane.out[0] = memoryview(data)[sent:]
+                self._want_write(direction, True)
+                return
+            del lane.out[0]
+        self._want_write(direction, lane.in_pipe > 0)
+        if lane.shut and not lane.shut_sent and not lane.in_pipe:
+            lane.shut_sent = True
+            try:
+                sink.shutdown(socket.SHUT_WR)
+            except OSError:
+                self._lost_sink(direction)
+
+    # Readiness.
+
+    def _watch(self, direction: Direction) -> None:
+        """Read a direction only while its bytes can be used."""
+        source = self._source(direction)
+        if source is None:
+            return
+        lane = self._lanes[direction]
+        limit = HIGH_WATER if lane.reading else LOW_WATER
+        wanted = lane.size < limit and self.flow.wants(direction) and not (lane.carry and (lane.in_pipe or lane.size))
+        if wanted != lane.reading:
+            lane.reading = wanted
+            if wanted:
+                self._loop.add_reader(source, self._readable, direction)
+            else:
+                self._loop.remove_reader(source)
+
+    def _want_write(self, direction: Direction, wanted: bool) -> None:
+        lane, sink = self._lanes[direction], self._sink(direction)
+        if wanted != lane.writing and sink is not None:
+            lane.writing = wanted
+            if wanted:
+                self._loop.add_writer(sink, self._writable, direction)
+            else:
+                self._loop.remove_writer(sink)
+
+    def _readable(self, direction: Direction) -> None:
+        lane = self._lanes[direction]
+        if lane.carry:
+            self._carry(direction, lane)
+            return
+        source = self._down if direction is REQUEST else self._up
+        assert source is not None
+        self.active_at = now = monotonic()
+        try:
+            data = source.recv(READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._lost(direction)
+            return
+        self._perform(self.flow.data(direction, data, now) if data else self.flow.eof(direction, now))
+
+    def _writable(self, direction: Direction) -> None:
+        lane = self._lanes[direction]
+        self.active_at = monotonic()
+        self._flush(direction)
+        if self._closed:
+            return
+        if lane.in_pipe and not lane.out:
+            self._carry(direction, lane)
+            return
+        self._perform([])
+
+    # Long bodies.
+
+    def _carry(self, direction: Direction, lane: Lane) -> None:
+        """Splice from source to sink, at most as many bytes as the flow has allowed."""
+        source, sink = self._source(direction), self._sink(direction)
+        assert source is not None
+        if sink is None or lane.out:
+            self._perform([])  # earlier bytes first: reading stops until they are gone
+            return
+        if lane.pipe is None:
+            try:
+                lane.pipe = self._pipes.take()
+            except OSError:  # no descriptors left: copy instead
+                self._copy(direction, lane, source)
+                return
+        reader, writer = lane.pipe
+        delivered, ended = 0, False
+        for _ in range(CARRY_ROUNDS):
+            room = lane.carry - lane.in_pipe
+            taken = 0
+            if room and not lane.in_pipe:
+                try:
+                    taken = os.splice(source.fileno(), writer, min(room, PIPE_SIZE), flags=_SPLICE)
+                    ended = taken == 0
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    self._lost(direction)
+                    return
+                lane.in_pipe += taken
+            if not lane.in_pipe:
+                break
+            try:
+                given = os.splice(reader, sink.fileno(), lane.in_pipe, flags=_SPLICE)
+            except BlockingIOError:
+                break
+            except OSError:
+                self._lost_sink(direction)
+                return
+            lane.in_pipe -= given
+            lane.carry -= given
+            delivered += given
+            if lane.in_pipe or not lane.carry:
+                break
+        self._moved[direction] += delivered
+        self.active_at = now = monotonic()
+        self._want_write(direction, lane.in_pipe > 0)
+        if not lane.carry and lane.pipe:
+            self._pipes.give(lane.pipe, True)
+            lane.pipe = None
+        commands = self.flow.carried(direction, delivered, now) if delivered else []
+        if ended and not self.flow.over:
+            lane.carry = 0
+            commands = commands + self.flow.eof(direction, now)
+        self._perform(commands)
+
+    def _copy(self, direction: Direction, lane: Lane, source: socket.socket) -> None:
+        lane.carry = 0  # the flow offers it again with the next piece
+        self._readable(direction)
+
+    # The server.
+
+    def _start_dial(self) -> None:
+        self._dialled_at = monotonic()
+        try:
+            self._up = self._dial()
+        except OSError as error:
+            self._dial_failed(error.errno or errno.ECONNREFUSED)
+            return
+        self._loop.add_writer(self._up, self._dial_ready)
+
+    def _dial_ready(self) -> None:
+        assert self._up is not None
+        self._loop.remove_writer(self._up)
+        error = self._up.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            self._drop_upstream()
+            self._dial_failed(error)
+            return
+        self._connected = True
+        self.active_at = monotonic()
+        self._flush(REQUEST)
+        if not self._closed:
+            self._perform([])
+
+    def _dial_failed(self, error: int) -> None:
+        outage = Outage.TIMEOUT if error == errno.ETIMEDOUT else Outage.UNREACHABLE
+        # Not from within the command that dialled: the flow is not ready for events while its commands are carried out.
+        self._loop.call_soon(self._outage, outage)
+
+    def _outage(self, outage: Outage) -> None:
+        if not self._closed:
+            self._perform(self.flow.outage(outage, monotonic()))
+
+    def _drop_upstream(self) -> None:
+        if self._up is not None:
+            self._loop.remove_reader(self._up)
+            self._loop.remove_writer(self._up)
+            self._up.close()
+            self._up, self._connected = None, False
+            self._lanes[REPLY].reading = self._lanes[REQUEST].writing = False
+
+    # Ends.
+
+    def _lost_sink(self, direction: Direction) -> None:
+        """Sending failed. A server that no longer reads may have answered before: its reply is still to be read."""
+        if direction is REPLY:
+            self._lost(REQUEST)
+            return
+        lane = self._lanes[REQUEST]
+        lane.broken = True
+        lane.out.clear()
+        lane.size = 0
+        self._want_write(REQUEST, False)
+
+    def _lost(self, direction: Direction) -> None:
+        if direction is REPLY:
+            self._drop_upstream()
+        self._loop.call_soon(self._tell_lost, direction)
+
+    def _tell_lost(self, direction: Direction) -> None:
+        if not self._closed and not self._closing:
+            self._perform(self.flow.lost(direction, monotonic()))
+        elif not self._closed and direction is REQUEST:
+            self._close()
+
+    def _finish(self) -> None:
+        """Close, once the client has all that it is owed; then linger until it has read it."""
+        self._lanes[REQUEST].out.clear()
+        self._drop_upstream()
+        lane = self._lanes[REPLY]
+        if lane.out:
+            self._stop_reading()
+            return  # _writable comes back here
+        if self._linger_until:
+            return
+        self._stop_reading()
+        try:
+            self._down.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._close()
+            return
+        self._linger_until = monotonic() + LINGER_SECONDS
+        self._loop.add_reader(self._down, self._linger)
+        self._linger()
+
+    def _stop_reading(self) -> None:
+        if self._lanes[REQUEST].reading:
+            self._lanes[REQUEST].reading = False
+            self._loop.remove_reader(self._down)
+
+    def _linger(self) -> None:
+        try:
+            data = self._down.recv(READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        self._lingered += len(data)
+        if not data or self._lingered > LINGER_BYTES:
+            self._close()
+
+    def _abort(self) -> None:
+        for sock in (self._down, self._up):
+            if sock is not None:
+                with contextlib.suppress(OSError):
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._close()
+
+    def _close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._ticket is not None:
+            self._audit.forget(self._ticket)
+        self._drop_upstream()
+        self._loop.remove_reader(self._down)
+        self._loop.remove_writer(self._down)
+        self._down.close()
+        for lane in self._lanes:
+            if lane.pipe:
+                self._pipes.give(lane.pipe, lane.in_pipe == 0)
+                lane.pipe = None
+        self._on_close(self)
+
+
+_SPLICE = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE

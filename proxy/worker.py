@@ -1,0 +1,342 @@
+"""Accepts redirected connections and runs them: everything of the agent that touches traffic, in one process.
+
+An agent with one worker runs it in its own process; with more, each is a process of its own (proxy/pool.py) that inherits
+its listening sockets and the kernel's maps.
+"""
+
+import asyncio
+import contextlib
+import errno
+import socket
+import struct
+from collections import deque
+from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
+from time import monotonic
+
+import msgspec
+
+from parsers.contract import Parser
+from parsers.http1 import Http1Parser
+from parsers.opaque import DetectingParser, TunnelParser
+from policies.decide import Action, Pair, PolicySet
+from policies.model import Endpoint
+from proxy.audit.record import AuditRecord, Party
+from proxy.audit.writer import AuditWriter
+from proxy.datapath import Origin, Origins, is_class, mapped
+from proxy.flow import Flow, Scene
+from proxy.metrics import Metrics, Snapshot
+from proxy.relay import Pipes, Relay
+
+# Connections accepted in one turn of the event loop, so that a burst does not starve those that are open.
+ACCEPT_BATCH = 64
+# How often timeouts are looked at (seconds). They are all of seconds; nothing depends on this being exact.
+SWEEP_INTERVAL = 1.0
+# With opaque: allow, a client that is silent for this long (seconds) speaks a protocol in which the server begins.
+DETECT_TIMEOUT = 1.0
+# After running out of descriptors, wait this long (seconds) before accepting again: the backlog keeps what waits.
+ACCEPT_PAUSE = 0.1
+
+_RESET = struct.pack("ii", 1, 0)
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What every worker needs to know; the same for the agent's whole life."""
+
+    node: str
+    audit: str
+    port: int
+    netns: int
+    idle_timeout: float
+    record_headers: tuple[str, ...] = ()
+
+
+class Records:
+    """The audit writer as flows see it. A refusal that finds no room is kept here, and accepting pauses until it is in."""
+
+    def __init__(self, writer: AuditWriter) -> None:
+        self._writer = writer
+        self._backlog: deque[AuditRecord] = deque()
+
+    def reserve(self) -> bool:
+        return self._writer.reserve()
+
+    def write(self, record: AuditRecord, *, reserved: bool) -> None:
+        if (self._backlog and not reserved) or not self._writer.write(record, reserved=reserved):
+            self._backlog.append(record)
+
+    @property
+    def accepts_refusals(self) -> bool:
+        return not self._backlog
+
+    def retry(self) -> None:
+        while self._backlog and self._writer.write(self._backlog[0], reserved=False):
+            self._backlog.popleft()
+
+
+class Ends:
+    """The two ends of a connection under the policy of now: its pair, looked up again when the policy has changed."""
+
+    __slots__ = ("_origin", "_pair", "_peer", "_policies", "_worker")
+
+    def __init__(self, worker: "Worker", origin: Origin, peer: int) -> None:
+        self._worker, self._origin, self._peer = worker, origin, peer
+        self._policies: PolicySet | None = None
+
+    def subject(self) -> Endpoint:
+        return self._worker.endpoint(self._origin.subject, None)
+
+    def peer(self) -> Endpoint:
+        return self._worker.endpoint(self._peer, self._origin.address)
+
+    def __call__(self) -> Pair:
+        policies = self._worker.policies
+        if policies is not self._policies:
+            self._policies = policies
+            self._pair = policies.pair(self.subject(), self.peer(), self._origin.port)
+        return self._pair
+
+
+class Worker:
+    """Give it policy with ``apply`` before ``start``."""
+
+    policies: PolicySet
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, settings: Settings, listeners: Sequence[socket.socket], origins: Origins
+    ) -> None:
+        self._loop = loop
+        self._settings = settings
+        self._listeners = listeners
+        self._origins = origins
+        self._audit = AuditWriter(settings.audit)
+        self._records = Records(self._audit)
+        self._record_headers = frozenset(name.lower() for name in settings.record_headers)
+        self._metrics = Metrics()
+        self._names: Mapping[int, str] = {}
+        self._parties: dict[int, Party] = {}
+        self._relays: dict[Relay, Scene] = {}
+        self._pipes = Pipes()
+        self._moved = [0, 0]
+        self._moved_before = [0, 0]
+        self._accepted = 0
+        self._accepting = False
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._drained: asyncio.Future[None] | None = None
+
+    # Life.
+
+    def apply(self, policies: PolicySet, names: Mapping[int, str]) -> None:
+        """A new generation: the next call of every connection is judged by it. ``names`` of workloads by identity."""
+        self.policies, self._names = policies, names
+        self._parties.clear()
+        self._metrics.policy_generation = policies.generation
+
+    def start(self) -> None:
+        for listener in self._listeners:
+            listener.setblocking(False)
+        self._resume()
+        self._sweep()
+
+    async def drain(self, seconds: float) -> None:
+        """Take no new connection, let open calls finish for at most ``seconds``, then end what is left."""
+        self._pause()
+        for listener in self._listeners:
+            listener.close()
+        self._drained = self._loop.create_future()
+        for relay in list(self._relays):
+            relay.drain()
+        if self._relays:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._drained, seconds)
+        for relay in list(self._relays):
+            relay.stop()
+        if self._sweeping:
+            self._sweeping.cancel()
+        self._records.retry()
+        await self._loop.run_in_executor(None, self._audit.close, 5.0)
+
+    # What the agent asks.
+
+    def reopen(self) -> None:
+        self._audit.reopen()
+
+    def snapshot(self) -> Snapshot:
+        for index, name in enumerate(("request", "reply")):
+            self._metrics.relayed_bytes.add((name,), self._moved[index] - self._moved_before[index])
+        self._moved_before[:] = self._moved
+        self._metrics.audit_queue = self._audit.depth
+        return self._metrics.snapshot()
+
+    def connections(self, limit: int) -> tuple[int, list[dict[str, object]]]:
+        now = monotonic()
+        shown: list[dict[str, object]] = [
+            {
+                "id": scene.connection,
+                "subject": scene.subject.workload,
+                "peer": scene.peer.workload,
+                "source": scene.source,
+                "destination": scene.destination,
+                "protocol": relay.flow.protocol,
+                "openCalls": relay.flow.open_calls,
+                "idleSeconds": round(now - relay.active_at, 3),
+            }
+            for relay, scene in list(self._relays.items())[:limit]
+        ]
+        return len(self._relays), shown
+
+    def audit_trouble(self) -> str | None:
+        """Why records cannot be written at the moment."""
+        if self._audit.healthy and self._records.accepts_refusals:
+            return None
+        return self._audit.last_error or "the audit queue is full"
+
+    # Who is who.
+
+    def endpoint(self, identity: int, address: str | None) -> Endpoint:
+        name = self._names.get(identity)
+        if name is not None:
+            with contextlib.suppress(KeyError):  # a workload that the newest documents no longer have is part of the host
+                return msgspec.structs.replace(self.policies.endpoint(name), address=address)
+        return Endpoint(address=address, local=not is_class(identity))
+
+    def _party(self, identity: int, address: str | None) -> Party:
+        name = self._names.get(identity)
+        if name is None:
+            return Party(address=address)
+        try:
+            labels = self.policies.endpoint(name).labels
+        except KeyError:
+            labels = {}
+        return Party(workload=name, labels=labels or None, address=address)
+
+    # Connections.
+
+    def _resume(self) -> None:
+        if not self._accepting:
+            self._accepting = True
+            for listener in self._listeners:
+                self._loop.add_reader(listener, self._accept, listener, mapped(ip_address(listener.getsockname()[0])))
+
+    def _pause(self) -> None:
+        if self._accepting:
+            self._accepting = False
+            for listener in self._listeners:
+                self._loop.remove_reader(listener)
+
+    def _accept(self, listener: socket.socket, agent: bytes) -> None:
+        for _ in range(ACCEPT_BATCH):
+            try:
+                down, client = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self._limit("DESCRIPTORS")
+                    self._pause()
+                    self._loop.call_later(ACCEPT_PAUSE, self._resume)
+                    return
+                continue  # the client was gone before we came
+            try:
+                self._admit(listener.family, down, client, agent)
+            except Exception:
+                self._limit("ACCEPT_FAILED")
+                _reset(down)
+
+    def _admit(self, family: int, down: socket.socket, client: tuple[str, int], agent: bytes) -> None:
+        down.setblocking(False)
+        down.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        origin = self._origins.take(family, client, agent)
+        if origin is None or origin.to_agent:
+            # Nobody was redirected here: somebody found our port. Never trust the client's words for where it wants to go.
+            self._limit("NOT_REDIRECTED")
+            _reset(down)
+            return
+        peer, dialled = origin.peer, None
+        if origin.unresolved:
+            # In the client's namespace nobody could tell who listens there. In ours, the hook can.
+            dialled = self._connect(origin)
+            peer = self._origins.reached(dialled) or 0
+        ends = Ends(self, origin, peer)
+        pair = ends()
+        self._accepted += 1
+        scene = Scene(
+            connection=f"{self._settings.port}-{self._accepted}" if not origin.cookie else f"{origin.cookie:x}",
+            node=self._settings.node,
+            source=_endpoint_text(client[0], client[1]),
+            destination=_endpoint_text(origin.address, origin.port),
+            subject=self._party(origin.subject, None),
+            peer=self._party(peer, origin.address),
+            pair=ends,
+            sink=self._records,
+            metrics=self._metrics,
+            record_headers=self._record_headers,
+            detect_within=DETECT_TIMEOUT if pair.protocol != "tcp" and pair.opaque_allowed else None,
+        )
+
+        def dial() -> socket.socket:
+            return dialled or self._connect(origin, expected=peer)
+
+        flow = Flow(scene, _parser(pair))
+        relay = Relay(self._loop, down, dial, flow, self._audit, self._pipes, self._moved, self._gone)
+        self._relays[relay] = scene
+        self._metrics.connections.add(("open",))
+        relay.start()
+
+    def _connect(self, origin: Origin, expected: int | None = None) -> socket.socket:
+        """Start to connect to the server; ``expected`` is whom the policy was asked about."""
+        up = socket.socket(socket.AF_INET6 if ":" in origin.address else socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            up.setblocking(False)
+            up.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            error = up.connect_ex((origin.address, origin.port))
+            if error not in (0, errno.EINPROGRESS):
+                raise OSError(error, "connect")
+            reached = self._origins.reached(up) if expected is not None else None
+            if reached is not None and reached != expected and not (is_class(reached) and is_class(expected or 0)):
+                self._limit("PEER_CHANGED")
+                raise OSError(errno.ECONNREFUSED, "another process listens there now")
+        except BaseException:
+            up.close()
+            raise
+        return up
+
+    def _gone(self, relay: Relay) -> None:
+        if self._relays.pop(relay, None) is not None:
+            self._metrics.connections.add(("open",), -1)
+        if self._drained and not self._relays and not self._drained.done():
+            self._drained.set_result(None)
+
+    def _sweep(self) -> None:
+        now = monotonic()
+        self._records.retry()
+        if self._drained is None:
+            if self._records.accepts_refusals:
+                self._resume()
+            else:
+                self._pause()
+        for relay in list(self._relays):
+            relay.tick(now, self._settings.idle_timeout)
+        self._sweeping = self._loop.call_later(SWEEP_INTERVAL, self._sweep)
+
+    def _limit(self, name: str) -> None:
+        self._metrics.limits.add((name,))
+
+
+def _parser(pair: Pair) -> Parser:
+    """What reads a connection under ``pair``. A gRPC port speaks HTTP/2, which Http1Parser refuses by name."""
+    if pair.protocol == "tcp" or pair.action is Action.REFUSE:
+        return TunnelParser()
+    if pair.opaque_allowed:
+        return DetectingParser(lambda found: Http1Parser() if found.startswith("http/") else None)
+    return Http1Parser()
+
+
+def _endpoint_text(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _reset(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    sock.close()
