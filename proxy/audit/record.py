@@ -8,12 +8,12 @@ that no byte of a client can end a line, start a forged one, or steer the termin
 
 import itertools
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 import msgspec
 
-# A path with its query; longer ones are mostly payload. 4 KiB each keeps a full queue of the default capacity below 64 MiB.
+# A path with its query. Longer ones are mostly payload.
 MAX_PATH_CHARS = 4096
 # Any other string: names have at most 253 characters in DNS and Kubernetes, "namespace/name" twice that.
 MAX_TEXT_CHARS = 512
@@ -56,7 +56,7 @@ class Party(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, renam
             if text is not None:
                 msgspec.structs.force_setattr(self, name, bounded(text))
         if self.labels is not None:
-            msgspec.structs.force_setattr(self, "labels", _bounded_mapping(self.labels, MAX_TEXT_CHARS))
+            msgspec.structs.force_setattr(self, "labels", _bounded_mapping(self.labels))
 
 
 class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
@@ -86,6 +86,7 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     rule: str | None = None
     reason: str | None = None
     limit: str | None = None  # the named limit that was reached
+    notes: Sequence[str] = ()  # findings that changed nothing, such as a headerMatches mismatch with LOG
     per_resource: Mapping[str, str] | None = None  # resource to verdict, when PARTIAL
     status: int | str | None = None
     bytes_request: int | None = None
@@ -96,6 +97,18 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     truncated: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        # Nearly every record passes this one look at all its words together.
+        words = (
+            f"{self.id}{self.node}{self.direction}{self.source}{self.destination}{self.protocol}{self.method}{self.path}"
+            f"{self.host}{self.verdict}{self.policy}{self.rule}{self.reason}{self.limit}{self.status}{self.via}"
+        )
+        if len(words) > MAX_TEXT_CHARS or not words.isascii() or self._has_lists():
+            self._bound()
+
+    def _has_lists(self) -> bool:
+        return bool(self.resources or self.notes) or self.per_resource is not None or self.headers is not None
+
+    def _bound(self) -> None:
         changed: list[str] = []
         for name in _TEXT_FIELDS:
             text = getattr(self, name)
@@ -103,12 +116,14 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
                 self._replace(name, text, bounded(text), changed)
         if self.path is not None and (len(self.path) > MAX_PATH_CHARS or not self.path.isascii()):
             self._replace("path", self.path, bounded(self.path, MAX_PATH_CHARS), changed)
-        if self.resources:
-            self._replace("resources", tuple(self.resources), _bounded_items(self.resources), changed)
+        for name in ("resources", "notes"):
+            items = getattr(self, name)
+            if items:
+                self._replace(name, tuple(items), _bounded_items(items), changed)
         if self.per_resource is not None:
-            self._replace("per_resource", self.per_resource, _bounded_mapping(self.per_resource, MAX_TEXT_CHARS), changed)
+            self._replace("per_resource", self.per_resource, _bounded_mapping(self.per_resource), changed)
         if self.headers is not None:
-            self._replace("headers", self.headers, _bounded_mapping(self.headers, MAX_PATH_CHARS), changed)
+            self._replace("headers", self.headers, _bounded_mapping(self.headers), changed)
         if changed:
             msgspec.structs.force_setattr(self, "truncated", tuple(changed))
 
@@ -175,20 +190,21 @@ def now() -> datetime:
 
 
 def _bounded_items(items: Iterable[str]) -> tuple[str, ...]:
-    kept: list[str] = []
+    return tuple(name for name, _ in _bounded_pairs((item, "") for item in items))
+
+
+def _bounded_mapping(items: Mapping[str, str]) -> dict[str, str]:
+    return dict(_bounded_pairs(items.items()))
+
+
+def _bounded_pairs(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     room = MAX_ITEMS_CHARS
-    for item in itertools.islice(items, MAX_ITEMS):
-        text = bounded(item)
-        room -= len(text)
+    for name, value in itertools.islice(pairs, MAX_ITEMS):
+        name, value = bounded(name), bounded(value)
+        room -= len(name) + len(value)
         if room < 0:
-            break
-        kept.append(text)
-    return tuple(kept)
-
-
-def _bounded_mapping(items: Mapping[str, str], limit: int) -> dict[str, str]:
-    names = _bounded_items(items)
-    return {name: bounded(value, limit) for name, value in zip(names, items.values(), strict=False)}
+            return
+        yield name, value
 
 
 def _redact_part(part: str) -> str:

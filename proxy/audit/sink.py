@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 STDOUT = "-"
 FILE_MODE = 0o600  # records tell who talks to whom about what
-# No record is longer: every string at its limit and every character of it written as an escape is below 0.5 MiB.
-LONGEST_LINE_BYTES = 1 << 20
+# No record is longer: with every string and every list at its limit, and 12 bytes of escapes for each character (a pair
+# of surrogates), it has 1.2 MB.
+LONGEST_LINE_BYTES = 1 << 21
 # How the rest of a torn record begins: as one, or as the zeros that some file systems leave after a power failure.
 _TORN_BEGINNINGS = (b"{", b"\0")
 
@@ -86,13 +87,11 @@ class Sink:
 
 
 def _open(path: str) -> _Handle:
-    if path != STDOUT:
-        return _open_path(path)
-    # Workers inherit one standard output: opened anew, each has a descriptor, and so a lock, of its own.
-    with contextlib.suppress(OSError):
-        return _open_path("/proc/self/fd/1")
-    # A socket (systemd's journal) cannot be opened: a POSIX lock tells processes apart even on a shared descriptor.
-    return _Handle(os.dup(1), False, fcntl.lockf)
+    if path == STDOUT:
+        # Workers inherit one standard output, with one ``flock`` between them. A POSIX lock tells processes apart. It is
+        # written like a pipe whatever it is: a file there was opened by others, and is not ours to cut.
+        return _Handle(os.dup(1), False, fcntl.lockf)
+    return _open_path(path)
 
 
 def _open_path(path: str) -> _Handle:

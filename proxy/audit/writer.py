@@ -11,6 +11,7 @@ survive that, and two processes that share one descriptor also share its lock.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
@@ -20,7 +21,8 @@ from collections.abc import Callable, Sequence
 from proxy.audit.record import AuditRecord, encode_lines, now
 from proxy.audit.sink import Sink
 
-# Open calls plus queued records. At 1 KiB a record this is 8 MiB; with every path at its limit, about 50 MiB.
+# Open calls plus queued records. While the sink is stuck they fill memory: 8 MiB at 1 KiB each, some 50 MiB when hostile
+# clients send the longest paths, some 200 MiB when they send the longest lists of topics.
 CAPACITY = 8192
 # Refusals are recorded without a reservation: a full queue must not hide them, and a flood of them must not take the
 # room of calls that policy allows. Hence slots of their own.
@@ -179,6 +181,7 @@ class AuditWriter:
     def _drain(self) -> None:
         self._reopen_if_asked()
         while self._queue and not self._abandoned.is_set():
+            self._reopen_if_asked()
             batch = [self._queue.popleft() for _ in range(min(len(self._queue), BATCH_RECORDS))]
             if self._deliver(_encode([record for _, record in batch])):
                 self._settle([slots for slots, _ in batch])
@@ -211,8 +214,10 @@ class AuditWriter:
         self._written += len(slots_of_batch)
         for slots in slots_of_batch:
             slots.freed += 1
-        if self._waiters and self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._admit)
+        if self._waiters and self._loop is not None:
+            # A loop that is closed has nobody left who waits.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._admit)
 
     def _reopen_if_asked(self) -> None:
         if not self._reopen_asked.is_set() or self._sink.partial:
@@ -222,7 +227,8 @@ class AuditWriter:
         try:
             self._sink.reopen()
         except OSError as error:
-            _log.error("audit: cannot reopen, the old file stays in use: %s", error)
+            if self._reopen_error is None:
+                _log.error("audit: cannot reopen, the old file stays in use: %s", error)
             self._reopen_error = str(error)
             self._reopen_asked.set()
         else:

@@ -20,9 +20,14 @@ from proxy.audit.record import (
     listed_headers,
     redact_query,
 )
+from proxy.audit.sink import LONGEST_LINE_BYTES
 
 from .conftest import record
 
+TEXT_FIELDS = [
+    *("id", "node", "verdict", "direction", "source", "destination", "protocol", "method", "path", "host"),
+    *("policy", "rule", "reason", "limit", "status", "via"),
+]
 # Every code point, lone surrogates included: hypothesis leaves those out unless told.
 ANY_TEXT = st.text(st.characters(exclude_categories=()))
 
@@ -133,6 +138,16 @@ def test_what_is_kept_per_resource_belongs_to_its_resource() -> None:
     line = written(record(per_resource=verdicts))
     assert line["perResource"].items() <= verdicts.items()
     assert line["truncated"] == ["perResource"]
+
+
+def test_no_record_is_longer_than_readers_take_a_line_to_be() -> None:
+    wide = "\U0001f600"  # twelve bytes as an escape, the most that one character can take
+    everything = {wide * 50 + str(number): wide * 12 for number in range(1000)}
+    party = Party(workload=wide * 5000, address=wide * 5000, labels=everything)
+    facts: dict[str, Any] = dict.fromkeys(TEXT_FIELDS, wide * 5000)
+    lists: dict[str, Any] = {"resources": list(everything), "per_resource": everything, "headers": everything}
+    line = encode_lines([record(0, subject=party, peer=party, **facts, **lists)])
+    assert LONGEST_LINE_BYTES // 2 < len(line) < LONGEST_LINE_BYTES
 
 
 @pytest.mark.parametrize(
