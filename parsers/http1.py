@@ -46,6 +46,7 @@ from parsers.http1_head import (
     PROTOCOL,
     REPLY_HEADS,
     REQUEST_HEADS,
+    UNJUDGED_UPGRADES,
     UNTIL_CLOSE,
     ReplyHead,
     RequestHead,
@@ -113,6 +114,7 @@ class Http1Parser:
         "_reply_state",
         "_request_searched",
         "_request_state",
+        "_served",
     )
 
     protocol = PROTOCOL
@@ -126,6 +128,7 @@ class Http1Parser:
         self._buffered = 0  # bytes of the current call that were there when it was judged
         self._drained = 0  # bytes of the current, denied call's chunked body that were dropped
         self._empty_line_seen = False
+        self._served = False  # the server has answered on this connection
         self._request_searched = 0  # bytes of an incomplete head that need no second look
         self._reply_searched = 0
         self._body: ChunkedBody = ChunkedBody()
@@ -187,11 +190,14 @@ class Http1Parser:
         return verbs
 
     def on_outage(self, outage: Outage) -> Sequence[Verb]:
+        if outage is Outage.SLOW_CLIENT:
+            return self._time_out_request()
         status, text = _OUTAGES[outage]
         oldest = self._open[0] if self._open else self._current
         number = None if oldest is None else oldest.number
-        # A connection that breaks between calls owes nothing; inside a reply, words would become part of that reply.
-        silent = self._closing or (outage is Outage.RESET if oldest is None else oldest.answering)
+        # A connection that breaks between calls owes nothing; inside a reply, words would become part of that reply. A server
+        # may close a kept connection while a request is under way: clients know this and ask again, if they see a close.
+        silent = self._closing or (outage is Outage.RESET and (oldest is None or self._served)) or (oldest and oldest.answering)
         if silent:
             return [self._dead(Fail(outage.value, call=number))]
         words = answer(status, text, close=True, with_body=oldest is None or oldest.head.call.method != "HEAD")
@@ -258,14 +264,14 @@ class Http1Parser:
     def _read_request_chunks(self, data: bytes, at: int, verbs: list[Verb]) -> int:
         call, settle = self._sending()
         behind = self._body.scan(data, at)
-        if behind > at:
-            verbs.append(settle(behind - at, call.number))
-        if self._body.fault is not None:
-            return self._break_request(self._body.fault, call, verbs)
         if call.denial is not None:
             self._drained += behind - at
             if self._drained > DRAIN_MAX:
                 return self._answer(_OwnAnswer(call.number, call.denial.fail), verbs)
+        if behind > at:
+            verbs.append(settle(behind - at, call.number))
+        if self._body.fault is not None:
+            return self._break_request(self._body.fault, call, verbs)
         if self._body.finished:
             self._request_over(call, verbs)
             return behind
@@ -306,7 +312,7 @@ class Http1Parser:
 
     def _request_ended(self, rest: bytes, verbs: list[Verb]) -> None:
         """The client sends nothing more; ``rest`` is the beginning of what it did not complete."""
-        if self._request_state in (Http1Parser._read_request_last_byte, Http1Parser._read_request_chunks):
+        if self._request_state in _SENDING:
             call, _ = self._sending()
             if call.answered:  # the reply did not wait for the body, and so the client did not send it
                 self._request_state = Http1Parser._after_last_request
@@ -315,6 +321,14 @@ class Http1Parser:
                 self._break_request(faults.TRUNCATED_BODY, call, verbs)
         elif rest:
             self._refuse_request(faults.TRUNCATED_HEAD, rest, verbs)
+
+    def _time_out_request(self) -> list[Verb]:
+        verbs: list[Verb] = []
+        if self._request_state in _SENDING:
+            self._break_request(faults.CLIENT_TIMEOUT, self._sending()[0], verbs)
+        elif self._request_state is Http1Parser._read_request:
+            self._refuse_request(faults.CLIENT_TIMEOUT, b"", verbs)
+        return verbs or [_HOLD]  # what the client is told has to wait for its turn
 
     # Our own answers
 
@@ -376,13 +390,13 @@ class Http1Parser:
         self._open.clear()
         self._current = None
         self._own = None
-        self._request_state = Http1Parser._discard
-        self._reply_state = Http1Parser._discard
+        self._request_state = Http1Parser._ended
+        self._reply_state = Http1Parser._ended
         return fail
 
-    def _discard(self, data: bytes, at: int, verbs: list[Verb]) -> int:
-        verbs.append(Drop(len(data) - at))
-        return len(data)
+    def _ended(self, data: bytes, at: int, verbs: list[Verb]) -> int:
+        """After a Fail nothing is settled any more."""
+        return _STOP
 
     # Replies
 
@@ -459,7 +473,7 @@ class Http1Parser:
     def _reply_over(self, verbs: list[Verb]) -> None:
         """The last byte of a final reply has been settled."""
         call = self._open[0]
-        call.answered = True
+        call.answered = self._served = True
         self._reply_state = Http1Parser._after_last_reply if self._closing else Http1Parser._read_reply
         if call.sent:
             self._finish(verbs)
@@ -475,7 +489,8 @@ class Http1Parser:
 
     def _switch(self, call: _Call, head: ReplyHead, length: int, verbs: list[Verb]) -> int:
         """Open the tunnel that the client asked for, that policy allowed and that the server agrees to."""
-        if not call.sent or not head.upgrade or not set(head.upgrade) <= set(call.head.upgrade):
+        unjudged = any(protocol.startswith(UNJUDGED_UPGRADES) for protocol in head.upgrade)
+        if unjudged or not call.sent or not head.upgrade or not set(head.upgrade) <= set(call.head.upgrade):
             return self._break_reply(faults.UNEXPECTED_SWITCH, verbs)
         verbs += (Reply(call.number, head.status), Pass(length, call.number), Opaque(call.number))
         self._request_state = Http1Parser._tunnel
@@ -519,3 +534,7 @@ class Http1Parser:
             )
             verbs.append(self._dead(Fail(reason, words, 502, number, limit=fault.limit)))
         return _STOP
+
+
+# The states of the request direction in which a body is under way.
+_SENDING = (Http1Parser._read_request_last_byte, Http1Parser._read_request_chunks)

@@ -9,6 +9,7 @@ import msgspec
 _PHRASES = {
     400: "Bad Request",
     403: "Forbidden",
+    408: "Request Timeout",
     413: "Content Too Large",
     414: "URI Too Long",
     431: "Request Header Fields Too Large",
@@ -80,7 +81,6 @@ SEVERAL_HOSTS = Fault("several-hosts", 400, "more than one Host field")
 BAD_HOST = Fault("bad-host", 400, "the Host field is not a host")
 CONNECTION_NOMINATES = Fault("connection-nominates-field", 400, "Connection names a field that must reach the server")
 STRAY_UPGRADE = Fault("stray-upgrade", 400, "Upgrade without HTTP/1.1 and Connection: upgrade")
-HTTP_UPGRADE = Fault("upgrade-not-supported", 501, "an upgrade to another HTTP version or to TLS is not supported")
 
 # Framing (RFC 9112 sections 6 and 7)
 REPEATED_LENGTH = Fault("repeated-content-length", 400, "more than one Content-Length field")
@@ -104,6 +104,7 @@ BAD_STATUS_LINE = Fault("bad-status-line", 400, "the status line is not VERSION 
 # The connection (RFC 9112 section 9)
 TRUNCATED_HEAD = Fault("truncated-head", 400, "the connection ended inside a head")
 TRUNCATED_BODY = Fault("truncated-body", 400, "the connection ended inside a body")
+CLIENT_TIMEOUT = Fault("client-timeout", 408, "the request was not completed in time")
 DATA_AFTER_CLOSE = Fault("data-after-close", 400, "data after the last message of the connection")
 WITHOUT_REQUEST = Fault("without-request", 400, "a reply without a request")
 UNEXPECTED_SWITCH = Fault("unexpected-101", 400, "a switch of protocols that was not asked for")

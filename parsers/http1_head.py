@@ -48,8 +48,9 @@ _READABLE_START = re.compile(rb"([\x21-\x7e]{1,32}+) ([\x21-\x7e]{1,1024}+)")
 # Options that Connection may carry. Any other names a field that a server would then be free to ignore, although policy
 # has judged it (hop-by-hop abuse).
 _CONNECTION_OPTIONS = frozenset({"close", "keep-alive", "upgrade", "te", "http2-settings", "proxy-connection"})
-# Protocols that carry calls which nobody would judge behind an upgrade (h2c smuggling).
-_UNJUDGED_UPGRADES = ("h2", "h3", "http", "tls")
+# Protocols that carry calls which nobody would judge behind an upgrade (h2c smuggling). Java's client offers h2c with every
+# first request, so the offer passes; a server that accepts it is cut off.
+UNJUDGED_UPGRADES = ("h2", "h3", "http", "tls")
 _READ_HERE = frozenset({"host", "connection", "content-length", "transfer-encoding", "upgrade", "expect"})
 # Fields that say where a message ends or goes. Policy may not edit them, and no trailer may carry them.
 FRAMING_FIELDS = frozenset(
@@ -352,8 +353,6 @@ def _upgrade(special: dict[str, list[str]], options: tuple[str, ...], http11: bo
     if "upgrade" not in special:
         return ()
     protocols = _options(special, "upgrade")
-    if any(protocol.startswith(_UNJUDGED_UPGRADES) for protocol in protocols):
-        raise Refused(faults.HTTP_UPGRADE)
     if not http11 or "upgrade" not in options or not protocols:
         raise Refused(faults.STRAY_UPGRADE)
     return protocols

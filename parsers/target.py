@@ -11,7 +11,6 @@ from functools import lru_cache
 
 import msgspec
 
-
 HOST_MAX = 261  # characters: a name of 255 (RFC 1035 section 2.3.4) and a port
 HOSTS_REMEMBERED = 1024  # most connections name one of a few hosts; 1024 of them take a quarter of a MiB
 
@@ -36,7 +35,7 @@ class BadTarget(ValueError):  # noqa: N818 - it is the client that is bad, not o
 # sub-delimiters, an empty host, an empty port or one with leading zeros.
 _HOST = re.compile(r"(?:([A-Za-z0-9._-]++)|(\[[0-9A-Fa-f:.]++\]))(:[1-9][0-9]{0,4})?")
 _TARGET = re.compile(r"[\x21-\x7e]+")
-_ABSOLUTE = re.compile(r"[Hh][Tt][Tt][Pp]://([^/?#\\]*)(.*)")
+_ABSOLUTE = re.compile(r"[Hh][Tt][Tt][Pp]://([^/?#]*)(.*)")
 _TRIPLET = re.compile(r"%([0-9A-Fa-f]{2})")
 _BROKEN_TRIPLET = re.compile(r"%(?![0-9A-Fa-f]{2})")
 # RFC 3986 section 2.3. Only these mean the same encoded and plain, whatever the server does with delimiters.

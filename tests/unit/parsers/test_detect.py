@@ -1,0 +1,51 @@
+"""Which protocol a connection's first bytes belong to."""
+
+import pytest
+
+from parsers.detect import DETECT_MAX, detect
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("first_bytes", "protocol"),
+    [
+        (b"GET ", "http/1.1"),
+        (b"DELETE /x", "http/1.1"),
+        (b"\r\nGET / HTTP/1.1", "http/1.1"),
+        (b"PURGE /x", "http/1.1"),
+        (b"OPTIONS * HTTP/1.1", "http/1.1"),
+        (b"CONNECT a:443", "http/1.1"),
+        (b"GET http://a/", "http/1.1"),
+        (b"PROPFIND HTTP://a/", "http/1.1"),
+        (b"get / HTTP/1.1", "http/1.1"),  # so that it is refused with a reason
+        (b"PRI * HTTP/1.1\r\n", "http/1.1"),
+        (PREFACE, "http/2"),
+        (PREFACE + b"\x00\x00\x00\x04", "http/2"),
+        (b"\x16\x03\x01\x02\x00", "unknown"),
+        (b"\x00\x00\x00\x1a\x00\x12\x00\x03", "unknown"),
+        (b"EHLO mail.example\r\n", "unknown"),
+        (b"SET a b\r\n", "unknown"),
+        (b"*1\r\n$4\r\nPING\r\n", "unknown"),
+        (b" GET / HTTP/1.1", "unknown"),
+        (b"\r\r", "unknown"),
+        (b"A" * DETECT_MAX, "unknown"),
+    ],
+)
+def test_the_first_bytes_tell_the_protocol(first_bytes: bytes, protocol: str) -> None:
+    assert detect(first_bytes, False) == protocol
+
+
+@pytest.mark.parametrize("first_bytes", [b"", b"\r", b"\r\n", b"G", b"GET", b"PURGE ", b"PURGE ht", b"PRI * HT", PREFACE[:-1]])
+def test_too_few_bytes_tell_nothing_until_the_end(first_bytes: bytes) -> None:
+    assert detect(first_bytes, False) is None
+    assert detect(first_bytes, True) == "unknown"
+
+
+@pytest.mark.parametrize(
+    "stream", [b"GET / HTTP/1.1\r\n\r\n", b"\r\nPROPFIND /aaaaaaaaaaaaa", PREFACE, b"EHLO mail.example\r\nabcdef", b"A" * 30]
+)
+def test_more_bytes_never_change_an_answer(stream: bytes) -> None:
+    answers = [detect(stream[:length], False) for length in range(len(stream) + 1)]
+    decided = [answer for answer in answers if answer is not None]
+    assert answers == [None] * (len(answers) - len(decided)) + decided[:1] * len(decided)
