@@ -47,6 +47,7 @@ class Limit(IntEnum):
     MAX_ADDRESSES = 0x40000
     MAX_RULES = 0x100000
     MAX_PENDING = 0x10000
+    MAX_WRITERS = 0x4000
 
 
 class Address(NamedTuple):
@@ -141,3 +142,13 @@ class Tuple(NamedTuple):
 
 
 SLUICE_TUPLE = Struct("=Q16s16sHHI")
+
+
+class Writer(NamedTuple):
+    cookie: int
+    addr: bytes
+    port: int
+    zero: bytes
+
+
+SLUICE_WRITER = Struct("=Q16sH6s")

@@ -2,6 +2,8 @@
 /* redirect.bpf.c: which connections go to the agent.
  *
  *   connect4/6, sendmsg4/6   who calls, whom, may they: native, refused or redirected
+ *   recvmsg4/6               who wrote to a UDP socket, and so may be answered
+ *   sock_create              no sockets of protocols that the other hooks do not see, for those who may not speak freely
  *   sock_ops                 tells the agent, before the SYN leaves, what the connection that it will accept really asked for
  *   getpeername4/6           lets the application go on seeing the peer that it asked for
  *
@@ -19,10 +21,14 @@
 #define AF_INET6 10
 #define SOCK_STREAM 1
 #define SOCK_DGRAM 2
+#define SOL_SOCKET 1
+#define SO_BINDTODEVICE 25
+#define LOOPBACK_IFINDEX 1
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
-#define EAGAIN 11
 #define EPERM 1
+#define EAGAIN 11
+#define EPROTONOSUPPORT 93
 #define ECONNREFUSED 111
 
 #define ALLOW 1
@@ -96,6 +102,13 @@ struct {
 } pending SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, SLUICE_MAX_WRITERS);
+	__type(key, struct sluice_writer);
+	__type(value, __u8);
+} writers SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, SLUICE_EV_MAX);
 	__type(key, __u32);
@@ -146,6 +159,17 @@ static __always_inline bool is_loopback(const struct destination *to)
 	return to->v4 ? to->addr[12] == 127 : !ip[0] && !ip[1] && !ip[2] && ip[3] == bpf_htonl(1);
 }
 
+/* UDP to a group: it leaves the host, and whoever listens here hears it too. */
+static __always_inline bool is_multicast(const struct destination *to)
+{
+	return to->v4 ? (to->addr[12] & 0xf0) == 0xe0 : to->addr[0] == 0xff;
+}
+
+static __always_inline bool is_workload(__u32 identity)
+{
+	return identity >= SLUICE_FIRST_WORKLOAD && identity < SLUICE_UNRESOLVED;
+}
+
 static __always_inline bool is_zero(const volatile __u8 *addr)
 {
 	__u8 any = 0;
@@ -155,30 +179,41 @@ static __always_inline bool is_zero(const volatile __u8 *addr)
 	return !any;
 }
 
-/* Who calls: the nearest ancestor of the caller's cgroup that the agent knows. */
-static __always_inline struct sluice_cgroup *caller(__u64 *own)
+/* The two functions that walk up the cgroup tree are global: the verifier reads them once, not at every place of use. */
+
+/* Who calls. */
+struct caller {
+	__u64 cgroup;
+	__u32 subject;
+	bool unsettled;	/* below a place where workloads appear, in a cgroup that is newer than the agent's last look */
+};
+
+/* The nearest ancestor of the caller's cgroup that the agent knows says who it is. */
+__noinline int sluice_identify(struct caller *who)
 {
 	struct sluice_cgroup *found;
-	__u64 id = bpf_get_current_cgroup_id();
+	__u64 id;
 
-	*own = id;
+	if (!who)
+		return 0;
+	id = bpf_get_current_cgroup_id();
+	who->cgroup = id;
 	found = bpf_map_lookup_elem(&cgroups, &id);
-	if (found)
-		return found;
-	for (int level = SLUICE_MAX_DEPTH; level >= 0; level--) {
+	for (int level = SLUICE_MAX_DEPTH; level >= 0 && !found; level--) {
 		id = bpf_get_current_ancestor_cgroup_id(level);
-		if (!id || id == *own)
+		if (!id || id == who->cgroup)
 			continue;
 		found = bpf_map_lookup_elem(&cgroups, &id);
-		if (found)
-			return found;
+		who->unsettled = found && found->flags & SLUICE_CGROUP_UNSETTLED;
 	}
-	return NULL;
+	who->subject = found ? found->subject : SLUICE_HOST;
+	return 0;
 }
 
-/* Whose socket this is: the same for the cgroup that a socket was made in. */
-static __always_inline __u32 owner(struct sock *sk)
+/* Whose socket (an address of struct sock) this is: the same for the cgroup that a socket was made in. */
+__noinline __u32 sluice_owner(__u64 sock)
 {
+	struct sock *sk = (struct sock *)sock;
 	struct cgroup *of = BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
 	int level = BPF_CORE_READ(of, level);
 
@@ -206,6 +241,7 @@ static __always_inline __u32 listener(struct bpf_sock_addr *ctx, const struct de
 	struct bpf_sock_tuple tuple = {};
 	struct bpf_sock *sk;
 	__u32 who, size;
+	__u64 sock;
 
 	if (to->v4) {
 		__builtin_memcpy(&tuple.ipv4.daddr, to->addr + 12, 4);
@@ -222,19 +258,14 @@ static __always_inline __u32 listener(struct bpf_sock_addr *ctx, const struct de
 		sk = bpf_sk_lookup_udp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
 	if (!sk)
 		return bpf_get_netns_cookie(ctx) == config.agent_netns ? SLUICE_HOST : SLUICE_UNRESOLVED;
-	if (to->transport == IPPROTO_TCP) {
-		struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
-
-		who = tcp ? owner((struct sock *)tcp) : SLUICE_UNRESOLVED;
-	} else {
-		struct udp6_sock *udp = bpf_skc_to_udp6_sock(sk);
-
-		who = udp ? owner((struct sock *)udp) : SLUICE_UNRESOLVED;
-	}
+	/* The verifier knows what sk points to and forbids to look further; as a plain number it can be probed. */
+	bpf_probe_read_kernel(&sock, sizeof(sock), &sk);
+	who = sluice_owner(sock);
 	bpf_sk_release(sk);
 	return who;
 }
 
+/* Who is called. Every generation knows every address: SLUICE_ANY means that it is gone. */
 static __always_inline __u32 peer(struct bpf_sock_addr *ctx, const struct destination *to, __u32 generation)
 {
 	struct sluice_address_key key = {.prefixlen = 160, .generation = generation};
@@ -243,10 +274,22 @@ static __always_inline __u32 peer(struct bpf_sock_addr *ctx, const struct destin
 	__builtin_memcpy(key.addr, to->addr, 16);
 	class = bpf_map_lookup_elem(&addresses, &key);
 	if (!class)
-		return SLUICE_UNRESOLVED;
+		return SLUICE_ANY;
 	if (class->flags & SLUICE_ADDRESS_LOCAL)
 		return listener(ctx, to);
 	return class->identity;
+}
+
+/* An answer to a datagram is no new conversation. */
+static __always_inline bool is_answer(struct bpf_sock_addr *ctx, const struct destination *to)
+{
+	struct sluice_writer key = {.port = to->port};
+
+	if (to->transport != IPPROTO_UDP)
+		return false;
+	key.cookie = bpf_get_socket_cookie(ctx);
+	__builtin_memcpy(key.addr, to->addr, 16);
+	return bpf_map_lookup_elem(&writers, &key);
 }
 
 static __always_inline struct sluice_rule *rule(__u32 generation, __u32 subject, __u32 whom, const struct destination *to)
@@ -267,6 +310,15 @@ static __always_inline struct sluice_rule *rule(__u32 generation, __u32 subject,
 	return bpf_map_lookup_elem(&rules, &key);
 }
 
+/* A socket bound to a network card does not reach loopback. Only CAP_NET_RAW may loosen it, with the caller's rights. */
+static __always_inline bool reaches_loopback(struct bpf_sock_addr *ctx)
+{
+	char none[4] = "";
+
+	return ctx->sk->bound_dev_if <= LOOPBACK_IFINDEX ||
+	       !bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTODEVICE, none, sizeof(none));
+}
+
 /* Where the agent can be reached from the caller's namespace: loopback in its own, a gateway address from others. */
 static __always_inline bool agent_address(struct bpf_sock_addr *ctx, const struct destination *to, __u8 *addr)
 {
@@ -278,7 +330,7 @@ static __always_inline bool agent_address(struct bpf_sock_addr *ctx, const struc
 			map_v4(addr, bpf_htonl(0x7f000001));
 		else
 			addr[15] = 1;
-		return true;
+		return reaches_loopback(ctx);
 	}
 	if (is_zero(gateway) || is_loopback(to))
 		return false;
@@ -308,7 +360,7 @@ static __always_inline int redirect(struct bpf_sock_addr *ctx, const struct dest
 static __always_inline int judge(struct bpf_sock_addr *ctx, const struct destination *to, __u8 *addr)
 {
 	struct sluice_origin origin = {.port = to->port, .v4 = to->v4};
-	struct sluice_cgroup *who;
+	struct caller who = {};
 	struct sluice_control *now;
 	struct sluice_rule *found;
 	__u32 zero = 0, action, flags;
@@ -317,33 +369,38 @@ static __always_inline int judge(struct bpf_sock_addr *ctx, const struct destina
 	now = bpf_map_lookup_elem(&control, &zero);
 	if (!now)
 		return DENY;
-	who = caller(&origin.cgroup);
-	if (who && who->subject == SLUICE_AGENT) {
+	origin.generation = now->generation;
+	sluice_identify(&who);
+	origin.cgroup = who.cgroup;
+	origin.subject = who.subject;
+	if (who.subject == SLUICE_AGENT) {
 		/* Tell the agent whom it has really reached, before it sends a byte. */
-		origin.subject = SLUICE_AGENT;
-		origin.peer = peer(ctx, to, now->generation);
+		origin.peer = peer(ctx, to, origin.generation);
 		__builtin_memcpy(origin.addr, to->addr, 16);
 		bpf_sk_storage_get(&origins, ctx->sk, &origin, BPF_SK_STORAGE_GET_F_CREATE);
 		return ALLOW;
 	}
-	if (!now->generation)	/* before the first policy is in: not attached to anyone yet */
+	if (!origin.generation)	/* before the first policy is in: not attached to anyone yet */
 		return ALLOW;
 	fresh = (__s64)(bpf_ktime_get_ns() - now->heartbeat_ns) < (__s64)config.heartbeat_limit_ns;
-	/* Nearest known ancestor is a place where workloads appear, and this one is newer than the agent's last look. */
-	if (who && who->flags & SLUICE_CGROUP_UNSETTLED) {
-		__u64 own = origin.cgroup;
-
-		if (who != bpf_map_lookup_elem(&cgroups, &own))
-			return refuse(SLUICE_EV_UNSETTLED, EAGAIN);
-	}
-	origin.subject = who ? who->subject : SLUICE_HOST;
-	origin.generation = now->generation;
+	if (who.unsettled)
+		return refuse(SLUICE_EV_UNSETTLED, EAGAIN);
 	origin.peer = peer(ctx, to, origin.generation);
+	if (origin.peer == SLUICE_ANY)
+		return refuse(SLUICE_EV_UNSETTLED, EAGAIN);
 	found = rule(origin.generation, origin.subject, origin.peer, to);
 	action = found ? found->action : origin.subject == SLUICE_HOST ? SLUICE_NATIVE : SLUICE_REFUSE;
 	flags = found ? found->flags : 0;
+	if (action == SLUICE_NATIVE && is_multicast(to)) {
+		__u32 hearer = listener(ctx, to);
 
-	if (action == SLUICE_NATIVE) {
+		if (is_workload(hearer) && hearer != origin.subject) {
+			found = rule(origin.generation, origin.subject, hearer, to);
+			action = found ? found->action : action;
+		}
+	}
+
+	if (action == SLUICE_NATIVE || is_answer(ctx, to)) {
 		bpf_sk_storage_delete(&origins, ctx->sk);
 		count(SLUICE_EV_NATIVE);
 		return ALLOW;
@@ -366,14 +423,23 @@ static __always_inline __u8 transport(const struct bpf_sock_addr *ctx)
 	return ctx->type == SOCK_DGRAM ? IPPROTO_UDP : IPPROTO_TCP;
 }
 
-static __always_inline int judge4(struct bpf_sock_addr *ctx)
+/* To Linux the address zero is the socket's own source address, or loopback. */
+static __always_inline void name_zero4(struct destination *to, __be32 source)
+{
+	map_v4(to->addr, source ? source : bpf_htonl(0x7f000001));
+}
+
+static __always_inline int judge4(struct bpf_sock_addr *ctx, __be32 source)
 {
 	struct destination to = {.port = ctx->user_port, .transport = transport(ctx), .v4 = true};
 	__u8 addr[16];
-	__be32 ip;
+	__be32 ip = ctx->user_ip4;
 	int verdict;
 
-	map_v4(to.addr, ctx->user_ip4);
+	if (ip)
+		map_v4(to.addr, ip);
+	else
+		name_zero4(&to, source);
 	verdict = judge(ctx, &to, addr);
 	if (verdict != POINT)
 		return verdict;
@@ -383,7 +449,7 @@ static __always_inline int judge4(struct bpf_sock_addr *ctx)
 	return ALLOW;
 }
 
-static __always_inline int judge6(struct bpf_sock_addr *ctx)
+static __always_inline int judge6(struct bpf_sock_addr *ctx, __be32 source4)
 {
 	__u32 ip[4] = {ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]};
 	struct destination to = {.port = ctx->user_port, .transport = transport(ctx), .v4 = is_mapped(ip)};
@@ -391,6 +457,15 @@ static __always_inline int judge6(struct bpf_sock_addr *ctx)
 	int verdict;
 
 	__builtin_memcpy(to.addr, ip, 16);
+	if (to.v4 && !ip[3]) {
+		name_zero4(&to, source4);
+	} else if (is_zero(to.addr)) {
+		to.v4 = source4;	/* bound to an IPv4 address: it stays in that family */
+		if (to.v4)
+			name_zero4(&to, 0);
+		else
+			to.addr[15] = 1;
+	}
 	verdict = judge(ctx, &to, addr);
 	if (verdict != POINT)
 		return verdict;
@@ -406,25 +481,82 @@ static __always_inline int judge6(struct bpf_sock_addr *ctx)
 SEC("cgroup/connect4")
 int sluice_connect4(struct bpf_sock_addr *ctx)
 {
-	return judge4(ctx);
+	return judge4(ctx, ctx->sk->src_ip4);
 }
 
 SEC("cgroup/connect6")
 int sluice_connect6(struct bpf_sock_addr *ctx)
 {
-	return judge6(ctx);
+	return judge6(ctx, ctx->sk->src_ip4);
 }
 
 SEC("cgroup/sendmsg4")
 int sluice_sendmsg4(struct bpf_sock_addr *ctx)
 {
-	return judge4(ctx);
+	return judge4(ctx, ctx->msg_src_ip4);
 }
 
 SEC("cgroup/sendmsg6")
 int sluice_sendmsg6(struct bpf_sock_addr *ctx)
 {
-	return judge6(ctx);
+	return judge6(ctx, ctx->sk->src_ip4);
+}
+
+static __always_inline void note_writer(struct bpf_sock_addr *ctx, struct sluice_writer *key)
+{
+	__u8 yes = 1;
+
+	key->port = ctx->user_port;
+	key->cookie = bpf_get_socket_cookie(ctx);
+	if (!bpf_map_lookup_elem(&writers, key))	/* also keeps it from being the least recently used */
+		bpf_map_update_elem(&writers, key, &yes, BPF_ANY);
+}
+
+SEC("cgroup/recvmsg4")
+int sluice_recvmsg4(struct bpf_sock_addr *ctx)
+{
+	struct sluice_writer key = {};
+
+	map_v4(key.addr, ctx->user_ip4);
+	note_writer(ctx, &key);
+	return ALLOW;
+}
+
+SEC("cgroup/recvmsg6")
+int sluice_recvmsg6(struct bpf_sock_addr *ctx)
+{
+	__u32 ip[4] = {ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]};
+	struct sluice_writer key = {};
+
+	__builtin_memcpy(key.addr, ip, 16);
+	note_writer(ctx, &key);
+	return ALLOW;
+}
+
+/* UDP-Lite, SCTP, raw IP and the later subflows of MPTCP never come by the hooks above. Whoever may not speak TCP to just
+ * anyone may not have such a socket. The error makes those who try MPTCP first fall back to TCP.
+ */
+SEC("cgroup/sock_create")
+int sluice_sock_create(struct bpf_sock *ctx)
+{
+	struct destination to = {.transport = IPPROTO_TCP};
+	struct sluice_control *now;
+	struct sluice_rule *found;
+	struct caller who = {};
+	__u32 zero = 0;
+
+	if ((ctx->type == SOCK_STREAM && ctx->protocol == IPPROTO_TCP) || (ctx->type == SOCK_DGRAM && ctx->protocol == IPPROTO_UDP))
+		return ALLOW;
+	now = bpf_map_lookup_elem(&control, &zero);
+	sluice_identify(&who);
+	if (!now || !now->generation || who.subject == SLUICE_AGENT)
+		return ALLOW;
+	if (who.unsettled)
+		return refuse(SLUICE_EV_UNSETTLED, EAGAIN);
+	found = rule(now->generation, who.subject, SLUICE_ANY, &to);
+	if (found ? found->action == SLUICE_NATIVE : who.subject == SLUICE_HOST)
+		return ALLOW;
+	return refuse(SLUICE_EV_REFUSED, EPROTONOSUPPORT);
 }
 
 SEC("cgroup/getpeername4")
@@ -491,7 +623,15 @@ int sluice_sock_ops(struct bpf_sock_ops *ctx)
 	switch (ctx->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 		origin = bpf_sk_storage_get(&origins, sk, 0, 0);
-		if (!origin || origin->subject == SLUICE_AGENT)
+		if (!origin) {
+			/* Who calls the agent's port by itself must not be taken for someone redirected whom it never accepted. */
+			if (bpf_ntohl(ctx->remote_port) == bpf_ntohs(config.agent_port)) {
+				name(ctx, ctx->family == AF_INET, &tuple);
+				bpf_map_delete_elem(&pending, &tuple);
+			}
+			break;
+		}
+		if (origin->subject == SLUICE_AGENT)
 			break;
 		origin->since_ns = bpf_ktime_get_ns();
 		name(ctx, origin->v4, &tuple);

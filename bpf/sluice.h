@@ -44,6 +44,7 @@ enum sluice_limit {
 	SLUICE_MAX_ADDRESSES = 262144,	/* two generations of prefixes */
 	SLUICE_MAX_RULES = 1048576,	/* two generations of rules */
 	SLUICE_MAX_PENDING = 65536,	/* redirected connections that the agent has not accepted yet */
+	SLUICE_MAX_WRITERS = 16384,	/* who wrote to a UDP socket lately: preallocated, and the oldest give way */
 };
 
 /* Bits of the `flags` fields below, which are those of different structures and share no meaning. */
@@ -116,6 +117,14 @@ struct sluice_tuple {
 	__be16 client_port;
 	__be16 agent_port;
 	__u32 zero;
+};
+
+/* writers: from where a datagram came to a UDP socket. The socket may answer there, whatever its policy. */
+struct sluice_writer {
+	__u64 cookie;
+	__u8 addr[16];
+	__be16 port;
+	__u16 zero[3];
 };
 
 /* control: one entry, mapped into the agent's memory. */

@@ -6,6 +6,7 @@ is what a worker needs: to learn what an accepted connection really asked for.
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -25,7 +26,10 @@ HEARTBEAT_INTERVAL = 0.1
 # A redirected connection that was not accepted for this long (seconds) never will be: its client has given up.
 PENDING_LIMIT = 120.0
 
-PROGRAMS = ("connect4", "connect6", "sendmsg4", "sendmsg6", "getpeername4", "getpeername6", "sock_ops")
+PROGRAMS = (
+    *("connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6"),
+    *("sock_create", "getpeername4", "getpeername6", "sock_ops"),
+)
 
 _SO_NETNS_COOKIE = 71
 _PREFIX = {4: 96, 6: 0}  # IPv4 lives in the IPv4-mapped part of the address space
@@ -43,7 +47,7 @@ def unmapped(address: bytes, v4: bool) -> str:
 def netns_cookie() -> int:
     """The cookie of our network namespace, as the kernel's programs see it."""
     with socket.socket() as probe:
-        return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
+        return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -100,7 +104,7 @@ class Origins:
 
     def reached(self, sock: socket.socket) -> int | None:
         """The identity of whom a socket of ours has connected to, noted by the hook when ``connect`` was called."""
-        value = self._sockets.get(sock.fileno().to_bytes(4, "little"))
+        value = self._sockets.get(sock.fileno().to_bytes(4, sys.byteorder))
         return abi.Origin(*abi.SLUICE_ORIGIN.unpack(value)).peer if value else None
 
     @classmethod
@@ -140,6 +144,7 @@ class Hooks:
         self._control = self._object.map("control").memory(abi.SLUICE_CONTROL.size)
         self._generation = 0
         self._known: dict[int, tuple[int, int]] = {}
+        self._own: set[int] = set()
         self.origins = Origins(self._pending, self._object.map("origins"), self.netns, port)
 
     def attach(self, mount: Path) -> list[int]:
@@ -155,8 +160,9 @@ class Hooks:
         self._write_control()
 
     def exclude(self, cgroup: int) -> None:
-        """Never redirect what this cgroup's processes do: they are the agent."""
-        self._cgroups.set(cgroup.to_bytes(8, "little"), abi.SLUICE_CGROUP.pack(abi.Identity.AGENT, 0))
+        """Never redirect what this cgroup's processes do: they are the agent. It stays so, whatever a look at the tree says."""
+        self._own.add(cgroup)
+        self._cgroups.set(cgroup.to_bytes(8, sys.byteorder), abi.SLUICE_CGROUP.pack(abi.Identity.AGENT, 0))
 
     def set_cgroups(self, cgroups: Mapping[int, int | None], unsettled: Iterable[int]) -> None:
         """Who each cgroup is: cgroup id to subject. Entries that are not named any more are removed."""
@@ -164,12 +170,13 @@ class Hooks:
         wanted = {
             cgroup: (subject or abi.Identity.HOST, abi.Flag.CGROUP_UNSETTLED if cgroup in open_ended else 0)
             for cgroup, subject in cgroups.items()
+            if cgroup not in self._own
         }
         # Children before the folder in which they appeared: an unsettled folder refuses until its child is known.
         changed = [item for item in wanted.items() if self._known.get(item[0]) != item[1]]
-        self._cgroups.set_all((cgroup.to_bytes(8, "little"), abi.SLUICE_CGROUP.pack(*entry)) for cgroup, entry in changed)
+        self._cgroups.set_all((cgroup.to_bytes(8, sys.byteorder), abi.SLUICE_CGROUP.pack(*entry)) for cgroup, entry in changed)
         for cgroup in self._known.keys() - wanted.keys():
-            self._cgroups.delete(cgroup.to_bytes(8, "little"))
+            self._cgroups.delete(cgroup.to_bytes(8, sys.byteorder))
         self._known = wanted
 
     def install(self, tables: KernelTables, generation: int) -> None:
@@ -190,11 +197,12 @@ class Hooks:
             )
             for entry in tables.rules
         )
-        self._generation = generation
+        previous, self._generation = self._generation, generation
         self._write_control()
+        # A connect() that read the old number a moment ago must still find its entries: they go with the next generation.
         for table in (self._addresses, self._rules):
             for key in table.keys():  # noqa: SIM118 - a Map is no dict
-                if int.from_bytes(key[4:8], "little") != generation:
+                if int.from_bytes(key[4:8], sys.byteorder) not in (previous, generation):
                     table.delete(key)
 
     def sweep(self) -> int:

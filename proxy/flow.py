@@ -8,6 +8,7 @@ place where an audit record is made. The transport (relay.py) feeds it and carri
 Bytes of a request are forwarded only under a ``Permit``, and a ``Permit`` can be made only from a decision that allows.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Protocol
@@ -97,7 +98,7 @@ class Shut(msgspec.Struct, frozen=True):
 
 
 class Close(msgspec.Struct, frozen=True):
-    """End both connections when the client has what it is owed."""
+    """End both connections when the client has what it is owed, and the server what a ``Shut`` promised it."""
 
 
 class Abort(msgspec.Struct, frozen=True):
@@ -109,7 +110,8 @@ Command = Forward | Carry | Answer | AwaitRoom | Dial | Shut | Close | Abort
 AWAIT_ROOM, DIAL, CLOSE, ABORT = AwaitRoom(), Dial(), Close(), Abort()
 SHUT = (Shut(REQUEST), Shut(REPLY))
 
-
+_log = logging.getLogger(__name__)
+UNDECIDED = Decision(verdict=Verdict.DENIED, reason="internal-error", generation=0)
 UNRECORDED = Decision(verdict=Verdict.DENIED, reason="audit-unavailable", generation=0)
 
 
@@ -130,6 +132,10 @@ class Sink(Protocol):
         ...
 
 
+def _log_fault(error: Exception) -> None:
+    _log.error("a connection was ended by a fault of the agent", exc_info=error)
+
+
 class Scene(msgspec.Struct, frozen=True):
     """What is known of a connection before its first byte, and the services that its flow uses.
 
@@ -148,6 +154,7 @@ class Scene(msgspec.Struct, frozen=True):
     metrics: Metrics
     record_headers: frozenset[str] = frozenset()
     detect_within: float | None = None  # seconds for the first byte, where a silent client means another protocol
+    complain: Callable[[Exception], None] = _log_fault  # about a fault of ours
 
 
 class OpenCall:
@@ -185,9 +192,10 @@ class Side:
 
 
 class Flow:
-    """Feed ``data``, ``eof``, ``carried``, ``dialled``, ``outage``, ``lost`` and ``tick``; take ``commands``.
+    """Feed the events below; each returns the commands that follow from it, to be carried out in order.
 
-    ``now`` is always monotonic time in seconds. After ``over`` no event changes anything.
+    ``now`` is always monotonic time in seconds. The last command of all is a ``Close`` or an ``Abort``; with it ``over`` is
+    set, every record has been written, and no event changes anything any more.
     """
 
     def __init__(self, scene: Scene, parser: Parser) -> None:
@@ -196,11 +204,10 @@ class Flow:
         self._sides = (Side(), Side())
         self._calls: dict[int, OpenCall] = {}
         self._tunnel: int | None = None  # the call that turned the connection opaque
-        self._ending: Close | Abort = CLOSE
         self._waiting: Judge | None = None  # for room in the audit queue
         self._waiting_since = 0.0
-        self._head_since: float | None = None
-        self._head_patience = scene.detect_within or HEAD_TIMEOUT
+        self._silent_since: float | None = None  # the client has not said a word, and that may mean another protocol
+        self._head_since: float | None = None  # the client has begun something; nothing of it could be settled since
         self._dialled = False
         self._refusals = 0
         self._now = 0.0
@@ -224,6 +231,7 @@ class Flow:
 
     @property
     def waits_for_audit(self) -> bool:
+        """A call waits for room in the audit queue."""
         return self._waiting is not None
 
     @property
@@ -238,103 +246,133 @@ class Flow:
 
     def begin(self, now: float) -> list[Command]:
         """The connection was accepted. A protocol in which the server may speak first judges, and dials, at once."""
-        self._now = now
-        if self._scene.detect_within is not None:
-            self._head_since = now
-        self._perform(REQUEST, self._parser.on_data(REQUEST, b"", False))
-        return self._taken()
+        return self._event(now, self._begun)
 
     def data(self, direction: Direction, data: bytes, now: float) -> list[Command]:
-        side = self._sides[direction]
-        if self.over:
-            return []
-        self._now = now
-        side.unsettled = side.unsettled + data if side.unsettled else data
-        self._advance(direction)
-        return self._taken()
+        """``data``, at least one byte, has arrived from the sender of ``direction``."""
+        return self._event(now, self._arrived, direction, data)
 
     def eof(self, direction: Direction, now: float) -> list[Command]:
         """No more bytes will come in ``direction``."""
-        self._now = now
-        if not self.over:
-            self._sides[direction].ended = True
-            self._advance(direction)
-        return self._taken()
+        return self._event(now, self._stream_ended, direction)
 
     def carried(self, direction: Direction, n: int, now: float) -> list[Command]:
         """``n`` bytes of a ``Carry`` have been delivered."""
-        self._now = now
-        if not self.over:
-            side = self._sides[direction]
-            side.credit -= n
-            self._account(direction, side.call, n)
-            self._advance(direction)
-        return self._taken()
+        return self._event(now, self._delivered, direction, n)
 
     def room(self, now: float) -> list[Command]:
-        """The audit queue has room again, and a place in it is ours."""
-        self._now = now
-        assert self._waiting is not None
-        judge, self._waiting = self._waiting, None
-        self._rule(judge, self._scene.pair().decide(judge.call), reserved=True)
-        self._advance(REQUEST)
-        return self._taken()
+        """The audit queue has room again, and a place in it is ours. Only while ``waits_for_audit``."""
+        return self._event(now, self._admitted)
 
     def outage(self, outage: Outage, now: float) -> list[Command]:
-        """The server cannot be reached, or has gone, or is too slow."""
-        self._now = now
-        if not self.over:
-            self._out_of_order(outage)
-        return self._taken()
+        """The server cannot be reached, or is too slow."""
+        return self._event(now, self._without_server, outage)
 
     def lost(self, direction: Direction, now: float) -> list[Command]:
         """The sender of ``direction`` has reset its connection."""
-        self._now = now
-        if self.over:
-            return self._taken()
-        self._ending = ABORT
-        if direction is REPLY and self._calls and self._tunnel is None:
-            self._out_of_order(Outage.RESET)
-        if not self.over:
-            self._end("reset")
-            self._out.append(ABORT)
-        return self._taken()
+        return self._event(now, self._reset, direction)
 
-    def tick(self, now: float) -> list[Command]:
-        """Time has passed: enforce the timeouts that belong to calls."""
-        self._now = now
-        if self.over:
-            return []
-        if self._waiting and now - self._waiting_since > AUDIT_PATIENCE and self._scene.sink.accepts_refusals:
-            self._limit("AUDIT_PATIENCE")
-            self._refuse_unrecorded()
-        elif self._head_since is not None and now - self._head_since > HEAD_TIMEOUT:
-            self._limit("HEAD_TIMEOUT")
-            self._perform(REQUEST, self._parser.on_outage(Outage.SLOW_CLIENT))
-        return self._taken()
+    def idled(self, unread: Direction | None, now: float) -> list[Command]:
+        """Nothing has moved for the idle timeout. ``unread``: the direction whose receiver does not read what waits for it."""
+        return self._event(now, self._expired, unread)
+
+    def tick(self, now: float, listening: bool = True) -> list[Command]:
+        """Time has passed: enforce the timeouts that belong to calls. Not ``listening``: we do not read from the client now."""
+        return self._event(now, self._ticked, listening)
 
     def drain(self, now: float) -> list[Command]:
-        """The agent is stopping: finish what is open, take nothing new."""
-        self._now = now
+        """The agent is stopping: finish what is open, then close."""
         self.draining = True
-        if not self.over and self.idle:
-            self._end("drained")
-            self._out.append(CLOSE)
-        return self._taken()
+        return self._event(now, self._drained)
 
     def stop(self, now: float) -> list[Command]:
         """The agent stops now: end what is open, with its records."""
+        return self._event(now, self._end, ABORT, "reset", "agent-stopped")
+
+    def _event(self, now: float, act: Callable[..., None], *facts: object) -> list[Command]:
+        """Take an event in. Whatever goes wrong inside ends the connection: doubt is a denial, and leaves a record."""
+        if self.over:
+            return []
         self._now = now
-        if not self.over:
-            self._end("agent-stopped")
-            self._out.append(ABORT)
-        return self._taken()
-
-    # How verbs are carried out.
-
-    def _taken(self) -> list[Command]:
+        try:
+            act(*facts)
+        except Exception as error:
+            self._scene.complain(error)
+            self._crashed()
         out, self._out = self._out, []
         return out
+
+    def _begun(self) -> None:
+        if self._scene.detect_within is not None:
+            self._silent_since = self._now
+        self._perform(REQUEST, self._parser.on_data(REQUEST, b"", False))
+
+    def _arrived(self, direction: Direction, data: bytes) -> None:
+        side = self._sides[direction]
+        side.unsettled = side.unsettled + data if side.unsettled else data
+        if direction is REQUEST:
+            self._silent_since = None
+        self._advance(direction)
+
+    def _stream_ended(self, direction: Direction) -> None:
+        self._sides[direction].ended = True
+        if direction is REQUEST:
+            self._silent_since = None
+        self._advance(direction)
+
+    def _delivered(self, direction: Direction, n: int) -> None:
+        side = self._sides[direction]
+        side.credit -= n
+        self._account(direction, side.call, n)
+        self._advance(direction)
+
+    def _admitted(self) -> None:
+        judge, self._waiting = self._waiting, None
+        assert judge is not None
+        self._rule(judge, self._decide(judge.call), reserved=True)
+        self._advance(REQUEST)
+
+    def _reset(self, direction: Direction) -> None:
+        if direction is REQUEST:
+            self._end(ABORT, "reset", "client-reset")
+        else:
+            self._without_server(Outage.RESET)
+
+    def _expired(self, unread: Direction | None) -> None:
+        request = self._sides[REQUEST]
+        if not self._calls:
+            self._end(CLOSE)
+        elif unread is REPLY:
+            self._end(ABORT, "reset", "client-timeout")
+        elif self._tunnel is not None:
+            self._end(CLOSE, None, "idle-timeout")
+        elif request.credit and unread is None:  # the rest of a body that the client has announced
+            self._client_is_slow()
+        if not self.over:
+            self._without_server(Outage.TIMEOUT)
+
+    def _ticked(self, listening: bool) -> None:
+        if self._waiting:
+            if self._now - self._waiting_since > AUDIT_PATIENCE and self._scene.sink.accepts_refusals:
+                self._limit("AUDIT_PATIENCE")
+                self._refuse_unrecorded()
+        elif self._silent_since is not None:
+            if self._now - self._silent_since > (self._scene.detect_within or 0):
+                self._silent_since = None
+                self._client_is_slow()
+        elif self._head_since is not None:
+            if not listening:
+                self._head_since = self._now  # it cannot go on because of us
+            elif self._now - self._head_since > HEAD_TIMEOUT:
+                self._head_since = None
+                self._limit("HEAD_TIMEOUT")
+                self._client_is_slow()
+
+    def _drained(self) -> None:
+        if self.idle:
+            self._end(CLOSE)
+
+    # How verbs are carried out.
 
     def _advance(self, direction: Direction) -> None:
         """Settle as many bytes as possible: credit first, then waiting verbs, then ask the parser."""
@@ -353,7 +391,7 @@ class Flow:
                 break
             before = len(side.unsettled)
             side.held = False
-            self._ask(direction, side)
+            self._perform(direction, self._parser.on_data(direction, side.unsettled, side.ended))
             if not side.credit and not side.queue and len(side.unsettled) == before:
                 break  # nothing was settled: wait for more bytes, or for the other direction
         if not self.over:
@@ -371,6 +409,8 @@ class Flow:
                 side.unsettled = b""
             side.credit -= n
             self._account(direction, side.call, n)
+            if direction is REQUEST:
+                self._head_since = None  # something was settled: what is behind it has its own time
             if not side.dropping:
                 self._out.append(Forward(self._permit(side.call), direction, data))
         if not side.credit:
@@ -382,14 +422,6 @@ class Flow:
         if side.credit >= CARRY_MIN and not side.dropping:
             self._out.append(Carry(self._permit(side.call), direction, side.credit))
         return False
-
-    def _ask(self, direction: Direction, side: Side) -> None:
-        try:
-            verbs = self._parser.on_data(direction, side.unsettled, side.ended)
-        except Exception:
-            self._fail(Fail("parser-error"))
-            return
-        self._perform(direction, verbs)
 
     def _perform(self, direction: Direction, verbs: Iterable[Verb]) -> None:
         side = self._sides[direction]
@@ -425,7 +457,7 @@ class Flow:
     def _open_tunnel(self, number: int) -> None:
         self._tunnel = number
         for side in self._sides:
-            side.credit, side.call, side.dropping = TUNNEL, number, False
+            side.credit, side.call, side.dropping, side.held = TUNNEL, number, False, False
         self._advance(REQUEST)
 
     def _permit(self, number: int | None) -> Permit:
@@ -441,12 +473,19 @@ class Flow:
             opened.bytes[direction] += n
 
     def _judge(self, judge: Judge) -> None:
-        sink = self._scene.sink
-        if not sink.reserve():
-            self._limit("AUDIT_QUEUE")
-            self._waiting, self._waiting_since = judge, self._now
+        if self._scene.sink.reserve():
+            self._rule(judge, self._decide(judge.call), reserved=True)
             return
-        self._rule(judge, self._scene.pair().decide(judge.call), reserved=True)
+        self._limit("AUDIT_QUEUE")
+        self._waiting, self._waiting_since = judge, self._now
+        self._out.append(AWAIT_ROOM)
+
+    def _decide(self, call: ApiCall) -> Decision:
+        try:
+            return self._scene.pair().decide(call)
+        except Exception as error:
+            self._scene.complain(error)
+            return UNDECIDED
 
     def _rule(self, judge: Judge, decision: Decision, reserved: bool) -> None:
         opened = self._calls[judge.number] = OpenCall(judge.call, decision, self._now, reserved)
@@ -473,41 +512,61 @@ class Flow:
             self._advance(REQUEST)
             if self.over:
                 return
-        self._head_since = None if not request.unsettled or request.held else (self._head_since or self._now)
-        if reply.ended and not reply.shut and not reply.credit and not reply.queue:
-            reply.shut = True
-            if self._calls and self._tunnel is None:
-                self._out_of_order(Outage.RESET)
-            if self.over:
-                return
-            if self._tunnel is None or request.shut:
-                self._end("unanswered")
-                self._out.append(CLOSE)
-                return
+        if not request.unsettled or request.held or self._waiting:
+            self._head_since = None
+        elif self._head_since is None:
+            self._head_since = self._now
+        if reply.ended and not (reply.shut or reply.credit or reply.queue):
+            self._server_ended()
+        waits = request.credit or request.queue or request.held or self._waiting
+        if request.ended and not (self.over or request.shut or waits):
+            self._client_ended()
+        if self.draining and not self.over:
+            self._drained()
+
+    def _server_ended(self) -> None:
+        """All that the server will ever say is settled."""
+        self._sides[REPLY].shut = True
+        if self._tunnel is not None:
             self._out.append(SHUT[REPLY])
-        if request.ended and not request.shut and not request.credit and not request.queue and not request.held:
-            request.shut = True
-            if not self._dialled or reply.shut:
-                self._end("unanswered")
-                self._out.append(CLOSE)
-                return
-            self._out.append(SHUT[REQUEST])
-        if self.draining and self.idle:
-            self._end("drained")
-            self._out.append(CLOSE)
+            if self._sides[REQUEST].shut:
+                self._end(CLOSE, None)
+        elif all(opened.answered for opened in self._calls.values()):
+            self._end(CLOSE)  # a reply may overtake its request, and the server need not wait for the rest
+        else:
+            self._without_server(Outage.RESET)
+
+    def _client_ended(self) -> None:
+        """All that the client will ever say is settled."""
+        self._sides[REQUEST].shut = True
+        if not self._dialled:
+            self._end(CLOSE)
+            return
+        self._out.append(SHUT[REQUEST])
+        if self._sides[REPLY].shut:
+            self._end(CLOSE, None)
 
     # How a call, and the connection, end.
 
-    def _out_of_order(self, outage: Outage) -> None:
-        try:
-            verbs = self._parser.on_outage(outage)
-        except Exception:
-            verbs = (Fail("parser-error"),)
-        self._sides[REPLY].credit = 0
-        self._sides[REPLY].queue.clear()
-        for opened in self._calls.values():
-            opened.reason = opened.reason or outage.value
-        self._perform(REPLY, verbs)
+    def _crashed(self) -> None:
+        """Nobody can tell any more what has been said to whom: end both connections at once."""
+        if self.over:
+            self._out.append(ABORT)
+            return
+        self._refused(Fail("internal-error"))
+        self._end(ABORT, "unanswered", "internal-error")
+
+    def _without_server(self, outage: Outage) -> None:
+        """The server can do no more for the calls that are open. Inside a tunnel nobody may put words into its mouth."""
+        if self._tunnel is not None:
+            self._end(ABORT, "reset", outage.value)
+        elif self._calls:
+            self._perform(REPLY, self._parser.on_outage(outage))
+        if not self.over:
+            self._end(CLOSE, "unanswered", outage.value)
+
+    def _client_is_slow(self) -> None:
+        self._perform(REQUEST, self._parser.on_outage(Outage.SLOW_CLIENT))
 
     def _refuse_unrecorded(self) -> None:
         """No room for the record of a call: deny it, with a record in the reserve that is kept for refusals."""
@@ -531,8 +590,9 @@ class Flow:
             self._finish(fail.call or 0, fail.limit)
         elif fail.call is None:
             self._refused(fail)
-        self._end("unanswered")
-        self._out.append(CLOSE if fail.last_words else self._ending)
+        # A reply that lasts until the close looks complete if it is cut by an orderly one.
+        cut = self._sides[REPLY].credit > 0
+        self._end(ABORT if cut else CLOSE, "unanswered", fail.reason)
 
     def _refused(self, fail: Fail) -> None:
         """Something that never became a call."""
@@ -544,8 +604,11 @@ class Flow:
         self._write(f"r{self._refusals}", opened, fail.limit)
         self._refusals += 1
 
-    def _end(self, status: str) -> None:
-        """The connection is over: every call that is still open ends with it."""
+    def _end(self, how: Close | Abort, status: str | None = "unanswered", reason: str | None = None) -> None:
+        """The connection is over, and every call that is still open with it.
+
+        ``status`` is that of calls without a reply; ``reason`` says of allowed calls why they were cut off.
+        """
         self.over = True
         if self._waiting:
             judge, self._waiting = self._waiting, None
@@ -554,9 +617,10 @@ class Flow:
             opened = self._calls[number]
             if not opened.answered:
                 opened.status = status
-            elif opened.status is not None and status == "reset":
-                opened.reason = opened.reason or status
+            if opened.decision.allowed:
+                opened.reason = opened.reason or reason
             self._finish(number)
+        self._out.append(how)
 
     def _finish(self, number: int, limit: str | None = None) -> None:
         self._write(number, self._calls.pop(number), limit)
@@ -584,10 +648,11 @@ class Flow:
             headers=listed_headers(call.headers, scene.record_headers) if scene.record_headers else None,
             resources=call.resources,
             verdict=decision.verdict,
-            policy=decision.policy,
+            policy=decision.policy or ", ".join(decision.detail) or None,  # where none decided: those that were asked
             rule=decision.rule,
             reason=opened.reason or decision.reason,
             limit=limit,
+            notes=decision.notes,
             per_resource=decision.per_resource,
             status=opened.status,
             bytes_request=opened.bytes[0],

@@ -38,14 +38,12 @@ def matcher(field: str, value: str) -> Predicate:
 
 def client_of(record: Record) -> tuple[Any, Any]:
     """The party that called and its ``ip:port``."""
-    party = record.get("peer") if record.get("direction") == "ingress" else record.get("subject")
-    return party, record.get("source")
+    return record.get("subject"), record.get("source")
 
 
 def server_of(record: Record) -> tuple[Any, Any]:
     """The party that was called and its ``ip:port``."""
-    party = record.get("subject") if record.get("direction") == "ingress" else record.get("peer")
-    return party, record.get("destination")
+    return record.get("peer"), record.get("destination")
 
 
 def names_of(party: Any, endpoint: Any) -> set[str]:

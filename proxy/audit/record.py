@@ -71,9 +71,9 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     id: str  # ``call_id``
     node: str
     verdict: str  # ALLOWED, DENIED, PARTIAL or WOULD_DENY
-    subject: Party | None = None  # the workload whose policy decided
-    peer: Party | None = None
-    direction: str | None = None  # "egress" or "ingress", as the subject sees it
+    subject: Party | None = None  # who called
+    peer: Party | None = None  # who was called
+    direction: str | None = None  # whose policy decided: "egress" the subject's, "ingress" the peer's
     source: str | None = None  # "ip:port"
     destination: str | None = None  # "ip:port"
     protocol: str | None = None

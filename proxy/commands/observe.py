@@ -73,7 +73,7 @@ def observe(
       What would an audit-mode policy have stopped?
         sluice observe --verdict WOULD_DENY -o table
       Count denials by caller:
-        sluice observe --verdict DENIED -o json | jq -r .peer.workload | sort | uniq -c
+        sluice observe --verdict DENIED -o json | jq -r .subject.workload | sort | uniq -c
       Read a rotated file:
         zcat audit.jsonl.2.gz | sluice observe --file -
     """
