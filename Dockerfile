@@ -8,7 +8,7 @@ WORKDIR /src
 COPY Makefile pyproject.toml ./
 COPY bpf/ bpf/
 # The Makefile knows how objects are compiled; the stamp tells it that what it needs is installed.
-RUN mkdir .build && touch .build/system && make bpf
+RUN mkdir .build && touch .build/apt-build && make bpf
 COPY parsers/ parsers/
 COPY policies/ policies/
 COPY proxy/ proxy/

@@ -197,16 +197,19 @@ def _rules(policy_set: PolicySet, workload_ids: Mapping[str, int], classes: Mapp
 
 def _ranges(policy_set: PolicySet, subject: Endpoint, peer: Endpoint, transport: str) -> _Ranges:
     """What holds for every port, asked once between any two ports at which some rule begins or ends."""
-    policies = policy_set.policies_of(subject, Direction.EGRESS) + policy_set.policies_of(peer, Direction.INGRESS)
-    if not policies:
-        return [(0, _LAST_PORT, _NATIVE)]
     starts = {0}
-    for policy in policies:
-        for section in filter(None, (policy.ingress, policy.egress)):
-            for rule in section.rules:
-                for port_rule in rule.ports or ():
-                    for ports in port_rule.ports:
-                        starts |= {ports.first, ports.last + 1}
+    policed = False
+    for direction, owner, other in ((Direction.EGRESS, subject, peer), (Direction.INGRESS, peer, subject)):
+        party = policy_set.party(other)
+        for policy in policy_set.policies_of(owner, direction):
+            policed = True
+            section = policy.section(direction)
+            for rule in section.rules if section is not None else ():
+                if rule.ports is not None and party.is_selected(rule.peers, rule.deny):
+                    ranges = (ports for port_rule in rule.ports for ports in port_rule.ports)
+                    starts.update(edge for ports in ranges for edge in (ports.first, ports.last + 1))
+    if not policed:
+        return [(0, _LAST_PORT, _NATIVE)]
     ordered = sorted(start for start in starts if start <= _LAST_PORT)
     ends = [start - 1 for start in ordered[1:]] + [_LAST_PORT]
     return [

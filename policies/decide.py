@@ -257,7 +257,8 @@ class _Rules:
         return Outcome(rank, reason, policy, rule, tuple(edits), tuple(notes))
 
     def lacks_secret(self, call: ApiCall) -> bool:
-        return bool(self.entries) and self.index.matches(call)[1]
+        """Whether a rule would hold for the call if its secret were there."""
+        return bool(self.entries) and self.index.lacks_secrets and self.index.matches(call)[1]
 
 
 class View:

@@ -256,9 +256,7 @@ class _DocumentReader:
             try:
                 text = base64.b64decode(text, validate=True).decode("ascii")
             except (binascii.Error, ValueError):
-                self.report.error(
-                    node.place, "SE006", "a secret's data must be the base64 of visible ASCII", "or use stringData"
-                )
+                self.report.error(node.place, "SE006", "a secret's data must be base64 of visible ASCII", "or use stringData")
                 return None
         if not is_field_value(text):
             hint = "often a newline at the end: printf, not echo"

@@ -40,6 +40,7 @@ MAX_PATTERN_MEMORY = 1 << 20
 ANY = 0  # the id of "no condition"
 
 _META = re.compile(r"[\\.+*?()|\[\]{}^$]")
+_PATH_PARAMETER = re.compile(r";[^/]*")
 _TEMPLATE_PART = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\}")
 
 
@@ -172,7 +173,9 @@ class RuleIndex:
         for table in (self._target, self._bare, self._method, self._host):
             table.compile()
         # Header actions of every matching rule run, so with one such rule the first match is not enough.
-        self._needs_all = any(isinstance(rule, HttpRule) and rule.header_matches for rule in rules)
+        wanted = [match for rule in rules if isinstance(rule, HttpRule) for match in rule.header_matches]
+        self._needs_all = bool(wanted)
+        self.lacks_secrets = any(match.secret is not None and self._expected(match) is None for match in wanted)
 
     def _add(self, order: int, rule: HttpRule | GrpcRule) -> None:
         new_id = order + 1
@@ -203,12 +206,11 @@ class RuleIndex:
         """The ids of the conditions on path, method and host that hold for ``call``."""
         paths, methods, hosts = [ANY], [ANY], [ANY]
         if call.path is not None:
-            bare, question_mark, _ = call.path.partition("?")
-            paths += self._target.matching(call.path)
-            if self._deny and question_mark:
-                # "deny /admin" must not be escaped by "/admin?x": a deny rule is tried without the query, too.
-                paths += self._target.matching(bare)
-            paths += self._bare.matching(bare)
+            bare = call.path.partition("?")[0]
+            paths += self._target.matching(call.path) + self._bare.matching(bare)
+            if self._deny:
+                for reading in _other_paths(call.path, bare):
+                    paths += self._target.matching(reading) + self._bare.matching(reading)
         if call.method is not None:
             methods += self._method.matching(call.method)
         if call.host is not None:
@@ -297,6 +299,18 @@ class RuleIndex:
 
 
 SECRET_MISSING = "secret-missing"  # noqa: S105 - a reason, not a secret
+
+
+def _other_paths(target: str, bare: str) -> set[str]:
+    """What else a server may make of a target. A rule that denies "/admin" must not be escaped by any of it."""
+    readings = {bare}  # "/admin?x"
+    if ";" in bare:
+        readings.add(_PATH_PARAMETER.sub("", bare))  # "/admin;x", of which servlet containers make "/admin"
+    if "%" in bare:
+        decoded = _decode(bare)  # "/a%3Ab": RFC 3986 keeps it apart from "/a:b", many servers do not
+        readings |= {decoded, _PATH_PARAMETER.sub("", decoded)}
+    readings.discard(target)
+    return readings
 
 
 class Reading:

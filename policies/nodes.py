@@ -175,7 +175,7 @@ class Report:
 
 def suggestion(text: str, choices: Collection[str]) -> str:
     """A hint at what was probably meant, or nothing."""
-    folded = {choice.lower(): choice for choice in choices}
+    folded = {choice.lower(): str(choice) for choice in choices}
     close = difflib.get_close_matches(text.lower(), folded, n=1)
     return f"did you mean {folded[close[0]]!r}?" if close else ""
 

@@ -233,9 +233,7 @@ class RuleReader:
         if changes and value is None and "secret" not in fields:
             self._report.error(node.place, "SE005", f"{mismatch} needs a value or a secret")
         if changes and name.lower() in UNTOUCHABLE_HEADERS:
-            self._report.error(
-                name_node.place, "SE006", f"{mismatch} of the header {name!r} would change the message's framing"
-            )
+            self._report.error(name_node.place, "SE006", f"{mismatch} of the header {name!r} would change the framing")
         return HeaderMatch(name.lower(), mismatch, value, secret)
 
     def _secret(self, node: Node) -> tuple[str, str] | None:

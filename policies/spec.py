@@ -95,8 +95,9 @@ class SpecReader:
         if fields is None:
             return None
         selector_node = self._report.required(fields, "endpointSelector", node.place, "spec")
-        ingress = self._section(fields, Direction.INGRESS, prefix)
-        egress = self._section(fields, Direction.EGRESS, prefix)
+        defaults = self._default_denies(fields)
+        ingress = self._section(fields, Direction.INGRESS, defaults.get(Direction.INGRESS), prefix)
+        egress = self._section(fields, Direction.EGRESS, defaults.get(Direction.EGRESS), prefix)
         if ingress is None and egress is None:
             self._report.error(node.place, "SE005", "spec says nothing: it has neither ingress nor egress")
         return Policy(
@@ -114,9 +115,8 @@ class SpecReader:
     def _flag(self, fields: dict[str, Node], name: str) -> bool:
         return name in fields and self._report.boolean(fields[name], name)
 
-    def _section(self, fields: dict[str, Node], direction: Direction, prefix: str) -> Section | None:
+    def _section(self, fields: dict[str, Node], direction: Direction, default: bool | None, prefix: str) -> Section | None:
         """Present as soon as the document names the direction, so that an empty list denies everything."""
-        default = self._default_deny(fields, direction)
         deny_field = f"{direction}Deny"
         if direction not in fields and deny_field not in fields and not default:
             return None
@@ -130,14 +130,12 @@ class SpecReader:
                     rules.append(rule)
         return Section(tuple(rules), default is not False)
 
-    def _default_deny(self, fields: dict[str, Node], direction: Direction) -> bool | None:
-        """What ``enableDefaultDeny`` says of a direction, None for nothing."""
+    def _default_denies(self, fields: dict[str, Node]) -> dict[Direction, bool]:
+        """What ``enableDefaultDeny`` says, for the directions that it names."""
         if "enableDefaultDeny" not in fields:
-            return None
-        switches = self._report.fields(fields["enableDefaultDeny"], "enableDefaultDeny", list(Direction))
-        if switches is None or direction not in switches:
-            return None
-        return self._report.boolean(switches[direction], f"enableDefaultDeny.{direction}")
+            return {}
+        switches = self._report.fields(fields["enableDefaultDeny"], "enableDefaultDeny", list(Direction)) or {}
+        return {Direction(name): self._report.boolean(node, f"enableDefaultDeny.{name}") for name, node in switches.items()}
 
     def _rule(self, node: Node, direction: Direction, deny: bool, position: str) -> Rule | None:
         way = "to" if direction is Direction.EGRESS else "from"
@@ -183,9 +181,7 @@ class SpecReader:
         if self._namespace is not None:
             for requirement in selector.requirements:
                 if requirement.key == NAMESPACE_LABEL and requirement.values != (self._namespace,):
-                    self._report.error(
-                        node.place, "SE009", f"endpointSelector names another namespace than {self._namespace!r}"
-                    )
+                    self._report.error(node.place, "SE009", f"endpointSelector leaves the namespace {self._namespace!r}")
         return self._in_namespace(selector)
 
     def _in_namespace(self, selector: Selector) -> Selector:

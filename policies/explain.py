@@ -1,0 +1,120 @@
+"""Why a call is decided as it is: the decision itself, and for every rule that could have a say, what spoke against it.
+
+Nothing is decided here. The decision is `Pair.decide`'s, and the reasons come from the very objects that it asks: the parties,
+the port ranges and the rule indexes of the pair.
+"""
+
+import msgspec
+
+from parsers.contract import ApiCall
+from policies.decide import Action, Decision, Pair, PolicySet, Side
+from policies.model import Direction, Endpoint, Place, Policy, PortRule, Rule
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """One rule and its part in the decision. ``mismatch`` is the first field that did not match, None when all did."""
+
+    direction: Direction
+    policy: str
+    rule: str
+    place: Place
+    effect: str  # "allow", "deny", and "audit" before them
+    mismatch: str | None = None
+    note: str = ""
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """``policies`` are the ones that were asked, per direction; ``candidates`` are all of their rules."""
+
+    decision: Decision
+    action: Action
+    protocol: str
+    policies: dict[Direction, tuple[str, ...]]
+    candidates: tuple[Candidate, ...]
+
+
+def explain(policy_set: PolicySet, subject: Endpoint, peer: Endpoint, port: int, call: ApiCall) -> Explanation:
+    """The decision for a call of ``subject`` to TCP ``port`` of ``peer``, with every rule's part in it."""
+    pair = policy_set.pair(subject, peer, port)
+    candidates: list[Candidate] = []
+    for side in pair.sides:
+        other = peer if side.direction is Direction.EGRESS else subject
+        candidates += _SideReader(policy_set, side, other, port, call).candidates()
+    return Explanation(
+        decision=_decision(pair, call),
+        action=pair.action,
+        protocol=pair.protocol,
+        policies={side.direction: tuple(dict.fromkeys(policy.name for policy in side.policies)) for side in pair.sides},
+        candidates=tuple(candidates),
+    )
+
+
+def _decision(pair: Pair, call: ApiCall) -> Decision:
+    """A call is judged only on a connection that the proxy reads."""
+    return pair.decide(call) if pair.action is Action.REDIRECT else pair.connection()
+
+
+class _SideReader:
+    """All rules of one side, with what keeps each of them from matching."""
+
+    def __init__(self, policy_set: PolicySet, side: Side, other: Endpoint, port: int, call: ApiCall) -> None:
+        self._side = side
+        self._party = policy_set.party(other)
+        self._port = port
+        self._call = call
+        # The rules that are asked, by the object that the index holds, with their first mismatch.
+        self._asked: dict[int, str | None] = {}
+        for view in side.views:
+            for _, rules in view.l7.lists if view.l7 is not None else ():
+                self._asked.update((id(rule), rules.index.mismatch(order, call)) for order, rule in enumerate(rules.rules))
+
+    def candidates(self) -> list[Candidate]:
+        return [
+            candidate
+            for policy in self._side.policies
+            if (section := policy.section(self._side.direction)) is not None
+            for rule in section.rules
+            for candidate in self._of_rule(policy, rule)
+        ]
+
+    def _of_rule(self, policy: Policy, rule: Rule) -> list[Candidate]:
+        audit = policy.audit or rule.audit
+        whole = Candidate(
+            direction=self._side.direction,
+            policy=policy.name,
+            rule=rule.name,
+            place=rule.place,
+            effect=_effect(rule.deny, audit),
+        )
+        if not self._party.is_selected(rule.peers, rule.deny):
+            return [msgspec.structs.replace(whole, mismatch="peer")]
+        if rule.ports is None:
+            return [whole]
+        concerned = [ports for ports in rule.ports if any(p.contains(self._port, "TCP") for p in ports.ports)]
+        if not concerned:
+            return [msgspec.structs.replace(whole, mismatch="toPorts")]
+        return [candidate for port_rule in concerned for candidate in self._of_port_rule(whole, policy, port_rule)]
+
+    def _of_port_rule(self, whole: Candidate, policy: Policy, port_rule: PortRule) -> list[Candidate]:
+        if port_rule.kind is None:
+            return [whole]
+        if not port_rule.rules:
+            return [msgspec.structs.replace(whole, mismatch=port_rule.kind, note="an empty list of rules allows no call")]
+        found = []
+        for rule in port_rule.rules:
+            asked = id(rule) in self._asked
+            found.append(
+                msgspec.structs.replace(
+                    whole,
+                    rule=rule.name,
+                    place=rule.place,
+                    effect=_effect(rule.deny, rule.audit or policy.audit),
+                    mismatch=self._asked[id(rule)] if asked else None,
+                    note="" if asked else "has no effect: another rule allows everything on this port",
+                )
+            )
+        return found
+
+
+def _effect(deny: bool, audit: bool) -> str:
+    return ("audit " if audit else "") + ("deny" if deny else "allow")

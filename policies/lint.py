@@ -1,0 +1,230 @@
+"""What is allowed to be written and probably not meant. docs/policies.md has a table of the codes."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from policies.match import is_literal
+from policies.model import (
+    Bundle,
+    CidrRule,
+    Direction,
+    Entity,
+    GrpcRule,
+    HttpRule,
+    PathKind,
+    Peers,
+    Place,
+    Policy,
+    PortRule,
+    Rule,
+    Selector,
+    Workload,
+)
+from policies.nodes import Finding
+
+_BROAD = frozenset({".*", "/.*", ".+", "^.*$", "^/.*$"})
+# What no canonical path contains: lower-case hex, encoded unreserved characters, and encodings that are always refused.
+_NEVER_IN_PATH = re.compile(r"%[0-9A-F]?[a-f][0-9A-Fa-f]?|%(2D|2E|3\d|4[1-9A-F]|5[0-9A]|5F|6[1-9A-F]|7[0-9A]|7E|2F|5C|00)")
+
+
+def lint(bundle: Bundle) -> list[Finding]:
+    """Every finding, in the order of the text."""
+    linter = _Linter(bundle)
+    return sorted(set(linter.findings()))
+
+
+class _Linter:
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+
+    def findings(self) -> Iterator[Finding]:
+        for policy in self._bundle.policies:
+            yield from self._of_policy(policy)
+            for direction in Direction:
+                section = policy.section(direction)
+                if section is None:
+                    continue
+                yield from self._unenforceable(policy, direction)
+                for rule in section.rules:
+                    yield from self._of_peers(rule)
+                    for port_rule in rule.ports or ():
+                        yield from self._of_port_rule(policy, direction, rule, port_rule)
+
+    def _selected(self, selector: Selector) -> list[Workload]:
+        return [workload for workload in self._bundle.workloads if selector.matches(workload.labels)]
+
+    def _of_policy(self, policy: Policy) -> Iterator[Finding]:
+        if not self._selected(policy.selector):
+            yield _at(
+                policy.place, "SL003", f"the policy {policy.name!r} selects no workload", "check endpointSelector and labels"
+            )
+        if policy.fail_open:
+            yield _at(policy.place, "SL009", f"failOpen: with the agent dead, nothing of {policy.name!r} is enforced")
+
+    def _unenforceable(self, policy: Policy, direction: Direction) -> Iterator[Finding]:
+        for workload in self._selected(policy.selector):
+            if workload.cgroups:
+                continue
+            what = "is enforced only for clients on this host" if direction is Direction.INGRESS else "cannot be enforced here"
+            yield _at(
+                policy.place,
+                "SL005",
+                f"{direction} of {workload.name!r}, which has addresses only, {what}",
+                "load the policy on the workload's own host, too",
+            )
+
+    def _of_peers(self, rule: Rule) -> Iterator[Finding]:
+        for selector in rule.peers.endpoints if rule.peers is not None else ():
+            if not self._selected(selector):
+                yield _at(rule.place, "SL004", f"a selector in the rule {rule.name!r} selects no workload")
+
+    def _of_port_rule(self, policy: Policy, direction: Direction, rule: Rule, port_rule: PortRule) -> Iterator[Finding]:
+        if port_rule.opaque_allowed:
+            yield _at(port_rule.place, "SL008", "opaque: allow lets any unrecognised protocol through, unread")
+        if port_rule.kind is None:
+            return
+        if port_rule.rules and all(one.deny for one in port_rule.rules) and self._is_default_deny(policy, direction):
+            yield _at(port_rule.place, "SL014", "only deny rules: this entry allows no call", "add an allow rule, such as {}")
+        opener = self._opener(policy, direction, rule, port_rule)
+        if opener is not None:
+            yield _at(
+                port_rule.place,
+                "SL001",
+                f"these L7 rules have no effect: the rule at {opener.file}:{opener.line} allows everything on the port",
+                "give that rule L7 rules, too, or remove one of them",
+            )
+        yield from _unreachable(port_rule.rules)
+        for one in port_rule.rules:
+            if isinstance(one, HttpRule):
+                yield from self._of_http_rule(one)
+
+    @staticmethod
+    def _is_default_deny(policy: Policy, direction: Direction) -> bool:
+        section = policy.section(direction)
+        return section is not None and section.default_deny
+
+    def _opener(self, policy: Policy, direction: Direction, rule: Rule, port_rule: PortRule) -> Place | None:
+        """A rule without L7 rules that allows all that ``port_rule`` is about, for all of the same workloads."""
+        if any(one.deny for one in port_rule.rules):
+            return None
+        owners = self._selected(policy.selector)
+        for other in self._bundle.policies:
+            section = other.section(direction)
+            if section is None or other.audit or not all(other.selector.matches(owner.labels) for owner in owners):
+                continue
+            for candidate in section.rules:
+                if candidate.deny or not self._covers(candidate.peers, rule.peers):
+                    continue
+                if candidate.ports is None:
+                    return candidate.place
+                for ports in candidate.ports:
+                    if ports.kind is None and _covers_ports(ports, port_rule):
+                        return ports.place
+        return None
+
+    def _covers(self, wide: Peers | None, narrow: Peers | None) -> bool:
+        """Whether everybody in ``narrow`` is certainly in ``wide``."""
+        if wide is None or Entity.ALL in wide.entities:
+            return True
+        if narrow is None:
+            return False
+        if Entity.ALL in narrow.entities or not set(narrow.entities) <= set(wide.entities):
+            return False
+        outside = Entity.WORLD in wide.entities
+        if not outside and not all(_in_cidrs(cidr, wide.cidrs) for cidr in narrow.cidrs):
+            return False
+        selected = [workload for selector in narrow.endpoints for workload in self._selected(selector)]
+        inside = Entity.CLUSTER in wide.entities
+        return inside or all(any(selector.matches(w.labels) for selector in wide.endpoints) for w in selected)
+
+    def _of_http_rule(self, rule: HttpRule) -> Iterator[Finding]:
+        for field, pattern in (("method", rule.method), ("host", rule.host)):
+            if pattern in _BROAD:
+                yield _at(rule.place, "SL006", f"{field}: {pattern!r} matches everything", "leave the field out")
+        if rule.method is not None and is_literal(rule.method) and rule.method != rule.method.upper():
+            yield _at(
+                rule.place, "SL011", f"method: {rule.method!r} never matches", f"methods are upper-case: {rule.method.upper()}"
+            )
+        if rule.host is not None and re.search(r"(?<!\\)[A-Z]", rule.host) and "(?i" not in rule.host:
+            yield _at(rule.place, "SL011", f"host: {rule.host!r} never matches", "hosts are compared in lower case")
+        if rule.path is not None:
+            yield from _of_path(rule.place, rule.path.kind, rule.path.text)
+        for match in rule.header_matches:
+            if match.secret is not None and match.secret not in self._bundle.secrets:
+                name = "/".join(match.secret)
+                yield _at(rule.place, "SL013", f"the secret {name!r} is missing", "until it is there, this rule allows nothing")
+
+
+def _of_path(place: Place, kind: PathKind, text: str) -> Iterator[Finding]:
+    if _NEVER_IN_PATH.search(text):
+        hint = "write unreserved characters plainly and other bytes as %XX in upper case; %2F, %5C and %00 are always refused"
+        yield _at(place, "SL012", f"{kind.value}: {text!r} has an encoding that no judged path has", hint)
+    if kind is not PathKind.REGEX:
+        return
+    if text in _BROAD:
+        yield _at(place, "SL006", f"path: {text!r} matches every path", "leave the field out")
+    elif _cannot_begin_with_slash(text):
+        yield _at(place, "SL007", f"path: {text!r} never matches: every path begins with /", f"/{text}")
+    elif _looks_like_prefix(text):
+        hint = f"{text.rstrip('/')}/.* or pathPrefix"
+        yield _at(
+            place,
+            "SL010",
+            f"path: {text!r} looks like a prefix, but the whole path must match",
+            f"{text.rstrip('/')}/.* or pathPrefix",
+        )
+
+
+def _looks_like_prefix(pattern: str) -> bool:
+    half_anchored = pattern.startswith("^") and not pattern.endswith("$")
+    return half_anchored or (is_literal(pattern) and pattern.endswith("/") and pattern != "/")
+
+
+def _cannot_begin_with_slash(pattern: str) -> bool:
+    """Only what is certain: a pattern without alternatives whose first character is a literal that must be there."""
+    start = pattern.lstrip("^(")
+    return "|" not in pattern and bool(re.match(r"[A-Za-z0-9_%-](?![?*{])", start))
+
+
+def _unreachable(rules: Sequence[HttpRule | GrpcRule]) -> Iterator[Finding]:
+    """Rules that another rule of the same list makes pointless."""
+    seen: dict[object, str] = {}
+    denied = {_conditions(rule) for rule in rules if rule.deny and not rule.audit}
+    matches_all = next((rule for rule in rules if not rule.deny and not rule.audit and not any(_conditions(rule)[1:])), None)
+    for rule in rules:
+        conditions = _conditions(rule)
+        twin = seen.setdefault((conditions, rule.deny, rule.audit), rule.name)
+        if twin != rule.name:
+            yield _at(rule.place, "SL002", f"says the same as {twin!r}")
+        elif not rule.deny and conditions in denied:
+            yield _at(rule.place, "SL002", "a deny rule says the same, and deny wins")
+        elif matches_all is not None and rule is not matches_all and not rule.deny and not _changes_headers(rule):
+            yield _at(rule.place, "SL002", f"{matches_all.name!r} allows every call already")
+
+
+def _conditions(rule: HttpRule | GrpcRule) -> tuple[object, ...]:
+    if isinstance(rule, GrpcRule):
+        return ("grpc", rule.service, rule.method, rule.headers)
+    return ("http", rule.path, rule.method, rule.host, rule.headers, rule.header_matches, rule.query)
+
+
+def _changes_headers(rule: HttpRule | GrpcRule) -> bool:
+    return isinstance(rule, HttpRule) and bool(rule.header_matches)
+
+
+def _in_cidrs(cidr: CidrRule, wide: Iterable[CidrRule]) -> bool:
+    return any(
+        not other.excepts and other.cidr.version == cidr.cidr.version and cidr.cidr.subnet_of(other.cidr)  # type: ignore[arg-type]
+        for other in wide
+    )
+
+
+def _covers_ports(wide: PortRule, narrow: PortRule) -> bool:
+    return all(
+        any(o.first <= p.first and p.last <= o.last and o.transport in ("ANY", p.transport) for o in wide.ports)
+        for p in narrow.ports
+    )
+
+
+def _at(place: Place, code: str, message: str, hint: str = "") -> Finding:
+    return Finding(place.file, place.line, place.column, code, message, hint)

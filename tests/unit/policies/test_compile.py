@@ -1,0 +1,100 @@
+"""The kernel's tables in examples; tests/property/test_policies_kernel_tables.py has the law."""
+
+from ipaddress import ip_network
+
+import pytest
+
+from policies import compile as tables
+from policies.compile import ANY_PEER, FIRST_ADDRESS_CLASS, LOCAL, UNRESOLVED, KernelTables, TableLimitError, kernel_tables
+from policies.decide import Action
+
+from .words import http_policy, policy, policy_set, workload
+
+IDS = {"orders": 1, "web": 2, "batch": 3, "far": 4}
+TCP, UDP = 6, 17
+
+
+def compiled(*documents: str) -> KernelTables:
+    return kernel_tables(policy_set(*documents), IDS, [ip_network("127.0.0.0/8")])
+
+
+def rules(found: KernelTables, subject: int, peer: int, transport: int = TCP) -> list[tuple[int, int, Action]]:
+    return [
+        (rule.port, rule.prefix_bits, rule.action)
+        for rule in found.rules
+        if (rule.subject, rule.peer, rule.transport) == (subject, peer, transport)
+    ]
+
+
+def test_without_policies_every_workload_has_one_native_rule_per_transport() -> None:
+    found = compiled()
+    assert {(rule.subject, rule.peer, rule.action) for rule in found.rules} == {(n, ANY_PEER, Action.NATIVE) for n in (1, 2, 3)}
+    assert len(found.rules) == 6
+
+
+def test_a_policed_port_is_one_rule_beside_the_refusal_of_all_others() -> None:
+    found = compiled(http_policy("[{}]"))
+    assert rules(found, IDS["web"], IDS["orders"]) == [(0, 0, Action.REFUSE), (8080, 16, Action.REDIRECT)]
+    assert rules(found, IDS["web"], IDS["orders"], UDP) == [(0, 0, Action.REFUSE)]
+    assert rules(found, LOCAL, IDS["orders"]) == [(0, 0, Action.REFUSE)]
+    assert rules(found, IDS["web"], IDS["batch"]) == []
+
+
+def test_what_a_restricted_subject_has_no_rule_for_is_refused() -> None:
+    found = compiled(policy("endpointSelector: {matchLabels: {app: web}}\negress: [{toEntities: [world]}]"))
+    assert rules(found, IDS["web"], ANY_PEER) == []
+    assert rules(found, IDS["web"], IDS["orders"]) == []
+    assert rules(found, IDS["web"], FIRST_ADDRESS_CLASS) == [(0, 0, Action.NATIVE)]
+
+
+def test_a_port_range_becomes_aligned_prefixes() -> None:
+    ports = 'toPorts: [{ports: [{port: "8080", endPort: 8090, protocol: TCP}]}]'
+    found = compiled(policy(f"endpointSelector: {{matchLabels: {{app: web}}}}\negress: [{{toEntities: [world], {ports}}}]"))
+    assert rules(found, IDS["web"], FIRST_ADDRESS_CLASS) == [
+        (8080, 13, Action.NATIVE),
+        (8088, 15, Action.NATIVE),
+        (8090, 16, Action.NATIVE),
+    ]
+
+
+def test_a_peer_that_the_hook_cannot_tell_is_redirected_unless_all_agree() -> None:
+    found = compiled(http_policy("[{}]"))
+    assert rules(found, IDS["web"], UNRESOLVED) == [(0, 0, Action.REDIRECT)]
+    everybody = compiled(policy("endpointSelector: {matchLabels: {app: web}}\negress: []"))
+    assert rules(everybody, IDS["web"], UNRESOLVED) == []
+
+
+def test_addresses_that_no_policy_tells_apart_are_one_class() -> None:
+    cidrs = "[{cidr: 10.0.0.0/8, except: [10.1.0.0/16]}, {cidr: 192.0.2.0/24}]"
+    found = compiled(
+        policy(f"endpointSelector: {{}}\negress: [{{toCIDRSet: {cidrs}}}]"), workload("far", False, "10.1.2.3, 10.2.0.0/16")
+    )
+    by_network = {str(entry.network): entry.identity for entry in found.addresses}
+    assert by_network["0.0.0.0/0"] == by_network["::/0"] == by_network["10.1.0.0/16"]
+    assert len({by_network["0.0.0.0/0"], by_network["10.0.0.0/8"], by_network["192.0.2.0/24"]}) == 3
+    assert by_network["10.1.2.3/32"] == by_network["10.2.0.0/16"] == IDS["far"]
+    assert [str(entry.network) for entry in found.addresses if entry.local] == ["127.0.0.0/8"]
+
+
+def test_fail_open_is_a_property_of_redirects() -> None:
+    found = compiled(http_policy("[{}]", extra="failOpen: true"))
+    assert {(rule.action, rule.fail_open) for rule in found.rules if rule.peer == IDS["orders"]} == {
+        (Action.REDIRECT, True),
+        (Action.REFUSE, False),
+    }
+
+
+def test_the_tables_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MAX_RULES", 5)
+    with pytest.raises(TableLimitError, match="more than MAX_RULES") as caught:
+        compiled()
+    assert caught.value.limit == "MAX_RULES"
+    monkeypatch.setattr(tables, "MAX_ADDRESSES", 2)
+    with pytest.raises(TableLimitError, match="MAX_ADDRESSES"):
+        compiled()
+
+
+@pytest.mark.parametrize("ids", [{}, {"orders": 1, "web": 2}, {"orders": 0, "web": 2, "batch": 3}, {**IDS, "web": 0xFFFF}])
+def test_every_workload_needs_an_identity(ids: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="needs an identity"):
+        kernel_tables(policy_set(), ids, [])

@@ -1,0 +1,417 @@
+"""Which connections and calls are allowed, and who is named for it."""
+
+import pytest
+
+from parsers.contract import ApiCall
+from policies import decide as engine
+from policies.decide import Action, PolicySet, Verdict, decide
+from policies.model import Direction, Endpoint
+
+from .words import PARTIES, bundle, get, grpc, http_policy, pair, policy, policy_set, workload
+from .words import decide as decided
+
+WEB_TO_8080 = """
+endpointSelector: {matchLabels: {app: orders}}
+ingress:
+- fromEndpoints: [{matchLabels: {app: web}}]
+  toPorts: [{ports: [{port: "8080", protocol: TCP}]}]
+"""
+
+
+class TestConnections:
+    def test_without_policies_everything_is_native(self) -> None:
+        one = pair(policy_set())
+        assert one.action is Action.NATIVE
+        decision = one.connection()
+        assert (decision.verdict, decision.reason, decision.direction) == (Verdict.ALLOWED, "no-policy", None)
+
+    def test_a_selected_workload_is_default_deny_in_the_named_direction_only(self) -> None:
+        policies = policy_set(policy(WEB_TO_8080))
+        assert pair(policies).action is Action.NATIVE
+        assert pair(policies, port=8081).action is Action.REFUSE
+        assert pair(policies, subject="batch").action is Action.REFUSE
+        assert pair(policies, subject="orders", peer="batch").action is Action.NATIVE
+
+    def test_a_denial_names_its_reason_and_everybody_who_was_asked(self) -> None:
+        decision = pair(policy_set(policy(WEB_TO_8080, "b"), policy(WEB_TO_8080, "a")), port=1).connection()
+        assert (decision.verdict, decision.reason, decision.policy) == (Verdict.DENIED, "connection-not-allowed", None)
+        assert decision.direction is Direction.INGRESS
+        assert decision.detail == ("a", "b")
+        assert decision.generation == 7
+
+    def test_udp_is_not_tcp_and_no_protocol_is_both(self) -> None:
+        policies = policy_set(policy(WEB_TO_8080), policy(WEB_TO_8080.replace('"8080", protocol: TCP', '"53"'), "q"))
+        assert pair(policies, transport="UDP").action is Action.REFUSE
+        assert {pair(policies, port=53, transport=transport).action for transport in ("TCP", "UDP")} == {Action.NATIVE}
+
+    @pytest.mark.parametrize("port", [8000, 8042, 8100])
+    def test_a_port_range_includes_both_ends(self, port: int) -> None:
+        policies = policy_set(policy(WEB_TO_8080.replace('port: "8080"', 'port: "8000", endPort: 8100')))
+        assert pair(policies, port=port).action is Action.NATIVE
+        assert pair(policies, port=7999).action is pair(policies, port=8101).action is Action.REFUSE
+
+    def test_l7_rules_hold_on_a_whole_port_range(self) -> None:
+        """CVE-2024-52529: a port range that switched L7 rules off."""
+        text = http_policy("[{method: GET}]").replace('port: "8080"', 'port: "8000", endPort: 8100')
+        one = pair(policy_set(text), port=8050)
+        assert one.action is Action.REDIRECT
+        assert not one.decide(get(method="POST")).allowed
+
+    def test_both_sides_must_allow(self) -> None:
+        egress = policy(
+            "endpointSelector: {matchLabels: {app: web}}\negress: [{toPorts: [{ports: [{port: '443'}]}]}]", "only-443"
+        )
+        one = pair(policy_set(policy(WEB_TO_8080), egress))
+        assert one.action is Action.REFUSE
+        assert one.connection().direction is Direction.EGRESS
+        assert one.connection().detail == ("only-443", "p")
+
+    def test_an_allowed_connection_is_the_egress_sides_when_that_is_policed(self) -> None:
+        egress = policy("endpointSelector: {matchLabels: {app: web}}\negress: [{toEntities: [cluster]}]", "out")
+        decision = pair(policy_set(http_policy("[{}]"), egress)).decide(get())
+        assert (decision.allowed, decision.direction, decision.policy) == (True, Direction.EGRESS, "out")
+
+    def test_l3_deny_wins_over_any_allow(self) -> None:
+        deny = policy(
+            "endpointSelector: {}\ningressDeny: [{name: no-batch, fromEndpoints: [{matchLabels: {app: batch}}]}]", "deny"
+        )
+        policies = policy_set(policy("endpointSelector: {}\ningress: [{fromEntities: [all]}]", "allow"), deny)
+        assert pair(policies).action is Action.NATIVE
+        decision = pair(policies, subject="batch").connection()
+        assert (decision.verdict, decision.policy, decision.rule) == (Verdict.DENIED, "deny", "no-batch")
+
+    def test_without_default_deny_only_deny_rules_count(self) -> None:
+        text = policy(
+            """
+endpointSelector: {matchLabels: {app: orders}}
+enableDefaultDeny: {ingress: false}
+ingress: [{fromEndpoints: [{matchLabels: {app: web}}]}]
+ingressDeny: [{fromEndpoints: [{matchLabels: {app: batch}}]}]
+"""
+        )
+        assert pair(policy_set(text), port=1).action is Action.NATIVE
+        assert pair(policy_set(text), subject="batch").action is Action.REFUSE
+
+    def test_an_empty_rule_allows_nothing_as_in_cilium(self) -> None:
+        assert pair(policy_set(policy("endpointSelector: {}\ningress: [{}]"))).action is Action.REFUSE
+
+    @pytest.mark.parametrize(
+        ("entity", "selected"),
+        [("all", {"web", "host", "world"}), ("cluster", {"web", "host"}), ("host", {"host"}), ("world", {"world"})],
+    )
+    def test_entities(self, entity: str, selected: set[str]) -> None:
+        policies = policy_set(policy(f"endpointSelector: {{}}\negress: [{{toEntities: [{entity}]}}]"))
+        peers = {"web": policies.endpoint("web"), "host": Endpoint(local=True), "world": Endpoint(address="192.0.2.1")}
+        allowed = {
+            name for name, peer in peers.items() if policies.pair(policies.endpoint("orders"), peer, 1).action is Action.NATIVE
+        }
+        assert allowed == selected
+
+
+class TestCidrs:
+    CIDR = policy("endpointSelector: {}\negress: [{toCIDRSet: [{cidr: 10.0.0.0/8, except: [10.1.0.0/16]}]}]")
+
+    @pytest.mark.parametrize(
+        ("address", "action"),
+        [
+            ("10.0.0.1", Action.NATIVE),
+            ("::ffff:10.0.0.1", Action.NATIVE),
+            ("10.1.0.1", Action.REFUSE),
+            ("11.0.0.1", Action.REFUSE),
+            ("fe80::1%eth0", Action.REFUSE),
+            ("nonsense", Action.REFUSE),
+        ],
+    )
+    def test_an_address_is_in_the_cidr_and_in_no_exception(self, address: str, action: Action) -> None:
+        policies = policy_set(self.CIDR)
+        assert policies.pair(policies.endpoint("web"), Endpoint(address=address), 80).action is action
+
+    def test_a_workload_is_no_address(self) -> None:
+        policies = policy_set(self.CIDR, workload("far", cgroups=False, addresses="10.0.0.7"))
+        owner = policies.workload_of_address("10.0.0.7")
+        assert owner is not None
+        assert owner.name == "far"
+        assert pair(policies, "web", "far").action is Action.REFUSE
+
+    def test_a_process_of_this_host_is_no_address(self) -> None:
+        policies = policy_set(self.CIDR)
+        assert policies.pair(policies.endpoint("web"), Endpoint(address="10.0.0.1", local=True), 80).action is Action.REFUSE
+
+    def test_an_unknown_address_is_in_every_denied_cidr(self) -> None:
+        text = "endpointSelector: {}\negressDeny: [{toCIDR: [10.0.0.0/8]}]\nenableDefaultDeny: {egress: false}"
+        policies = policy_set(policy(text))
+        assert policies.pair(policies.endpoint("web"), Endpoint(), 80).action is Action.REFUSE
+
+    def test_the_longest_prefix_owns_an_address(self) -> None:
+        policies = policy_set(workload("wide", False, "10.0.0.0/8"), workload("narrow", False, "10.2.0.0/16"))
+        assert [getattr(policies.workload_of_address(a), "name", None) for a in ("10.2.0.1", "10.3.0.1", "11.0.0.1", "x")] == [
+            "narrow",
+            "wide",
+            None,
+            None,
+        ]
+
+
+class TestNamespaces:
+    def test_a_policy_means_its_own_namespace(self) -> None:
+        documents = [workload("a"), workload("b", namespace="prod"), workload("c", namespace="prod")]
+        text = policy("endpointSelector: {}\ningress: [{fromEndpoints: [{}]}]", "p", "CiliumNetworkPolicy", "prod")
+        policies = PolicySet(bundle(*documents, text), 1)
+        assert pair(policies, "c", "b").action is Action.NATIVE
+        assert pair(policies, "a", "b").connection().detail == ("prod/p",)
+        assert pair(policies, "a", "b").action is Action.REFUSE
+        assert pair(policies, "b", "a").action is Action.NATIVE
+
+    def test_a_selector_that_names_a_namespace_leaves_its_own(self) -> None:
+        selector = '{matchLabels: {"k8s:io.kubernetes.pod.namespace": default}}'
+        text = policy(f"endpointSelector: {{}}\ningress: [{{fromEndpoints: [{selector}]}}]", "p", "CiliumNetworkPolicy", "prod")
+        policies = PolicySet(bundle(workload("a"), workload("b", namespace="prod"), workload("c", namespace="prod"), text), 1)
+        assert pair(policies, "a", "b").action is Action.NATIVE
+        assert pair(policies, "c", "b").action is Action.REFUSE
+
+    def test_a_clusterwide_policy_means_every_namespace(self) -> None:
+        text = policy("endpointSelector: {}\ningress: [{}]", "p", "CiliumClusterwideNetworkPolicy")
+        policies = PolicySet(bundle(workload("a"), workload("b", namespace="prod"), text), 1)
+        assert pair(policies, "b", "a").action is pair(policies, "a", "b").action is Action.REFUSE
+
+
+class TestSelectors:
+    @pytest.mark.parametrize(
+        ("selector", "selects"),
+        [
+            ("{}", {"orders", "web", "batch"}),
+            ("{matchLabels: {'any:app': web}}", {"web"}),
+            ("{matchExpressions: [{key: app, operator: In, values: [web, batch]}]}", {"web", "batch"}),
+            ("{matchExpressions: [{key: app, operator: NotIn, values: [web]}]}", {"orders", "batch"}),
+            ("{matchExpressions: [{key: nope, operator: NotIn, values: [web]}]}", {"orders", "web", "batch"}),
+            ("{matchExpressions: [{key: app, operator: Exists}]}", {"orders", "web", "batch"}),
+            ("{matchExpressions: [{key: app, operator: DoesNotExist}]}", set()),
+            ("{matchLabels: {app: web}, matchExpressions: [{key: app, operator: In, values: [batch]}]}", set()),
+        ],
+    )
+    def test_what_a_selector_selects(self, selector: str, selects: set[str]) -> None:
+        policies = policy_set(policy(f"endpointSelector: {selector}\ningress: []"))
+        selected = {n for n in ("orders", "web", "batch") if policies.policies_of(policies.endpoint(n), Direction.INGRESS)}
+        assert selected == selects
+
+    def test_labels_of_the_documents_go_before_labels_of_the_endpoint(self) -> None:
+        """A connection may outlive a reload that changed its workload's labels."""
+        policies = policy_set(policy(WEB_TO_8080))
+        stale = Endpoint(workload="web", labels={"app": "batch"})
+        assert policies.pair(stale, policies.endpoint("orders"), 8080).action is Action.NATIVE
+
+    def test_a_workload_that_the_documents_do_not_know_has_its_own_labels(self) -> None:
+        policies = policy_set(policy(WEB_TO_8080))
+        for app, action in (("web", Action.NATIVE), ("other", Action.REFUSE)):
+            gone = Endpoint(workload="gone", labels={"app": app})
+            assert policies.pair(gone, policies.endpoint("orders"), 8080).action is action
+
+
+class TestUnion:
+    def test_several_policies_are_united(self) -> None:
+        policies = policy_set(http_policy("[{path: /a}]", "one"), http_policy("[{path: /b}]", "two"))
+        decisions = [pair(policies).decide(get(path)) for path in ("/a", "/b", "/c")]
+        assert [d.policy for d in decisions] == ["one", "two", None]
+        assert decisions[2].detail == ("one", "two")
+
+    def test_a_port_entry_without_l7_rules_makes_l7_rules_useless(self) -> None:
+        one = pair(policy_set(http_policy("[{path: /a}]"), policy(WEB_TO_8080, "open")))
+        assert (one.action, one.protocol) == (Action.NATIVE, "tcp")
+
+    def test_but_an_l7_deny_rule_still_denies(self) -> None:
+        one = pair(policy_set(http_policy("[{path: /a, deny: true}]"), policy(WEB_TO_8080, "open")))
+        assert one.action is Action.REDIRECT
+        assert one.decide(get("/a")).reason == "deny-rule"
+        assert one.decide(get("/b")).policy == "open"
+
+    def test_l7_on_one_side_needs_only_l4_of_the_other(self) -> None:
+        egress = policy("endpointSelector: {matchLabels: {app: web}}\negress: [{toEntities: [cluster]}]", "out")
+        one = pair(policy_set(http_policy("[{path: /a}]"), egress))
+        assert [one.decide(get(path)).allowed for path in ("/a", "/b")] == [True, False]
+        assert one.decide(get("/b")).direction is Direction.INGRESS
+
+    def test_different_l7_kinds_of_two_sides_are_a_conflict(self) -> None:
+        """The static check knows labels at load; an endpoint of another generation can still bring two kinds together."""
+        egress = policy(
+            """
+endpointSelector: {matchLabels: {app: gone}}
+egress: [{toPorts: [{ports: [{port: "8080", protocol: TCP}], rules: {grpc: [{}]}}]}]
+""",
+            "out",
+        )
+        policies = policy_set(http_policy("[{}]", peer="gone"), egress)
+        one = policies.pair(Endpoint(workload="gone", labels={"app": "gone"}), policies.endpoint("orders"), 8080)
+        assert (one.action, one.protocol) == (Action.REFUSE, "tcp")
+        assert one.decide(get()).reason == one.connection().reason == "protocol-conflict"
+
+    def test_without_default_deny_other_calls_pass_and_are_seen(self) -> None:
+        text = http_policy("[{path: /a, name: a}, {path: /b, deny: true}]", extra="enableDefaultDeny: {ingress: false}")
+        one = pair(policy_set(text))
+        assert one.action is Action.REDIRECT
+        assert [(d.verdict, d.reason) for d in map(one.decide, (get("/a"), get("/b"), get("/c")))] == [
+            ("ALLOWED", "rule-matched"),
+            ("DENIED", "deny-rule"),
+            ("ALLOWED", "default-allow"),
+        ]
+
+
+class TestProtocols:
+    def test_http_rules_judge_every_http(self) -> None:
+        for protocol in ("http/1.1", "http/2", "grpc"):
+            assert decided("[{path: /a}]", get("/a", protocol=protocol)).allowed
+
+    @pytest.mark.parametrize("protocol", ["tcp", "kafka", "", "HTTP/1.1"])
+    def test_other_protocols_are_denied_on_an_http_port(self, protocol: str) -> None:
+        assert decided("[{}]", ApiCall(protocol=protocol)).reason == "protocol-not-allowed"
+
+    def test_grpc_rules_judge_grpc_only(self) -> None:
+        text = http_policy("[{}]").replace("http:", "grpc:")
+        one = pair(policy_set(text))
+        assert one.protocol == "grpc"
+        assert one.decide(grpc("/pkg.Svc/Get")).allowed
+        assert not one.decide(get("/pkg.Svc/Get", protocol="http/2")).allowed
+
+    def test_opaque_allow_lets_an_unrecognised_protocol_through(self) -> None:
+        text = http_policy("[{path: /a}]").replace("rules:", "opaque: allow\n      rules:", 1)
+        one = pair(policy_set(text))
+        assert one.opaque_allowed
+        assert one.decide(ApiCall(protocol="tcp")).reason == "opaque-allowed"
+        assert not one.decide(get("/b")).allowed
+        assert not one.decide(ApiCall(protocol="kafka")).allowed
+
+    def test_opaque_is_denied_by_default(self) -> None:
+        assert not pair(policy_set(http_policy("[{}]"))).opaque_allowed
+
+
+class TestAuditMode:
+    def test_an_audit_policy_denies_nothing_and_says_what_it_would_deny(self) -> None:
+        one = pair(policy_set(http_policy("[{path: /a}]", extra="mode: audit")))
+        assert one.action is Action.REDIRECT
+        allowed, would = one.decide(get("/a")), one.decide(get("/b"))
+        assert (allowed.verdict, allowed.would) == (Verdict.ALLOWED, None)
+        assert (would.verdict, would.would, would.allowed, would.reason) == (
+            Verdict.WOULD_DENY,
+            "DENY",
+            True,
+            "no-rule-matched",
+        )
+
+    def test_a_connection_that_only_audit_would_refuse_is_redirected_to_be_recorded(self) -> None:
+        one = pair(policy_set(policy(f"{WEB_TO_8080}mode: audit")), port=1)
+        assert (one.action, one.protocol) == (Action.REDIRECT, "tcp")
+        assert one.connection().verdict is one.decide(get()).verdict is Verdict.WOULD_DENY
+
+    def test_an_audit_policy_opens_nothing(self) -> None:
+        policies = policy_set(
+            http_policy("[{path: /a}]", "enforced"), http_policy("[{path: /b}]", "tried", extra="mode: audit")
+        )
+        assert pair(policies).decide(get("/b")).verdict is Verdict.DENIED
+
+    def test_an_audit_deny_rule_lets_the_call_pass(self) -> None:
+        decision = decided("[{}, {name: no-b, path: /b, deny: true, mode: audit}]", get("/b"))
+        assert (decision.verdict, decision.rule) == (Verdict.WOULD_DENY, "no-b")
+
+    def test_an_audit_deny_rule_does_not_make_up_for_a_missing_allow(self) -> None:
+        assert decided("[{path: /b, deny: true, mode: audit}]", get("/b")).verdict is Verdict.DENIED
+
+    def test_an_audit_allow_rule_lets_its_calls_pass_and_records_them(self) -> None:
+        rules = "[{path: /a}, {path: /old, name: old, mode: audit}]"
+        assert decided(rules, get("/a")).verdict is Verdict.ALLOWED
+        assert decided(rules, get("/old")).verdict is Verdict.WOULD_DENY
+        assert decided(rules, get("/x")).verdict is Verdict.DENIED
+
+    def test_a_rule_in_audit_mode_lets_the_calls_of_its_peers_pass(self) -> None:
+        text = http_policy("[{path: /a}]").replace("- fromEndpoints", "- mode: audit\n    fromEndpoints")
+        one = pair(policy_set(text))
+        assert [one.decide(get(path)).verdict for path in ("/a", "/b")] == [Verdict.ALLOWED, Verdict.WOULD_DENY]
+        assert pair(policy_set(text), subject="batch").action is Action.REFUSE
+
+    def test_an_audit_policys_header_changes_are_not_made(self) -> None:
+        rules = "[{headerMatches: [{name: X-A, value: '1', mismatch: ADD}]}]"
+        assert decided(rules, get()).edits
+        assert not decided(rules, get(), extra="mode: audit").edits
+
+
+class TestPolicyFlags:
+    def test_fail_open_needs_every_policy_concerned(self) -> None:
+        agreed = [http_policy("[{}]", name, extra="failOpen: true") for name in ("one", "two")]
+        assert pair(policy_set(*agreed)).fail_open
+        assert not pair(policy_set(*agreed, http_policy("[{}]", "three"))).fail_open
+        assert not pair(policy_set()).fail_open
+
+    def test_redact_query_of_any_policy_concerned(self) -> None:
+        policies = policy_set(http_policy("[{}]", "one"), http_policy("[{}]", "two", extra="redactQuery: true"))
+        assert pair(policies).redact_query
+        assert pair(policies).decide(get()).redact_query
+
+    def test_acceleration_is_refused_by_either_workload(self) -> None:
+        assert pair(policy_set()).acceleration
+        slow = workload("slow", extra=", acceleration: false")
+        assert not pair(policy_set(slow), "slow", "orders").acceleration
+        assert not pair(policy_set(slow), "orders", "slow").acceleration
+
+
+class TestPathFaults:
+    FAULTY = get("/a/%2F", path_fault="encoded-slash")
+
+    def test_with_a_path_rule_the_request_is_bad(self) -> None:
+        for rule in ("path: /a/.*", "pathPrefix: /a", "pathTemplate: '/a/{x}'", "query: [{name: q}]", "path: /z, deny: true"):
+            decision = decided(f"[{{}}, {{{rule}}}]", self.FAULTY)
+            assert (decision.allowed, decision.bad_request, decision.reason) == (False, True, "encoded-slash"), rule
+
+    def test_without_a_path_rule_it_is_judged_by_the_others(self) -> None:
+        assert decided("[{method: GET}]", self.FAULTY).allowed
+        decision = decided("[{method: POST}]", self.FAULTY)
+        assert (decision.allowed, decision.bad_request) == (False, False)
+
+    def test_in_audit_mode_it_passes_and_is_recorded(self) -> None:
+        decision = decided("[{path: /a}]", self.FAULTY, extra="mode: audit")
+        assert (decision.verdict, decision.reason, decision.bad_request) == (Verdict.WOULD_DENY, "encoded-slash", False)
+
+    def test_a_grpc_rule_is_a_path_rule(self) -> None:
+        text = http_policy("[{service: pkg.Svc}]").replace("http:", "grpc:")
+        call = ApiCall(protocol="grpc", method="POST", path="/pkg.Svc//Get", path_fault="empty-segment")
+        assert pair(policy_set(text)).decide(call).bad_request
+
+
+class TestTotality:
+    def test_an_exception_inside_is_a_denial(self) -> None:
+        decision = decided("[{path: /a+}, {}]", get("/\u20ac"))
+        assert (decision.verdict, decision.reason) == (Verdict.DENIED, "internal-error")
+
+    def test_patterns_that_need_too_much_memory_deny(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """RE2 reports no match when it is out of memory, which must not let a call past a deny rule."""
+        monkeypatch.setattr("policies.match.MAX_SET_MEMORY", 12_000)
+        rules = ", ".join(f"{{deny: true, path: '/.*[a-f]{{{n}}}x'}}" for n in range(1, 12))
+        one = pair(policy_set(http_policy(f"[{{}}, {rules}]")))
+        decision = one.decide(get("/nothing-that-is-denied"))
+        assert (decision.allowed, decision.reason) == (False, "pattern-undecided")
+
+    def test_decisions_are_kept_by_the_calls_identity_and_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(engine, "MAX_DECISIONS_PER_PAIR", 2)
+        one = pair(policy_set(http_policy("[{}]")))
+        first, second, third = get(), get(), get()
+        decision = one.decide(first)
+        assert one.decide(first) is decision
+        assert one.decide(second) is not decision
+        one.decide(third)
+        assert one.decide(first) is not decision
+
+    def test_pairs_are_kept_and_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(engine, "MAX_PAIRS", 2)
+        policies = policy_set()
+        one = pair(policies)
+        assert pair(policies) is one
+        pair(policies, port=1)
+        pair(policies, port=2)
+        assert pair(policies) is not one
+
+    def test_the_function_decides_as_the_pair_does(self) -> None:
+        policies = policy_set(http_policy("[{path: /a}]"))
+        web, orders = policies.endpoint("web"), policies.endpoint("orders")
+        assert decide(policies, web, orders, 8080, get("/a")).allowed
+        assert not decide(policies, web, orders, 8080, get("/b")).allowed
+
+    def test_an_unknown_workload_has_no_endpoint(self) -> None:
+        with pytest.raises(KeyError):
+            PolicySet(bundle(*PARTIES), 1).endpoint("nobody")

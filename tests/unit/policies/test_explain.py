@@ -1,0 +1,67 @@
+"""An explanation is the decision itself, with the first thing that spoke against every rule."""
+
+from policies.decide import Action, PolicySet, Verdict
+from policies.explain import explain
+
+from .words import get, http_policy, pair, policy, policy_set
+
+
+def parts(
+    policies: PolicySet, path: str, subject: str = "web", port: int = 8080, **more: object
+) -> list[tuple[str, str | None]]:
+    call = get(path, **more)  # type: ignore[arg-type]
+    found = explain(policies, policies.endpoint(subject), policies.endpoint("orders"), port, call)
+    return [(candidate.rule, candidate.mismatch) for candidate in found.candidates]
+
+
+def test_every_rule_says_what_did_not_match_first() -> None:
+    rules = (
+        "[{name: by-path, path: /b}, {name: by-method, method: POST}, {name: by-host, host: other}, "
+        "{name: by-header, headers: ['X-A: 1']}, {name: by-query, query: [{name: q}]}, "
+        "{name: by-match, headerMatches: [{name: X-B, value: '1'}]}, {name: by-prefix, pathPrefix: /z}, {name: all, path: /a}]"
+    )
+    assert parts(policy_set(http_policy(rules)), "/a") == [
+        ("by-path", "path"),
+        ("by-method", "method"),
+        ("by-host", "host"),
+        ("by-header", "header x-a"),
+        ("by-query", "query q"),
+        ("by-match", "headerMatches x-b"),
+        ("by-prefix", "pathPrefix"),
+        ("all", None),
+    ]
+
+
+def test_the_decision_is_the_one_that_is_enforced() -> None:
+    policies = policy_set(http_policy("[{path: /a}]"))
+    call = get("/a")
+    found = explain(policies, policies.endpoint("web"), policies.endpoint("orders"), 8080, call)
+    assert found.decision is pair(policies).decide(call)
+    assert (found.action, found.protocol) == (Action.REDIRECT, "http")
+
+
+def test_rules_for_other_peers_and_ports_say_so() -> None:
+    policies = policy_set(http_policy("[{}]"))
+    assert parts(policies, "/", subject="batch") == [("ingress[0]", "peer")]
+    assert parts(policies, "/", port=1) == [("ingress[0]", "toPorts")]
+
+
+def test_a_connection_that_is_refused_is_not_judged_by_its_calls() -> None:
+    policies = policy_set(http_policy("[{}]"))
+    found = explain(policies, policies.endpoint("batch"), policies.endpoint("orders"), 8080, get())
+    assert (found.action, found.decision.verdict) == (Action.REFUSE, Verdict.DENIED)
+    assert found.decision.reason == "connection-not-allowed"
+
+
+def test_an_l7_rule_without_effect_says_so() -> None:
+    policies = policy_set(http_policy("[{path: /a}]"), policy("endpointSelector: {}\ningress: [{fromEntities: [all]}]", "open"))
+    found = explain(policies, policies.endpoint("web"), policies.endpoint("orders"), 8080, get("/b"))
+    assert found.decision.allowed
+    assert [(c.policy, c.note != "") for c in found.candidates] == [("open", False), ("p", True)]
+
+
+def test_an_empty_list_of_rules_says_that_it_allows_nothing() -> None:
+    policies = policy_set(http_policy("[]"))
+    found = explain(policies, policies.endpoint("web"), policies.endpoint("orders"), 8080, get())
+    assert not found.decision.allowed
+    assert found.candidates[0].note == "an empty list of rules allows no call"

@@ -1,0 +1,82 @@
+"""``sluice explain`` on the examples: the proxy's parser reads the request, the proxy's engine decides."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from proxy.commands.explain import explain
+
+EXAMPLES = Path(__file__).parents[4] / "policies" / "examples"
+
+
+def run(example: str, from_: str, to: str, request: str, *more: str) -> Result:
+    return CliRunner().invoke(explain, ["-f", str(EXAMPLES / example), "--from", from_, "--to", to, request, *more])
+
+
+@pytest.mark.parametrize(
+    ("from_", "request_", "more", "exit_code", "says"),
+    [
+        ("web", "GET /orders/1", (), 0, "ALLOWED"),
+        ("web", "GET /orders/1?x=1", (), 1, "no-rule-matched"),
+        ("web", "GET /ord%65rs/1", (), 0, "ALLOWED"),
+        ("web", "GET /orders/../orders", (), 1, "dot-segment"),
+        ("web", "POST /orders", (), 1, "no match: header x-request-source"),
+        ("web", "POST /orders", ("--header", "X-Request-Source: web"), 0, "ALLOWED"),
+        ("batch", "GET /orders/export", (), 0, "ALLOWED"),
+        ("batch", "GET /orders", (), 1, "no match: peer"),
+        ("host", "GET /orders", (), 1, "connection is refused when it is made"),
+        ("192.0.2.1", "GET /orders", (), 1, "connection-not-allowed"),
+        ("web", "get /orders", (), 1, "refuses this request before policy is asked: bad-method"),
+        ("web", "GET /orders", ("--host", "a b"), 1, "before policy is asked"),
+        ("web", "GET /orders", ("--header", "X-A: 1\r\n\r\nGET /x HTTP/1.1"), 0, "ALLOWED"),
+        ("web", "grpc pkg.Svc/Get", (), 1, "no match: path"),
+    ],
+)
+def test_the_verdict_is_the_exit_code(from_: str, request_: str, more: tuple[str, ...], exit_code: int, says: str) -> None:
+    result = run("http-orders.yaml", from_, "orders:8080", request_, *more)
+    assert (result.exit_code, says in result.output) == (exit_code, True), result.output
+
+
+def test_the_only_port_of_a_workload_need_not_be_said() -> None:
+    assert run("http-orders.yaml", "web", "orders", "GET /orders").exit_code == 0
+    assert "say which port" in run("egress-cidr.yaml", "crawler", "resolver", "GET /").output
+
+
+def test_an_address_is_its_workload() -> None:
+    assert "no-admin" in run("deny-rule.yaml", "10.20.0.9", "wiki:80", "GET /admin").output
+
+
+def test_addresses_with_ports() -> None:
+    assert run("egress-cidr.yaml", "crawler", "192.0.2.1:80", "GET /").exit_code == 0
+    assert run("egress-cidr.yaml", "crawler", "[2001:db8::1]:80", "GET /").exit_code == 1
+
+
+def test_audit_mode_would_deny() -> None:
+    result = run("audit-mode.yaml", "checkout", "payments", "DELETE /payments/1", "-o", "json")
+    assert result.exit_code == 0
+    found = json.loads(result.output)
+    assert (found["decision"]["verdict"], found["action"]) == ("WOULD_DENY", "REDIRECT")
+    assert [(one["rule"], one["mismatch"]) for one in found["candidates"]] == [("pay", "pathTemplate"), ("look", "method")]
+
+
+@pytest.mark.parametrize(
+    ("from_", "to", "request_"),
+    [
+        ("nobody", "orders", "GET /"),
+        ("web", "orders:99999", "GET /"),
+        ("web", "orders", "GET"),
+        ("web", "orders", "kafka produce t"),
+    ],
+)
+def test_what_cannot_be_asked_is_an_error(from_: str, to: str, request_: str) -> None:
+    assert run("http-orders.yaml", from_, to, request_).exit_code == 2
+
+
+def test_documents_that_cannot_be_loaded_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("kind: Nope\n")
+    for path in (tmp_path / "a.yaml", tmp_path / "missing.yaml"):
+        result = CliRunner().invoke(explain, ["-f", str(path), "--from", "a", "--to", "b:1", "GET /"])
+        assert result.exit_code == 2
+        assert str(path) in result.output

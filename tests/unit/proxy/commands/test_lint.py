@@ -1,0 +1,60 @@
+"""``sluice lint`` on real files."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from proxy import documents
+from proxy.commands.lint import lint
+
+EXAMPLES = Path(__file__).parents[4] / "policies" / "examples"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(lint, [str(argument) for argument in arguments])
+
+
+def test_a_clean_file_is_silent() -> None:
+    result = run(EXAMPLES / "http-orders.yaml")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_a_finding_is_one_line_with_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text((EXAMPLES / "http-orders.yaml").read_text().replace("/orders/export", "/orders/"))
+    result = run(tmp_path)
+    assert result.exit_code == 1
+    assert result.output.startswith(f"{file}:47:11 SL010 path: '/orders/' looks like a prefix")
+
+
+def test_an_error_of_the_language_is_a_finding(tmp_path: Path) -> None:
+    (tmp_path / "a.yml").write_text("kind: Nope\n")
+    result = run(tmp_path, "-o", "json")
+    assert result.exit_code == 1
+    assert [finding["code"] for finding in json.loads(result.output)] == ["SE003"]
+
+
+def test_what_is_no_yaml_or_no_text_is_unreadable(tmp_path: Path) -> None:
+    for content in (b"a: [", b"\xff\xfe"):
+        (tmp_path / "a.yaml").write_bytes(content)
+        assert run(tmp_path).exit_code == 2
+    assert run(tmp_path / "nope.yaml").exit_code == 2
+
+
+def test_a_folder_without_documents_is_an_error(tmp_path: Path) -> None:
+    """An agent that enforces nothing because of an empty folder would be silently open."""
+    (tmp_path / "readme.txt").write_text("")
+    (tmp_path / ".hidden.yaml").write_text("kind: Nope")
+    assert run(tmp_path).exit_code == 1
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "MAX_FILE_BYTES", 10)
+    (tmp_path / "a.yaml").write_text("# " + "x" * 20)
+    assert "SE002 larger than 10 bytes" in run(tmp_path).output
+
+
+def test_a_file_that_is_named_twice_is_read_once() -> None:
+    assert run(EXAMPLES / "http-orders.yaml", EXAMPLES / "http-orders.yaml").exit_code == 0

@@ -1,0 +1,491 @@
+"""The life of one connection: who may pass, what is recorded, and how it ends."""
+
+from collections.abc import Callable
+
+import pytest
+
+from parsers.contract import ApiCall, Outage
+from parsers.http1 import Http1Parser
+from parsers.opaque import DetectingParser, TunnelParser
+from policies.decide import Decision, Verdict
+from proxy.flow import (
+    AUDIT_PATIENCE,
+    CARRY_MIN,
+    HEAD_TIMEOUT,
+    Abort,
+    Answer,
+    AwaitRoom,
+    Carry,
+    Close,
+    Dial,
+    Forward,
+    Permit,
+    Shut,
+)
+from tests.flow_playbook import REPLY, REQUEST, Dialogue, LineParser, Policy, Records
+
+GET = b"GET /%s HTTP/1.1\r\nhost: a\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+BIG = 4 * CARRY_MIN
+
+
+def line() -> Dialogue:
+    return Dialogue(LineParser())
+
+
+def http() -> Dialogue:
+    return Dialogue(Http1Parser())
+
+
+class TestPermits:
+    def test_no_permit_can_be_made_from_a_denial(self) -> None:
+        with pytest.raises(PermissionError):
+            Permit(Decision(verdict=Verdict.DENIED, reason="x", generation=1))
+
+    @pytest.mark.parametrize("verdict", [Verdict.ALLOWED, Verdict.WOULD_DENY, Verdict.PARTIAL])
+    def test_every_other_verdict_gives_one(self, verdict: Verdict) -> None:
+        assert Permit(Decision(verdict=verdict, reason="x", generation=1)).decision.verdict is verdict
+
+    def test_an_allowed_call_dials_once_and_is_forwarded_unchanged(self) -> None:
+        play = line().client(b"/a\n")
+        assert [type(command) for command in play.commands] == [Dial, Forward]
+        play.client(b"/b\n")
+        assert [type(command) for command in play.commands] == [Forward]
+        assert play.to_server == b"/a\n/b\n"
+
+    def test_a_denied_call_is_answered_without_a_connection_to_the_server(self) -> None:
+        play = line().client(b"/no\n")
+        assert play.commands == [Answer(b"no\n")]
+        assert play.story == [("DENIED", "/no", 403, "no-rule-matched")]
+
+    def test_a_parser_that_passes_what_nobody_judged_ends_the_connection(self) -> None:
+        play = line().client(b"/leak\n")
+        assert play.to_server == b""
+        assert isinstance(play.commands[-1], Abort)
+        assert play.story == [("DENIED", None, None, "internal-error")]
+        assert isinstance(play.faults[0], PermissionError)
+
+
+class TestRecords:
+    def test_a_call_is_recorded_when_its_reply_has_gone_by_and_not_before(self) -> None:
+        play = line().client(b"/a\n")
+        assert play.records == []
+        play.server(b"yes\n")
+        assert play.story == [("ALLOWED", "/a", 200, "rule-matched")]
+
+    def test_bytes_are_counted_for_the_call_that_they_belong_to(self) -> None:
+        play = http().client(GET % b"1" + GET % b"no").server(OK)
+        first, second = play.records
+        assert (first.bytes_request, first.bytes_reply) == (len(GET % b"1"), len(OK))
+        answer = play.to_client[len(OK) :]
+        assert (second.bytes_request, second.bytes_reply) == (len(GET % b"no"), len(answer))
+
+    def test_carried_bytes_are_counted_too(self) -> None:
+        play = line().client(b"/body %d\n" % BIG)
+        assert play.carry[REQUEST] == BIG
+        play.carried(REQUEST, BIG - 1).client(b"x").server(b"body %d\n" % BIG)
+        play.carried(REPLY, BIG)
+        assert play.records[0].bytes_request == len(b"/body %d\n" % BIG) + BIG
+        assert play.records[0].bytes_reply == len(b"body %d\n" % BIG) + BIG
+
+    @pytest.mark.parametrize(
+        ("ending", "status", "reason"),
+        [
+            (Dialogue.client_resets, "reset", "client-reset"),
+            (Dialogue.server_resets, 502, "upstream-reset"),
+            (Dialogue.server_ends, 502, "upstream-reset"),
+            (Dialogue.stop, "reset", "agent-stopped"),
+            (Dialogue.idles, 502, "upstream-timeout"),
+            (lambda play: play.idles(REPLY), "reset", "client-timeout"),
+            (lambda play: play.outage(Outage.UNREACHABLE), 502, "upstream-unreachable"),
+            (lambda play: play.server(b"garbage\n"), None, "reply-garbage"),
+            (lambda play: play.client(b"/crash\n"), "unanswered", "internal-error"),
+        ],
+    )
+    def test_every_ending_records_an_open_call_once_and_says_why(
+        self, ending: Callable[[Dialogue], Dialogue], status: int | str | None, reason: str
+    ) -> None:
+        play = ending(line().client(b"/a\n"))
+        assert play.ended
+        assert [entry for entry in play.story if entry[1] == "/a"] == [("ALLOWED", "/a", status, reason)]
+
+    def test_pipelined_calls_behind_the_one_at_fault_are_recorded_with_the_same_reason(self) -> None:
+        play = line().client(b"/a\n/b\n/c\n").server(b"yes\n").outage(Outage.TIMEOUT)
+        assert [entry[1:] for entry in play.story] == [
+            ("/a", 200, "rule-matched"),
+            ("/b", 502, "upstream-timeout"),
+            ("/c", "unanswered", "upstream-timeout"),
+        ]
+
+    def test_a_denied_call_keeps_its_reason_however_the_connection_ends(self) -> None:
+        head = b"POST /no HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n"
+        play = http().client(head + b"x").client_resets()
+        assert play.story == [("DENIED", "/no", "reset", "no-rule-matched")]
+
+    def test_a_call_that_was_answered_but_cut_off_keeps_its_status(self) -> None:
+        play = http().client(GET % b"1").server(OK[:-1]).server_resets()
+        assert play.story == [("ALLOWED", "/1", 200, "upstream-reset")]
+
+    def test_what_never_became_a_call_is_recorded_as_a_refusal(self) -> None:
+        play = http().client(b"GET / HTTP/9.9\r\n\r\n")
+        assert play.story == [("DENIED", "/", 505, "bad-version")]
+        assert play.records[0].id == "c.r0"
+
+    def test_events_after_the_end_change_nothing(self) -> None:
+        play = line().client(b"/a\n").client_resets()
+        before = list(play.story)
+        for event in (Dialogue.client_ends, Dialogue.server_ends, Dialogue.server_resets, Dialogue.stop, Dialogue.drain):
+            assert event(play).commands == []
+        assert play.client(b"/b\n").wait(100).idles().outage(Outage.TIMEOUT).commands == []
+        assert play.story == before
+
+
+class TestFaultsOfOurs:
+    def test_a_parser_that_crashes_closes_the_connection_with_a_record(self) -> None:
+        play = line().client(b"/crash\n")
+        assert isinstance(play.commands[-1], Abort)
+        assert play.story == [("DENIED", None, None, "internal-error")]
+        assert isinstance(play.faults[0], ValueError)
+
+    def test_a_parser_that_crashes_on_a_ruling_forwards_nothing(self) -> None:
+        play = line().client(b"/crash-on-ruling\n")
+        assert play.to_server == b""
+        assert [record.reason for record in play.records] == ["internal-error", "internal-error"]
+
+    def test_a_policy_that_crashes_denies_the_call_and_keeps_the_connection(self) -> None:
+        def crash(call: ApiCall) -> bool:
+            raise ValueError(call)
+
+        policy = Policy()
+        policy.denies = crash
+        play = Dialogue(LineParser(), policy).client(b"/a\n")
+        assert play.story == [("DENIED", "/a", 403, "internal-error")]
+        assert not play.ended
+
+
+class TestAudit:
+    def test_a_call_without_room_for_its_record_waits_and_reading_stops(self) -> None:
+        play = Dialogue(LineParser(), sink=Records(room=0)).client(b"/a\n/b\n")
+        assert play.commands == [AwaitRoom()]
+        assert not play.flow.wants(REQUEST)
+        assert play.flow.wants(REPLY)
+
+    def test_with_room_it_goes_on_and_the_next_one_waits(self) -> None:
+        play = Dialogue(LineParser(), sink=Records(room=0)).client(b"/a\n/b\n").room()
+        assert play.to_server == b"/a\n"
+        assert play.commands[-1] == AwaitRoom()
+        assert play.room().to_server == b"/a\n/b\n"
+        assert play.flow.wants(REQUEST)
+
+    def test_the_policy_of_the_moment_of_room_decides(self) -> None:
+        play = Dialogue(LineParser(), sink=Records(room=0)).client(b"/a\n")
+        play.policy.denies = lambda call: True
+        assert play.room().story == [("DENIED", "/a", 403, "no-rule-matched")]
+
+    def test_after_the_patience_it_is_denied_with_a_record_from_the_reserve(self) -> None:
+        play = Dialogue(LineParser(), sink=Records(room=0)).client(b"/a\n").wait(AUDIT_PATIENCE)
+        assert play.records == []
+        play.wait(0.1)
+        assert play.story == [("DENIED", "/a", 403, "audit-unavailable")]
+        assert play.sink.written[0][1] is False
+
+    def test_it_waits_longer_while_even_refusals_have_no_room(self) -> None:
+        sink = Records(room=0)
+        sink.accepts_refusals = False
+        play = Dialogue(LineParser(), sink=sink).client(b"/a\n").wait(10 * HEAD_TIMEOUT)
+        assert play.flow.waits_for_audit
+        sink.accepts_refusals = True
+        assert play.wait(1).story == [("DENIED", "/a", 403, "audit-unavailable")]
+
+    def test_a_client_that_leaves_while_it_waits_is_recorded_and_keeps_no_reservation(self) -> None:
+        play = Dialogue(LineParser(), sink=Records(room=0)).client(b"/a\n").client_resets()
+        assert not play.flow.waits_for_audit
+        assert play.story == [("DENIED", "/a", "reset", "audit-unavailable")]
+        assert play.sink.reserved == 0
+
+    def test_a_half_close_behind_a_waiting_call_does_not_cost_it_its_answer(self) -> None:
+        sink = Records(room=1)
+        play = Dialogue(Http1Parser(), sink=sink)
+        upgrade = b"GET /1 HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
+        play.client(upgrade + GET % b"2").client_ends().server(OK)
+        assert play.flow.waits_for_audit
+        play.room().server(OK)
+        assert [record.status for record in play.records] == [200, 200]
+
+
+class TestReload:
+    def test_a_change_of_policy_reaches_an_open_connection_at_its_next_call(self) -> None:
+        play = line().client(b"/a\n")
+        play.policy.denies = lambda call: True
+        play.policy.generation = 2
+        play.server(b"yes\n").client(b"/a\n")
+        assert [(record.verdict, record.generation) for record in play.records] == [("ALLOWED", 1), ("DENIED", 2)]
+
+    def test_a_body_that_is_under_way_is_not_judged_again(self) -> None:
+        play = line().client(b"/body 4\nab")
+        play.policy.denies = lambda call: True
+        assert play.client(b"cd").to_server == b"/body 4\nabcd"
+
+
+class TestBackPressure:
+    def test_a_held_request_is_read_no_further_until_the_reply_moves(self) -> None:
+        play = http().client(GET % b"1" + GET % b"no" + GET % b"2")
+        assert not play.flow.wants(REQUEST)
+        play.server(OK)
+        assert play.flow.wants(REQUEST)
+        assert play.to_server == GET % b"1" + GET % b"2"
+
+    def test_a_denial_never_overtakes_the_reply_to_an_earlier_call(self) -> None:
+        play = http().client(GET % b"1" + GET % b"no")
+        assert play.to_client == b""
+        play.server(OK)
+        assert play.to_client.startswith(OK + b"HTTP/1.1 403 ")
+
+    def test_a_long_body_is_carried_and_a_short_one_is_not(self) -> None:
+        assert any(isinstance(command, Carry) for command in line().client(b"/body %d\n" % CARRY_MIN).commands)
+        assert not any(isinstance(command, Carry) for command in line().client(b"/body %d\n" % (CARRY_MIN - 1)).commands)
+
+
+class TestClosing:
+    def test_a_half_close_of_the_client_is_handed_on_behind_its_last_byte(self) -> None:
+        play = line().client(b"/a\n").client_ends()
+        assert play.commands == [Shut(REQUEST)]
+        play.server(b"yes\n").server_ends()
+        assert play.commands == [Close()]
+        assert play.records[0].status == 200
+
+    def test_a_client_that_only_asked_for_the_forbidden_is_closed_when_it_ends(self) -> None:
+        assert line().client(b"/no\n").client_ends().commands == [Close()]
+
+    def test_a_client_that_never_says_anything_leaves_no_record(self) -> None:
+        play = line().client_ends()
+        assert play.commands == [Close()]
+        assert play.records == []
+
+    def test_a_server_that_answers_early_and_closes_is_no_outage(self) -> None:
+        """RFC 9112 section 9.6: a server may answer 413 and close while the body is still on its way."""
+        head = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n"
+        play = http().client(head + b"x").server(b"HTTP/1.1 413 x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        play.server_ends()
+        assert play.commands == [Close()]
+        assert play.story == [("ALLOWED", "/", 413, "rule-matched")]
+
+    def test_an_early_reply_reaches_the_client_even_when_the_server_resets_behind_it(self) -> None:
+        head = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n"
+        play = http().client(head + b"x").server(b"HTTP/1.1 413 x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        play.server_resets()
+        assert play.commands == [Close()]
+        assert play.records[0].status == 413
+
+    def test_a_reply_that_lasts_until_the_close_is_reset_when_it_is_cut(self) -> None:
+        """RFC 9112 section 8: an orderly close would make it look complete."""
+        play = http().client(GET % b"1").server(b"HTTP/1.1 200 OK\r\n\r\nhalf").server_resets()
+        assert play.commands == [Abort()]
+        play = http().client(GET % b"1").server(b"HTTP/1.1 200 OK\r\n\r\nhalf").stop()
+        assert play.commands == [Abort()]
+
+    def test_a_reply_that_lasts_until_the_close_is_complete_with_it(self) -> None:
+        play = http().client(GET % b"1").server(b"HTTP/1.1 200 OK\r\n\r\nall").server_ends()
+        assert play.commands == [Close()]
+        assert play.story == [("ALLOWED", "/1", 200, "rule-matched")]
+
+    def test_an_idle_connection_that_the_server_resets_is_closed_so_that_no_reply_is_destroyed(self) -> None:
+        play = line().client(b"/a\n").server(b"yes\n").server_resets()
+        assert play.commands == [Close()]
+
+    def test_a_client_that_ends_inside_its_body_is_told_and_the_server_is_not_asked_to_guess(self) -> None:
+        head = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n"
+        play = http().client(head + b"x").client_ends()
+        assert play.to_client.startswith(b"HTTP/1.1 400 ")
+        assert play.story == [("ALLOWED", "/", 400, "truncated-body")]
+        assert play.count(Shut) == 0
+
+    def test_a_failed_dial_answers_the_client_while_it_still_uploads(self) -> None:
+        head = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % BIG
+        play = http().client(head).outage(Outage.UNREACHABLE)
+        assert play.to_client.startswith(b"HTTP/1.1 502 ")
+        assert play.commands[-1] == Close()
+
+    def test_drain_closes_an_idle_connection_at_once_and_a_busy_one_after_its_call(self) -> None:
+        assert line().drain().commands == [Close()]
+        play = line().client(b"/a\n").drain()
+        assert play.commands == []
+        play.server(b"yes\n")
+        assert play.commands[-1] == Close()
+        assert play.records[0].status == 200
+
+    def test_drain_waits_for_the_rest_of_a_half_read_call(self) -> None:
+        play = line().client(b"/a").drain()
+        assert not play.ended
+        play.client(b"\n").server(b"yes\n")
+        assert play.ended
+
+
+class TestTime:
+    def test_a_head_that_is_not_completed_in_time_is_refused(self) -> None:
+        play = http().client(b"GET / HT").wait(HEAD_TIMEOUT).client(b"TP")
+        assert not play.ended
+        play.wait(0.1)
+        assert play.to_client.startswith(b"HTTP/1.1 408 ")
+        assert play.story == [("DENIED", None, 408, "client-timeout")]
+
+    def test_dripping_bytes_does_not_buy_time(self) -> None:
+        play = http()
+        for byte in b"GET / HTTP/1.1\r\nx: " + b"y" * int(HEAD_TIMEOUT):
+            if not play.ended:
+                play.client(bytes([byte])).wait(1.0)
+        assert play.ended
+        assert play.records[0].reason == "client-timeout"
+
+    def test_a_busy_client_whose_pieces_always_end_inside_a_head_is_not_slow(self) -> None:
+        play = http().client((GET % b"1")[:10])
+        for _ in range(5):
+            play.wait(HEAD_TIMEOUT / 2).client((GET % b"1")[10:] + (GET % b"1")[:10]).server(OK)
+        assert not play.ended
+        assert len(play.records) == 5
+
+    def test_a_client_whose_bytes_are_left_in_the_socket_is_not_slow(self) -> None:
+        play = http().client((GET % b"1")[:10]).wait(2 * HEAD_TIMEOUT, listening=False).wait(1)
+        assert not play.ended
+
+    def test_a_call_that_waits_for_its_reply_is_not_a_slow_client(self) -> None:
+        assert not http().client(GET % b"1" + GET % b"no").wait(10 * HEAD_TIMEOUT).ended
+
+    def test_an_idle_connection_without_a_call_is_closed_without_a_record(self) -> None:
+        play = line().client(b"/a\n").server(b"yes\n").idles()
+        assert play.commands == [Close()]
+        assert len(play.records) == 1
+
+    def test_a_server_that_does_not_answer_is_a_504(self) -> None:
+        play = http().client(GET % b"1").idles()
+        assert play.to_client.startswith(b"HTTP/1.1 504 ")
+        assert play.story == [("ALLOWED", "/1", 504, "upstream-timeout")]
+
+    def test_a_client_that_does_not_send_its_body_is_a_408(self) -> None:
+        play = http().client(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n").idles()
+        assert play.to_client.startswith(b"HTTP/1.1 408 ")
+        assert play.story == [("ALLOWED", "/", 408, "client-timeout")]
+
+    def test_a_server_that_does_not_read_the_body_is_a_504(self) -> None:
+        play = http().client(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n").idles(REQUEST)
+        assert play.to_client.startswith(b"HTTP/1.1 504 ")
+
+
+UPGRADE = b"GET /chat HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
+SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
+
+
+class TestTunnels:
+    def test_after_a_101_both_directions_pass_as_they_are(self) -> None:
+        play = http().client(UPGRADE).server(SWITCH + b"early").client(b"\0\1").server(b"\2\3")
+        assert (play.to_server, play.to_client) == (UPGRADE + b"\0\1", SWITCH + b"early\2\3")
+        assert play.records == []
+
+    def test_what_the_client_sent_before_the_101_waits_for_it(self) -> None:
+        """Pingora CVE-2026-2833: nothing is a tunnel before the server has agreed."""
+        play = http().client(UPGRADE + b"GET /no HTTP/1.1\r\n")
+        assert play.to_server == UPGRADE
+        assert play.server(SWITCH).to_server == UPGRADE + b"GET /no HTTP/1.1\r\n"
+
+    def test_each_half_close_is_handed_on_and_the_second_one_ends_it(self) -> None:
+        play = http().client(UPGRADE).server(SWITCH).server_ends()
+        assert play.commands == [Shut(REPLY)]
+        assert play.client(b"more").to_server.endswith(b"more")
+        assert play.client_ends().commands == [Shut(REQUEST), Close()]
+        assert play.story == [("ALLOWED", "/chat", 101, "rule-matched")]
+
+    def test_a_half_close_before_the_101_is_handed_on_after_it(self) -> None:
+        play = http().client(UPGRADE + b"x").client_ends()
+        assert play.commands == []
+        play.server(SWITCH)
+        assert play.to_server == UPGRADE + b"x"
+        assert Shut(REQUEST) in play.commands
+
+    @pytest.mark.parametrize("ending", [Dialogue.server_resets, Dialogue.idles, lambda p: p.outage(Outage.TIMEOUT)])
+    def test_no_words_of_ours_are_ever_put_into_a_tunnel(self, ending: Callable[[Dialogue], Dialogue]) -> None:
+        play = ending(http().client(UPGRADE).server(SWITCH))
+        assert play.to_client == SWITCH
+        assert play.ended
+        assert play.records[0].status == 101
+
+    def test_a_tunnel_of_a_port_without_a_protocol_is_judged_and_dialled_before_the_first_byte(self) -> None:
+        play = Dialogue(TunnelParser())
+        assert isinstance(play.commands[0], Dial)
+        play.server(b"220 hello\r\n").client(b"QUIT\r\n").server_ends().client_ends()
+        assert (play.to_server, play.to_client) == (b"QUIT\r\n", b"220 hello\r\n")
+        record = play.records[0]
+        assert (record.protocol, record.verdict, record.status) == ("tcp", "ALLOWED", None)
+        assert (record.bytes_request, record.bytes_reply) == (6, 11)
+
+    def test_a_tunnel_that_policy_denies_never_dials(self) -> None:
+        policy = Policy()
+        policy.denies = lambda call: True
+        play = Dialogue(TunnelParser(), policy)
+        assert play.commands == [Close()]
+        assert play.story == [("DENIED", None, None, "no-rule-matched")]
+
+    def test_a_tunnel_whose_server_cannot_be_reached_is_reset(self) -> None:
+        play = Dialogue(TunnelParser()).outage(Outage.UNREACHABLE)
+        assert play.commands == [Abort()]
+        assert play.story == [("ALLOWED", None, "reset", "upstream-unreachable")]
+
+    def test_a_tunnel_waits_for_room_for_its_record_too(self) -> None:
+        play = Dialogue(TunnelParser(), sink=Records(room=0))
+        assert play.commands == [AwaitRoom()]
+        assert isinstance(play.room().commands[0], Dial)
+
+
+def detecting(policy: Policy | None = None) -> Dialogue:
+    parser = DetectingParser(lambda found: Http1Parser() if found.startswith("http/") else None)
+    return Dialogue(parser, policy, detect_within=1.0)
+
+
+class TestDetection:
+    def test_http_is_parsed_and_judged(self) -> None:
+        play = detecting().client(GET % b"no")
+        assert play.story == [("DENIED", "/no", 403, "no-rule-matched")]
+
+    def test_another_protocol_is_a_tunnel(self) -> None:
+        assert detecting().client(b"\x16\x03\x01").to_server == b"\x16\x03\x01"
+
+    def test_a_silent_client_lets_the_server_begin(self) -> None:
+        play = detecting().wait(0.9)
+        assert play.commands == []
+        play.wait(0.2)
+        assert isinstance(play.commands[0], Dial)
+        play.server(b"220 mail\r\n").client(b"GET /no HTTP/1.1\r\n")
+        assert play.to_server == b"GET /no HTTP/1.1\r\n"
+        play.server_ends().client_ends()
+        assert [record.protocol for record in play.records] == ["tcp"]
+
+    def test_a_client_that_is_silent_first_and_then_speaks_http_is_still_judged(self) -> None:
+        """Silence must not be a way around the rules of the port."""
+        play = detecting().wait(1.1).client(GET % b"no")
+        assert play.to_server == b""
+        assert play.to_client.startswith(b"HTTP/1.1 403 ")
+        play.client(GET % b"1").server(OK)
+        assert [(record.protocol, record.path, record.status) for record in play.records] == [
+            ("tcp", None, None),
+            ("http/1.1", "/no", 403),
+            ("http/1.1", "/1", 200),
+        ]
+        assert len({record.id for record in play.records}) == 3
+
+    def test_the_beginning_of_a_request_and_then_silence_is_refused(self) -> None:
+        play = detecting().client(b"GE").wait(2)
+        assert not play.ended
+        play.wait(HEAD_TIMEOUT)
+        assert play.to_server == b""
+        assert play.story == [("DENIED", None, None, "client-timeout")]
+
+    def test_a_silent_client_that_policy_denies_never_reaches_the_server(self) -> None:
+        policy = Policy()
+        policy.denies = lambda call: True
+        play = detecting(policy).wait(1.1)
+        assert play.commands == [Close()]
+        assert play.story == [("DENIED", None, None, "no-rule-matched")]
+
+    def test_a_silent_server_that_ends_is_recorded(self) -> None:
+        play = detecting().wait(1.1).server_ends()
+        assert play.ended
+        assert play.story == [("ALLOWED", None, None, "upstream-reset")]
