@@ -1,8 +1,9 @@
 """The agent: puts hooks, policy, workers, workloads and the admin listener together, and keeps them together.
 
-The order at start matters. The kernel's tables are complete, and somebody accepts, before the first hook is attached; the
-old agent's hooks, if it was killed, go only after ours are there. A change of policy reaches the workers before the kernel
-sends them what the change concerns.
+The order at start matters. Everything that can fail comes before the first hook is attached: the kernel's tables are
+complete, somebody accepts, the admin listener answers. The old agent's hooks, if it was killed, go only after ours are
+there, so that a start that fails leaves what was refused refused. A change of policy reaches the workers before the kernel
+sends them what the change concerns; one that fails half-way is taken back.
 """
 
 import asyncio
@@ -14,34 +15,44 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
-from policies.compile import kernel_tables
+from bpf.loader import BpfError
+from policies.compile import TableLimitError, kernel_tables
 from policies.decide import PolicySet
 from policies.load import LoadError, Source, load
-from policies.model import Network
+from policies.model import Network, Workload
 from proxy import guard, hostnet
 from proxy.admin import Admin, Check, PolicyStatus
 from proxy.datapath import HEARTBEAT_INTERVAL, HEARTBEAT_LIMIT, Hooks, netns_cookie
 from proxy.documents import read_sources
 from proxy.metrics import Snapshot, merge
-from proxy.pool import LocalMember, Member, ProcessMember
+from proxy.pool import LocalMember, Member, ProcessMember, WorkerError
 from proxy.reload import fingerprint
 from proxy.worker import Settings, Worker
-from proxy.workloads import Found, Ids, Watch, cgroup2_mount, prepare, scan
+from proxy.workloads import Ids, Watch, WorkloadError, cgroup2_mount, prepare, scan
 
 # How often files of policy and addresses of the host are looked at (seconds): what people change by hand.
 LOOK_INTERVAL = 1.0
 # A changed file is read only after it has stayed the same this long (seconds): editors and copies write in steps.
 SETTLE = 0.2
+# After so many changes in a row it is read as it is: what never rests must not keep a policy from coming into force.
+MAX_SETTLES = 25
+# Looks at the cgroup tree in a row. Each finds folders that the one before made us watch; a tree that goes on changing must
+# not hold the event loop up, and inotify and the next regular look bring us back to it.
+MAX_LOOKS = 16
 LISTEN_BACKLOG = 4096
 # How often one tries to find a port that is free on every address at once.
 PORT_ATTEMPTS = 50
+
+
+Answer = TypeVar("Answer")
 
 
 class StartError(Exception):
@@ -56,7 +67,7 @@ class Options(msgspec.Struct, frozen=True):
     admin: str
     workers: int
     run_dir: Path
-    gateways: tuple[str, ...]
+    gateways: tuple[IPv4Address | IPv6Address, ...]
     idle_timeout: float
     drain_timeout: float
     record_headers: tuple[str, ...]
@@ -74,45 +85,61 @@ class Generation(msgspec.Struct, frozen=True):
 class Agent:
     """``run`` returns when the agent has drained after SIGTERM or SIGINT."""
 
+    _now: Generation  # in force; from the first ``_install`` on
+
     def __init__(self, options: Options) -> None:
         self._options = options
         self._ids = Ids()
         self._members: list[Member] = []
-        self._last_error: str | None = None
+        self._troubles: dict[str, str] = {}  # what does not work at the moment -> why
         self._local: tuple[Network, ...] = ()
-        self._found: Found | None = None
+        self._workloads: Sequence[Workload] = ()  # whose cgroups the kernel is told: a step ahead of ``_now`` in ``_install``
+        self._watched: frozenset[Path] = frozenset()
+        self._guard: guard.Guard | None = None
         self._beat_at = time.monotonic()
-        self._reloading = asyncio.Lock()
+        self._beating: asyncio.TimerHandle | None = None
+        self._number = 0  # of the last generation that was tried
         self._stopping = asyncio.Event()
+        self._hung_up = False
+        self._wake = asyncio.Event()  # there is something to do before the next regular look
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
         options = self._options
-        sources = tuple(read_sources(options.paths))
-        policies = PolicySet(load(sources), 1)
-        self._fingerprint = fingerprint(options.paths)
-        self._now = Generation(policies, sources, datetime.now(UTC))
+        # First of all, so that a signal during the start is obeyed after it and cuts nothing in two.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        self._fingerprint = fingerprint(options.paths)  # before they are read: what changes meanwhile must be noticed
+        generation = self._read()
         try:
             lock = guard.lock(options.run_dir / "agent.lock")
         except guard.HeldError as held:
             raise StartError(f"another agent (process {held}) is running with --run-dir {options.run_dir}") from None
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(os.close, lock)
-            await self._start(loop, stack)
+            await self._start(loop, stack, generation)
             sys.stderr.write(self._ready_line())
             sys.stderr.flush()
-            await self._stopping.wait()
+            await self._follow()
             sys.stderr.write("sluice: draining\n")
-            await asyncio.gather(*(member.drain(options.drain_timeout) for member in self._members))
-        return 0
+            lost = sum(await asyncio.gather(*(member.drain(options.drain_timeout) for member in self._members)))
+        if lost:
+            sys.stderr.write(f"sluice: {lost} records could not be written to {options.audit}\n")
+        return 1 if lost else 0
 
-    async def _start(self, loop: asyncio.AbstractEventLoop, stack: contextlib.AsyncExitStack) -> None:
+    async def _start(self, loop: asyncio.AbstractEventLoop, stack: contextlib.AsyncExitStack, generation: Generation) -> None:
         options = self._options
-        mount = cgroup2_mount()
-        gateway4, gateway6 = _gateways(options.gateways)
-        port, groups = _listen(options.workers, [gateway for gateway in (gateway4, gateway6) if gateway])
+        self._mount = cgroup2_mount()
+        # First: sockets and processes belong to the cgroup that they are made in, and ours must be known as the agent's.
+        own = OwnCgroup(self._mount)
+        stack.callback(own.leave)
+        port, groups = _listen(options.workers, options.gateways)
+        gateway4 = next((address for address in options.gateways if isinstance(address, IPv4Address)), None)
+        gateway6 = next((address for address in options.gateways if isinstance(address, IPv6Address)), None)
         hooks = self._hooks = Hooks(port, gateway4, gateway6)
         stack.callback(hooks.close)
+        hooks.exclude(own.id)
         settings = Settings(
             node=platform.node(),
             audit=options.audit,
@@ -126,37 +153,25 @@ class Agent:
                 self._members.append(LocalMember(Worker(loop, settings, listeners, hooks.origins)))
             else:
                 process = ProcessMember(settings, listeners, hooks.origins)
+                stack.push_async_callback(process.end)
                 await process.start()
                 self._members.append(process)
-        own = OwnCgroup(mount)
-        stack.callback(own.leave)
-        hooks.exclude(own.id)
-        self._mount = mount
         self._watch = Watch()
         stack.callback(self._watch.close)
         self._local = hostnet.local_networks()
-        await self._install(self._now)
+        stack.callback(self._end_beat)
         self._beat(loop)
-        links = hooks.attach(mount)
-        held = guard.Guard(options.run_dir, links, mount / f"sluice-guard-{os.getpid()}")
-        if not options.hold_on_exit:
-            stack.callback(held.end)
-        loop.add_reader(self._watch.fd, self._cgroups_changed)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._on_hangup()))
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._spawn(self._look())
-        stack.callback(lambda: [task.cancel() for task in self._tasks])
+        await self._install(generation)
         admin = Admin(self, options.admin)
+        stack.push_async_callback(admin.stop)
         await admin.start()
         self._admin_address = admin.address
-        stack.push_async_callback(admin.stop)
-
-    def _spawn(self, work: "contextlib._GeneratorContextManager[None] | object") -> None:
-        task = asyncio.ensure_future(work)  # type: ignore[call-overload]
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._links = hooks.attach(self._mount)
+        self._guard = self._hold()
+        if not options.hold_on_exit:
+            stack.callback(self._let_go)
+        loop.add_reader(self._watch.fd, self._cgroups_changed)
+        stack.callback(loop.remove_reader, self._watch.fd)
 
     def _ready_line(self) -> str:
         bundle = self._now.policies.bundle
@@ -166,63 +181,155 @@ class Agent:
             f"records in {self._options.audit}, admin at {self._admin_address}\n"
         )
 
-    # The heartbeat.
+    # Signals and other news. They only wake ``_follow``, so that a storm of them is one piece of work.
+
+    def _stop(self) -> None:
+        self._stopping.set()
+        self._wake.set()
+
+    def _hang_up(self) -> None:
+        self._hung_up = True
+        self._wake.set()
+
+    async def _follow(self) -> None:
+        """Follow what changes until the agent is told to stop. Only here does policy change: one change at a time."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_INTERVAL):
+                    await self._wake.wait()
+            self._wake.clear()
+            if self._stopping.is_set():
+                return
+            try:
+                await self._look()
+            except Exception as error:  # whatever it is: an agent that stopped looking would enforce yesterday's policy
+                self._tell("upkeep", error)
+            else:
+                self._troubles.pop("upkeep", None)
+
+    async def _look(self) -> None:
+        """Notice what changed: signals, files of policy, addresses of the host, cgroups, the guard."""
+        if self._hung_up:
+            self._hung_up = False
+            await asyncio.gather(*(member.reopen() for member in self._members))
+            await self._reload()
+        elif await self._changed_and_settled():
+            await self._reload()
+        local = hostnet.local_networks()
+        if local != self._local:
+            self._local = local
+            await self._change("the addresses of this host have changed", self._again)
+        self._look_at_cgroups()
+        self._hooks.sweep()
+        if self._guard is not None and not self._guard.alive:
+            sys.stderr.write("sluice: the guard process died; starting another\n")
+            self._guard = self._hold()
+
+    async def _changed_and_settled(self) -> bool:
+        """Whether the files of policy have changed, once they do not change any more."""
+        before = self._fingerprint
+        for _ in range(MAX_SETTLES):
+            seen = await asyncio.to_thread(fingerprint, self._options.paths)
+            if seen == before:
+                break
+            before = seen
+            await asyncio.sleep(SETTLE)
+        return before != self._fingerprint
+
+    def _tell(self, what: str, error: Exception) -> None:
+        """Keep a trouble for /healthz, and say it once."""
+        text = _text(error)
+        if self._troubles.get(what) != text:
+            self._troubles[what] = text
+            sys.stderr.write(f"sluice: {what}: {text}\n")
+
+    # The heartbeat, and the guard that holds the hooks when it ends.
 
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
         self._beat_at = time.monotonic()
         self._hooks.beat()
-        loop.call_later(HEARTBEAT_INTERVAL, self._beat, loop)
+        self._beating = loop.call_later(HEARTBEAT_INTERVAL, self._beat, loop)
+
+    def _end_beat(self) -> None:
+        if self._beating:
+            self._beating.cancel()
+
+    def _hold(self) -> guard.Guard:
+        try:
+            return guard.Guard(self._options.run_dir, self._links, self._mount / f"sluice-guard-{os.getpid()}")
+        except BaseException:
+            guard.end_old(self._options.run_dir)  # half made, and nobody else would end it
+            raise
+
+    def _let_go(self) -> None:
+        if self._guard is not None:
+            self._guard.end()
 
     # Policy.
 
+    def _read(self) -> Generation:
+        """The documents as they are on disk now, under a number that no attempt before has used.
+
+        A generation that could not be installed may have left entries under its number in the kernel's tables.
+        """
+        self._number += 1
+        sources = tuple(read_sources(self._options.paths))
+        return Generation(PolicySet(load(sources), self._number), sources, datetime.now(UTC))
+
+    def _again(self) -> Generation:
+        """The documents that are in force, to be installed under a new number."""
+        self._number += 1
+        return msgspec.structs.replace(self._now, policies=PolicySet(self._now.policies.bundle, self._number))
+
+    async def _reload(self) -> None:
+        self._fingerprint = await asyncio.to_thread(fingerprint, self._options.paths)
+        await self._change("reload", self._read)
+
+    async def _change(self, why: str, make: Callable[[], Generation]) -> None:
+        """Install another generation. What cannot be made or installed changes nothing and is told."""
+        try:
+            await self._install(await asyncio.to_thread(make))
+        except Exception as error:  # doubt of any kind: what was in force stays in force
+            text = self._troubles["policy"] = _text(error)
+            sys.stderr.write(f"sluice: {why} failed, generation {self._now.policies.generation} stays in force:\n{text}\n")
+        else:
+            self._troubles.pop("policy", None)
+            sys.stderr.write(f"sluice: {why}: generation {self._now.policies.generation} is in force\n")
+
     async def _install(self, generation: Generation) -> None:
-        """Make a generation the one in force: first where it is judged, then where it is redirected."""
+        """Make a generation the one in force: first where it is judged, then where it is redirected.
+
+        Whatever it raises, the generation before it is in force again in both places.
+        """
         policies = generation.policies
         workloads = policies.bundle.workloads
         ids = {workload.name: self._ids.of(workload.name) for workload in workloads}
         tables = await asyncio.to_thread(kernel_tables, policies, ids, self._local)
-        names = {number: name for name, number in self._ids.all().items()}
-        await asyncio.gather(*(member.apply(policies, generation.sources, names) for member in self._members))
-        self._now = generation
         prepare(self._mount, workloads)
-        self._look_at_cgroups()
-        await asyncio.to_thread(self._hooks.install, tables, policies.generation)
+        scan(self._mount, workloads)  # raises what it must before anything has changed
+        before = self._workloads
+        try:
+            await self._apply(generation)
+            self._workloads = workloads
+            self._enter()
+            await asyncio.to_thread(self._hooks.install, tables, policies.generation)
+        except Exception:
+            if self._number > 1:
+                await self._apply(self._now)
+                self._workloads = before
+                self._enter()
+            raise
+        self._now = generation
 
-    async def reload(self) -> None:
-        """Read the documents again. What cannot be loaded changes nothing and is told."""
-        async with self._reloading:
-            self._fingerprint = fingerprint(self._options.paths)
-            number = self._now.policies.generation + 1
-            try:
-                sources = tuple(read_sources(self._options.paths))
-                bundle = await asyncio.to_thread(load, sources)
-                await self._install(Generation(PolicySet(bundle, number), sources, datetime.now(UTC)))
-            except (LoadError, OSError) as error:
-                self._last_error = str(error)
-                sys.stderr.write(f"sluice: reload failed, generation {number - 1} stays in force:\n{error}\n")
-            else:
-                self._last_error = None
-                sys.stderr.write(f"sluice: reloaded: generation {number}\n")
-
-    async def _on_hangup(self) -> None:
-        await asyncio.gather(*(member.reopen() for member in self._members))
-        await self.reload()
-
-    async def _look(self) -> None:
-        """Notice what changes by hand: files of policy, addresses of the host."""
-        while True:
-            await asyncio.sleep(LOOK_INTERVAL)
-            if fingerprint(self._options.paths) != self._fingerprint:
-                await asyncio.sleep(SETTLE)
-                await self.reload()
-            local = hostnet.local_networks()
-            if local != self._local:
-                self._local = local
-                async with self._reloading:
-                    policies = PolicySet(self._now.policies.bundle, self._now.policies.generation + 1)
-                    await self._install(msgspec.structs.replace(self._now, policies=policies))
-            self._look_at_cgroups()
-            self._hooks.sweep()
+    async def _apply(self, generation: Generation) -> None:
+        names = {number: name for name, number in self._ids.all().items()}
+        done = await asyncio.gather(
+            *(member.apply(generation.policies, generation.sources, names) for member in self._members),
+            return_exceptions=True,  # all of them must be through before anything can be taken back
+        )
+        for error in done:
+            if isinstance(error, BaseException):
+                raise error
 
     # Workloads.
 
@@ -231,32 +338,48 @@ class Agent:
         self._look_at_cgroups()
 
     def _look_at_cgroups(self) -> None:
-        """Look until nothing new is seen, so that what appeared before its folder was watched is not missed."""
-        while True:
-            found = scan(self._mount, self._now.policies.bundle.workloads)
-            self._watch.follow(found.watched)
-            if self._found is not None and self._found.watched == found.watched:
+        try:
+            self._enter()
+        except (WorkloadError, BpfError, OSError) as error:  # what is not known stays unsettled, and so refused
+            self._tell("workloads", error)
+        else:
+            self._troubles.pop("workloads", None)
+
+    def _enter(self) -> None:
+        """Tell the kernel whose cgroup is whose. Looks again while there are new folders to watch, so that what appeared
+        in one before it was watched is not missed."""
+        for _ in range(MAX_LOOKS):
+            found = scan(self._mount, self._workloads)
+            if found.watched == self._watched:
                 break
-            self._found = found
-        self._found = found
+            self._watch.follow(found.watched)
+            self._watched = found.watched
         owners = {cgroup: self._ids.of(name) if name else None for cgroup, name in found.cgroups.items()}
         self._hooks.set_cgroups(owners, found.unsettled)
 
     # What the admin listener tells.
 
     async def metrics(self) -> Snapshot:
-        merged = merge(await asyncio.gather(*(member.snapshot() for member in self._members)))
+        merged = merge(await self._ask_all(lambda member: member.snapshot()))
         merged["series"]["sluice_connects"] = [([outcome], count) for outcome, count in self._hooks.events().items()]
         return merged
 
+    async def _ask_all(self, question: Callable[[Member], Awaitable[Answer]]) -> list[Answer]:
+        """Ask every worker. One that has just died, and is being replaced, has nothing to say."""
+        answers = await asyncio.gather(*map(question, self._members), return_exceptions=True)
+        return [answer for answer in answers if not isinstance(answer, BaseException)]
+
     async def health(self) -> Mapping[str, Check]:
-        troubles = await asyncio.gather(*(member.audit_trouble() for member in self._members))
+        troubles = await self._ask_all(lambda member: member.audit_trouble())
         trouble = next((trouble for trouble in troubles if trouble), None)
+        absent = len(self._members) - len(troubles)
         late = time.monotonic() - self._beat_at
         return {
             "heartbeat": Check(late < HEARTBEAT_LIMIT, f"{late:.3f} s ago"),
+            "hooks": Check(self._guard is not None, None if self._guard else "not attached yet"),
+            "workers": Check(not absent, f"{absent} of {len(self._members)} are being replaced" if absent else None),
             "audit": Check(trouble is None, trouble),
-            "policy": Check(self._last_error is None, self._last_error),
+            **{what: Check(what not in self._troubles, self._troubles.get(what)) for what in ("policy", "workloads", "upkeep")},
         }
 
     async def policy(self) -> PolicyStatus:
@@ -268,11 +391,11 @@ class Agent:
             files=[source.name for source in self._now.sources],
             documents=documents,
             loaded_at=self._now.loaded_at,
-            last_reload_error=self._last_error,
+            last_reload_error=self._troubles.get("policy"),
         )
 
     async def connections(self, limit: int) -> tuple[int, Sequence[Mapping[str, object]]]:
-        parts = await asyncio.gather(*(member.connections(limit) for member in self._members))
+        parts = await self._ask_all(lambda member: member.connections(limit))
         shown = [connection for _, some in parts for connection in some]
         return sum(count for count, _ in parts), shown[:limit]
 
@@ -290,7 +413,9 @@ class OwnCgroup:
         if self._before.name.startswith("sluice-agent-"):
             self._before = self._before.parent
         for stale in (*self._before.glob("sluice-agent-*"), *mount.glob("sluice-guard-*")):
-            with contextlib.suppress(OSError):  # not empty: somebody lives there
+            if Path("/proc", stale.name.rpartition("-")[2]).exists():
+                continue  # another agent has made it and may be about to move in
+            with contextlib.suppress(OSError):  # not empty: a guard lives there
                 stale.rmdir()
         self.path = self._before / f"sluice-agent-{os.getpid()}"
         self.path.mkdir(exist_ok=True)
@@ -303,13 +428,10 @@ class OwnCgroup:
         guard.remove_cgroup(self.path)
 
 
-def _gateways(given: Sequence[str]) -> tuple[IPv4Address | None, IPv6Address | None]:
-    addresses = [ip_network(text).network_address for text in given]
-    four = [address for address in addresses if isinstance(address, IPv4Address)]
-    six = [address for address in addresses if isinstance(address, IPv6Address)]
-    if len(four) > 1 or len(six) > 1:
-        raise StartError("--gateway takes at most one IPv4 and one IPv6 address")
-    return (four[0] if four else None), (six[0] if six else None)
+def _text(error: Exception) -> str:
+    """What an error says to people. Of one that nobody expected, its type says more than its text."""
+    known = isinstance(error, (LoadError, TableLimitError, WorkloadError, WorkerError, BpfError, OSError))
+    return str(error) if known else f"{type(error).__name__}: {error}"
 
 
 def _listen(workers: int, gateways: Sequence[IPv4Address | IPv6Address]) -> tuple[int, list[list[socket.socket]]]:

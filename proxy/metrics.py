@@ -186,6 +186,7 @@ class _Collector:
         yield self._counter("sluice_kernel_bytes", "Bytes carried inside the kernel", ("direction",))
         yield self._counter("sluice_kernel_fallbacks", "Calls that the kernel path handed to the relay", ("reason",))
         yield self._counter("sluice_limits", "Limits that were reached", ("limit",))
+        yield self._counter("sluice_connects", "What the hooks did with connect() and unconnected sends", ("outcome",))
         yield self._value("sluice_audit_queue", "Audit records not yet written", self._snapshot["audit_queue"])
         generation = self._snapshot["policy_generation"]
         if generation is not None:
@@ -195,7 +196,7 @@ class _Collector:
         from prometheus_client.core import CounterMetricFamily
 
         family = CounterMetricFamily(name, text, labels=labels)
-        for values, amount in self._snapshot["series"][name]:
+        for values, amount in self._snapshot["series"].get(name, []):  # only the agent adds what the hooks counted
             family.add_metric(values, amount)
         return family
 

@@ -27,6 +27,14 @@ from proxy.worker import Settings, Worker
 MAX_LINE = 256 * 1024 * 1024
 # A worker that died is replaced after this long (seconds), so that one that always dies at once does not eat a core.
 RESPAWN_PAUSE = 0.5
+# What a worker process may take beyond the time for its calls to write its last records and to answer (seconds).
+DRAIN_MARGIN = 10.0
+
+GONE = "the worker process died"
+
+
+class WorkerError(Exception):
+    """A worker process could not do what it was asked; the text says why."""
 
 
 class Member(Protocol):
@@ -37,7 +45,9 @@ class Member(Protocol):
     async def snapshot(self) -> Snapshot: ...
     async def connections(self, limit: int) -> tuple[int, Sequence[Mapping[str, object]]]: ...
     async def audit_trouble(self) -> str | None: ...
-    async def drain(self, seconds: float) -> None: ...
+    async def drain(self, seconds: float) -> int:
+        """Finish within ``seconds``; how many records could not be written."""
+        ...
 
 
 class LocalMember:
@@ -65,8 +75,8 @@ class LocalMember:
     async def audit_trouble(self) -> str | None:
         return self._worker.audit_trouble()
 
-    async def drain(self, seconds: float) -> None:
-        await self._worker.drain(seconds)
+    async def drain(self, seconds: float) -> int:
+        return await self._worker.drain(seconds)
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -102,13 +112,15 @@ class ProcessMember:
     """A worker process, and its successors when it dies."""
 
     def __init__(self, settings: Settings, listeners: Sequence[socket.socket], origins: Origins) -> None:
+        self._listeners = listeners  # ours stay open: what connects while a worker is replaced waits for its successor
         self._setup = Setup(settings, tuple(listener.fileno() for listener in listeners), origins.fds)
         self._policy: Policy | None = None
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._number = 0
-        self._writer: asyncio.StreamWriter | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None  # None: nobody is there to be asked
+        self._listening: asyncio.Task[None] | None = None
         self._life: asyncio.Task[None] | None = None
-        self._ending = False
 
     async def start(self) -> None:
         await self._spawn()
@@ -116,56 +128,76 @@ class ProcessMember:
 
     async def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "proxy.pool", str(theirs.fileno())]
-        inherited = (theirs.fileno(), *self._setup.listeners, *self._setup.maps)
-        self._process = await asyncio.create_subprocess_exec(*command, pass_fds=inherited, start_new_session=True)
-        theirs.close()
-        self._reader, self._writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE)
+        with theirs:
+            # -P: a folder named proxy where the agent happens to be started is not ours.
+            command = [sys.executable, "-P", "-m", "proxy.pool", str(theirs.fileno())]
+            inherited = (theirs.fileno(), *self._setup.listeners, *self._setup.maps)
+            process = await asyncio.create_subprocess_exec(*command, pass_fds=inherited, start_new_session=True)
+        self._process = process
+        reader, self._writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE)
         self._writer.write(msgspec.json.encode(self._setup) + b"\n")
-        self._listening = asyncio.create_task(self._listen())
+        self._listening = asyncio.create_task(self._listen(reader, process))
 
-    async def _listen(self) -> None:
+    async def _listen(self, reader: asyncio.StreamReader, process: asyncio.subprocess.Process) -> None:
+        """Hand answers to those who asked, until the line is cut; then nobody waits any more, and the process has ended."""
         decoder = msgspec.json.Decoder(Answer)
-        with contextlib.suppress(ConnectionError):
-            while line := await self._reader.readline():
+        try:
+            while line := await reader.readline():
                 answer = decoder.decode(line)
                 waiting = self._answers.pop(answer.number, None)
                 if waiting and not waiting.done():
                     if answer.error:
-                        waiting.set_exception(RuntimeError(answer.error))
+                        waiting.set_exception(WorkerError(answer.error))
                     else:
                         waiting.set_result(answer.value)
-        for waiting in self._answers.values():
-            if not waiting.done():
-                waiting.set_exception(ConnectionError("the worker process died"))
-        self._answers.clear()
+        except ConnectionError:
+            pass  # how a killed process hangs up
+        finally:
+            self._writer = None
+            for waiting in self._answers.values():
+                if not waiting.done():
+                    waiting.set_exception(ConnectionError(GONE))
+            self._answers.clear()
+            _kill(process)
 
     async def _keep_alive(self) -> None:
         while True:
+            assert self._process is not None
+            assert self._listening is not None
+            await asyncio.wait([self._listening])
             await self._process.wait()
-            await self._listening
-            if self._ending:
-                return
             sys.stderr.write(f"sluice: worker process {self._process.pid} died; starting another\n")
             await asyncio.sleep(RESPAWN_PAUSE)
-            await self._spawn()
-            if self._policy is not None:
-                with contextlib.suppress(ConnectionError, RuntimeError):  # it died again: the loop goes on
+            try:
+                await self._spawn()
+                if self._policy is not None:
                     await self._ask("apply", policy=self._policy)
+            except (OSError, WorkerError) as error:  # the loop tries again
+                sys.stderr.write(f"sluice: the new worker process cannot start: {error}\n")
+                _kill(self._process)
 
     async def _ask(self, verb: str, policy: Policy | None = None, amount: float = 0.0) -> Any:
-        assert self._writer is not None
+        """The worker's answer. `ConnectionError` when there is no process, `WorkerError` when it could not do it."""
+        if self._writer is None:
+            raise ConnectionError(GONE)
         self._number += 1
         answer = self._answers[self._number] = asyncio.get_running_loop().create_future()
         self._writer.write(msgspec.json.encode(Request(self._number, verb, policy, amount)) + b"\n")
         return await answer
 
     async def apply(self, policies: PolicySet, sources: Sequence[Source], names: Mapping[int, str]) -> None:
+        first = self._policy is None
         self._policy = Policy(policies.generation, [(source.name, source.text) for source in sources], dict(names))
-        await self._ask("apply", policy=self._policy)
+        try:
+            await self._ask("apply", policy=self._policy)
+        except ConnectionError:
+            if first:
+                raise
+            # It died meanwhile: its successor begins with this policy, before it accepts anything.
 
     async def reopen(self) -> None:
-        await self._ask("reopen")
+        with contextlib.suppress(ConnectionError):  # a successor opens the file that is there now
+            await self._ask("reopen")
 
     async def snapshot(self) -> Snapshot:
         return msgspec.convert(await self._ask("snapshot"), Snapshot)
@@ -178,14 +210,31 @@ class ProcessMember:
         trouble: str | None = await self._ask("audit_trouble")
         return trouble
 
-    async def drain(self, seconds: float) -> None:
-        self._ending = True
-        with contextlib.suppress(ConnectionError):
-            await self._ask("drain", amount=seconds)
-        if self._writer:
-            self._writer.close()
+    async def drain(self, seconds: float) -> int:
         if self._life:
-            await self._life
+            self._life.cancel()
+        for listener in self._listeners:
+            listener.close()
+        lost = 0
+        with contextlib.suppress(OSError, WorkerError):  # it died, or hangs: TimeoutError is an OSError
+            async with asyncio.timeout(seconds + DRAIN_MARGIN):
+                lost = await self._ask("drain", amount=seconds)
+        await self.end()
+        return lost
+
+    async def end(self) -> None:
+        """End the process, whatever it does."""
+        if self._life:
+            self._life.cancel()
+        if self._process:
+            _kill(self._process)
+            await self._process.wait()
+
+
+def _kill(process: asyncio.subprocess.Process | None) -> None:
+    if process is not None and process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
 
 
 async def serve(control: socket.socket) -> None:
@@ -197,14 +246,19 @@ async def serve(control: socket.socket) -> None:
     setup = msgspec.json.decode(await reader.readline(), type=Setup)
     settings = setup.settings
     listeners = [socket.socket(fileno=fd) for fd in setup.listeners]
-    member = LocalMember(Worker(loop, settings, listeners, Origins.inherited(setup.maps, settings.netns, settings.port)))
+    origins = Origins.inherited(setup.maps, settings.netns, settings.port)
+    member: LocalMember | None = None
     decoder = msgspec.json.Decoder(Request)
     while line := await reader.readline():
         request = decoder.decode(line)
         try:
+            # Made here, so that the agent is told why it cannot be (an audit file that cannot be opened).
+            member = member or LocalMember(Worker(loop, settings, listeners, origins))
             answer = Answer(request.number, await _do(member, request))
         except Exception as error:
-            answer = Answer(request.number, error=f"{type(error).__name__}: {error}")
+            answer = Answer(
+                request.number, error=str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            )
         writer.write(msgspec.json.encode(answer) + b"\n")
         await writer.drain()
     os._exit(1)  # nobody judges the judge: without its agent a worker must not go on
@@ -213,8 +267,8 @@ async def serve(control: socket.socket) -> None:
 async def _do(member: LocalMember, request: Request) -> object:
     if request.verb == "apply":
         assert request.policy is not None
-        sources = [Source(name, text) for name, text in request.policy.sources]
-        await member.apply(PolicySet(load(sources), request.policy.generation), sources, request.policy.names)
+        policies, sources = await asyncio.to_thread(_read, request.policy)  # calls go on meanwhile
+        await member.apply(policies, sources, request.policy.names)
         return None
     if request.verb == "snapshot":
         return await member.snapshot()
@@ -226,8 +280,12 @@ async def _do(member: LocalMember, request: Request) -> object:
         await member.reopen()
         return None
     assert request.verb == "drain"
-    await member.drain(request.amount)
-    return None
+    return await member.drain(request.amount)
+
+
+def _read(policy: Policy) -> tuple[PolicySet, list[Source]]:
+    sources = [Source(name, text) for name, text in policy.sources]
+    return PolicySet(load(sources), policy.generation), sources
 
 
 if __name__ == "__main__":

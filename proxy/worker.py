@@ -7,6 +7,7 @@ its listening sockets and the kernel's maps.
 import asyncio
 import contextlib
 import errno
+import logging
 import socket
 import struct
 from collections import deque
@@ -36,8 +37,11 @@ SWEEP_INTERVAL = 1.0
 DETECT_TIMEOUT = 1.0
 # After running out of descriptors, wait this long (seconds) before accepting again: the backlog keeps what waits.
 ACCEPT_PAUSE = 0.1
+# How long the last records may take to reach the sink when the agent ends (seconds).
+AUDIT_CLOSE_SECONDS = 5.0
 
 _RESET = struct.pack("ii", 1, 0)
+_log = logging.getLogger(__name__)
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -69,6 +73,10 @@ class Records:
     def accepts_refusals(self) -> bool:
         return not self._backlog
 
+    @property
+    def waiting(self) -> int:
+        return len(self._backlog)
+
     def retry(self) -> None:
         while self._backlog and self._writer.write(self._backlog[0], reserved=False):
             self._backlog.popleft()
@@ -77,17 +85,17 @@ class Records:
 class Ends:
     """The two ends of a connection under the policy of now: its pair, looked up again when the policy has changed."""
 
-    __slots__ = ("_origin", "_pair", "_peer", "_policies", "_worker")
+    __slots__ = ("_origin", "_pair", "_policies", "_worker")
 
-    def __init__(self, worker: "Worker", origin: Origin, peer: int) -> None:
-        self._worker, self._origin, self._peer = worker, origin, peer
+    def __init__(self, worker: "Worker", origin: Origin) -> None:
+        self._worker, self._origin = worker, origin
         self._policies: PolicySet | None = None
 
     def subject(self) -> Endpoint:
         return self._worker.endpoint(self._origin.subject, None)
 
     def peer(self) -> Endpoint:
-        return self._worker.endpoint(self._peer, self._origin.address)
+        return self._worker.endpoint(self._origin.peer, self._origin.address)
 
     def __call__(self) -> Pair:
         policies = self._worker.policies
@@ -121,6 +129,7 @@ class Worker:
         self._moved_before = [0, 0]
         self._accepted = 0
         self._accepting = False
+        self._complained: set[type[Exception]] = set()
         self._sweeping: asyncio.TimerHandle | None = None
         self._drained: asyncio.Future[None] | None = None
 
@@ -138,23 +147,30 @@ class Worker:
         self._resume()
         self._sweep()
 
-    async def drain(self, seconds: float) -> None:
-        """Take no new connection, let open calls finish for at most ``seconds``, then end what is left."""
+    async def drain(self, seconds: float) -> int:
+        """Take no new connection, let open calls finish for at most ``seconds``, then end what is left.
+
+        How many records could not be written.
+        """
+        self._drained = self._loop.create_future()
         self._pause()
         for listener in self._listeners:
             listener.close()
-        self._drained = self._loop.create_future()
         for relay in list(self._relays):
             relay.drain()
         if self._relays:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._drained, seconds)
         for relay in list(self._relays):
-            relay.stop()
+            try:
+                relay.stop()
+            except Exception as error:  # the others still have to end with their records
+                self._complain(error)
         if self._sweeping:
             self._sweeping.cancel()
         self._records.retry()
-        await self._loop.run_in_executor(None, self._audit.close, 5.0)
+        await self._loop.run_in_executor(None, self._audit.close, AUDIT_CLOSE_SECONDS)
+        return self._audit.depth + self._records.waiting
 
     # What the agent asks.
 
@@ -213,7 +229,7 @@ class Worker:
     # Connections.
 
     def _resume(self) -> None:
-        if not self._accepting:
+        if not self._accepting and self._drained is None:
             self._accepting = True
             for listener in self._listeners:
                 self._loop.add_reader(listener, self._accept, listener, mapped(ip_address(listener.getsockname()[0])))
@@ -239,7 +255,9 @@ class Worker:
                 continue  # the client was gone before we came
             try:
                 self._admit(listener.family, down, client, agent)
-            except Exception:
+            except Exception as error:
+                if not isinstance(error, OSError):  # an OSError: nobody listens where it wants to go
+                    self._complain(error)
                 self._limit("ACCEPT_FAILED")
                 _reset(down)
 
@@ -247,17 +265,20 @@ class Worker:
         down.setblocking(False)
         down.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         origin = self._origins.take(family, client, agent)
+        dialled = None
+        if origin is not None and origin.unresolved:
+            # In the client's namespace nobody could tell who listens there. In ours, the hook can.
+            dialled = self._connect(origin)
+            reached = self._origins.reached(dialled)
+            if reached is None:
+                raise OSError(errno.ECONNREFUSED, "nobody can tell who listens there")
+            origin = msgspec.structs.replace(origin, peer=reached)
         if origin is None or origin.to_agent:
             # Nobody was redirected here: somebody found our port. Never trust the client's words for where it wants to go.
             self._limit("NOT_REDIRECTED")
             _reset(down)
             return
-        peer, dialled = origin.peer, None
-        if origin.unresolved:
-            # In the client's namespace nobody could tell who listens there. In ours, the hook can.
-            dialled = self._connect(origin)
-            peer = self._origins.reached(dialled) or 0
-        ends = Ends(self, origin, peer)
+        ends = Ends(self, origin)
         pair = ends()
         self._accepted += 1
         scene = Scene(
@@ -266,7 +287,7 @@ class Worker:
             source=_endpoint_text(client[0], client[1]),
             destination=_endpoint_text(origin.address, origin.port),
             subject=self._party(origin.subject, None),
-            peer=self._party(peer, origin.address),
+            peer=self._party(origin.peer, origin.address),
             pair=ends,
             sink=self._records,
             metrics=self._metrics,
@@ -275,7 +296,7 @@ class Worker:
         )
 
         def dial() -> socket.socket:
-            return dialled or self._connect(origin, expected=peer)
+            return dialled or self._connect(origin, expected=origin.peer)
 
         flow = Flow(scene, _parser(pair))
         relay = Relay(self._loop, down, dial, flow, self._audit, self._pipes, self._moved, self._gone)
@@ -292,10 +313,11 @@ class Worker:
             error = up.connect_ex((origin.address, origin.port))
             if error not in (0, errno.EINPROGRESS):
                 raise OSError(error, "connect")
-            reached = self._origins.reached(up) if expected is not None else None
-            if reached is not None and reached != expected and not (is_class(reached) and is_class(expected or 0)):
-                self._limit("PEER_CHANGED")
-                raise OSError(errno.ECONNREFUSED, "another process listens there now")
+            if expected is not None:
+                reached = self._origins.reached(up)
+                if reached is None or (reached != expected and not (is_class(reached) and is_class(expected))):
+                    self._limit("PEER_CHANGED")
+                    raise OSError(errno.ECONNREFUSED, "another process listens there now")
         except BaseException:
             up.close()
             raise
@@ -308,19 +330,29 @@ class Worker:
             self._drained.set_result(None)
 
     def _sweep(self) -> None:
+        # First the next one: timeouts, and accepting after a pause, depend on it, whatever goes wrong with one connection.
+        self._sweeping = self._loop.call_later(SWEEP_INTERVAL, self._sweep)
         now = monotonic()
         self._records.retry()
-        if self._drained is None:
-            if self._records.accepts_refusals:
-                self._resume()
-            else:
-                self._pause()
+        if self._records.accepts_refusals:
+            self._resume()
+        else:
+            self._pause()
         for relay in list(self._relays):
-            relay.tick(now, self._settings.idle_timeout)
-        self._sweeping = self._loop.call_later(SWEEP_INTERVAL, self._sweep)
+            try:
+                relay.tick(now, self._settings.idle_timeout)
+            except Exception as error:
+                self._complain(error)
 
     def _limit(self, name: str) -> None:
         self._metrics.limits.add((name,))
+
+    def _complain(self, error: Exception) -> None:
+        """A fault of ours, which ends a connection: said once of each kind, so that no traffic can fill the log with it."""
+        self._limit("INTERNAL_ERROR")
+        if type(error) not in self._complained:
+            self._complained.add(type(error))
+            _log.error("a connection failed by a fault of the agent", exc_info=error)
 
 
 def _parser(pair: Pair) -> Parser:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 
 import click
@@ -25,6 +26,8 @@ def exec_(name: str, command: tuple[str, ...]) -> None:
     """
     if command[0] == "--":
         command = command[1:]
+    if not command:
+        raise click.UsageError("Missing argument 'COMMAND...'.")
     if not NAME.fullmatch(name):
         raise click.BadParameter("letters, digits, dots, dashes and underscores, at most 63", param_hint="NAME")
     try:
@@ -34,6 +37,8 @@ def exec_(name: str, command: tuple[str, ...]) -> None:
     except (OSError, WorkloadError) as error:
         click.echo(f"sluice: cannot enter the cgroup of workload {name}: {error} (are you root?)", err=True)
         sys.exit(126)
+    # Python ignores SIGPIPE, and what is ignored stays ignored across exec: `sluice exec web -- yes | head` would not end.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         os.execvp(command[0], command)  # noqa: S606 - running what we were given is the purpose
     except FileNotFoundError:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 import click
@@ -13,6 +14,16 @@ DEFAULT_IDLE_TIMEOUT = 86400.0
 DEFAULT_DRAIN_TIMEOUT = 30.0
 
 USAGE_ERROR, FAULT = 2, 1
+
+
+def _addresses(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> tuple[IPv4Address | IPv6Address, ...]:
+    try:
+        addresses = tuple(map(ip_address, texts))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    if len({address.version for address in addresses}) < len(addresses):
+        raise click.BadParameter("at most one IPv4 and one IPv6 address")
+    return addresses
 
 
 @click.command()
@@ -39,12 +50,23 @@ USAGE_ERROR, FAULT = 2, 1
     "gateways",
     multiple=True,
     metavar="ADDRESS",
+    callback=_addresses,
     help="An address of this host that clients in other network namespaces can reach; without one they are refused.",
 )
 @click.option(
-    "--idle-timeout", default=DEFAULT_IDLE_TIMEOUT, show_default=True, help="Seconds without a byte, then a connection ends."
+    "--idle-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=DEFAULT_IDLE_TIMEOUT,
+    show_default=True,
+    help="Seconds without a byte, then a connection ends.",
 )
-@click.option("--drain-timeout", default=DEFAULT_DRAIN_TIMEOUT, show_default=True, help="Seconds for open calls after SIGTERM.")
+@click.option(
+    "--drain-timeout",
+    type=click.FloatRange(min=0),
+    default=DEFAULT_DRAIN_TIMEOUT,
+    show_default=True,
+    help="Seconds for open calls after SIGTERM.",
+)
 @click.option(
     "--record-header", "record_headers", multiple=True, metavar="NAME", help="Record the values of this request header."
 )
@@ -58,7 +80,7 @@ def run(
     datapath: str,
     workers: int,
     run_dir: Path,
-    gateways: tuple[str, ...],
+    gateways: tuple[IPv4Address | IPv6Address, ...],
     idle_timeout: float,
     drain_timeout: float,
     record_headers: tuple[str, ...],
@@ -71,9 +93,12 @@ def run(
     agent runs. Exit: 0 after SIGTERM, 1 on a fault, 2 for bad usage or documents.
     """
     from bpf.loader import BpfError
+    from policies.compile import TableLimitError
     from policies.load import LoadError
     from proxy.admin import AdminError
     from proxy.agent import Agent, Options, StartError
+    from proxy.guard import HeldError
+    from proxy.pool import WorkerError
     from proxy.runtime import run_loop
     from proxy.workloads import WorkloadError
 
@@ -81,8 +106,6 @@ def run(
         _end(USAGE_ERROR, "this release has no kernel path for allowed calls; use --datapath auto or relay")
     if os.geteuid() != 0:
         _end(FAULT, "Sluice needs root: it loads eBPF programs and attaches them to the cgroup tree (see sluice check)")
-    if audit != "-":
-        Path(audit).parent.mkdir(parents=True, exist_ok=True)
     options = Options(
         paths=paths,
         audit=audit,
@@ -96,10 +119,12 @@ def run(
         hold_on_exit=hold_on_exit,
     )
     try:
+        if audit != "-":
+            Path(audit).parent.mkdir(parents=True, exist_ok=True)
         code = run_loop(Agent(options).run())
     except LoadError as error:
         _end(USAGE_ERROR, f"these documents cannot be enforced:\n{error}")
-    except (StartError, BpfError, AdminError, WorkloadError, OSError) as error:
+    except (StartError, BpfError, AdminError, WorkloadError, WorkerError, TableLimitError, HeldError, OSError) as error:
         _end(FAULT, str(error))
     sys.exit(code)
 

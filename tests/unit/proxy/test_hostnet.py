@@ -1,0 +1,76 @@
+"""Which addresses are this host's own."""
+
+import socket
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from proxy import hostnet
+
+FIB_TRIE = """Main:
+  +-- 0.0.0.0/0 3 0 5
+     |-- 0.0.0.0
+        /0 universe UNICAST
+     +-- 10.0.0.0/24 2 0 2
+        |-- 10.0.0.0
+           /24 link UNICAST
+        |-- 10.0.0.7
+           /32 host LOCAL
+        |-- 10.0.0.255
+           /32 link BROADCAST
+     +-- 127.0.0.0/8 2 0 2
+        |-- 127.0.0.0
+           /8 host LOCAL
+        |-- 127.0.0.1
+           /32 host LOCAL
+        |-- 127.255.255.255
+           /32 link BROADCAST
+Local:
+  +-- 0.0.0.0/0 3 0 5
+        |-- 10.0.0.7
+           /32 host LOCAL
+"""
+IF_INET6 = """00000000000000000000000000000001 01 80 10 80       lo
+fe800000000000000000000000000001 02 40 20 80     eth0
+20010db8000000000000000000000007 02 40 00 80     eth0
+"""
+
+
+@pytest.fixture
+def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, text in (("fib_trie", FIB_TRIE), ("if_inet6", IF_INET6)):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(hostnet, "_FIB_TRIE", tmp_path / "fib_trie")
+    monkeypatch.setattr(hostnet, "_IF_INET6", tmp_path / "if_inet6")
+    return tmp_path
+
+
+def test_loopback_every_own_address_and_every_broadcast_address_are_local(proc: Path) -> None:
+    """A datagram to a broadcast address is heard on this host too."""
+    assert hostnet.local_networks() == tuple(
+        ip_network(text)
+        for text in (
+            *("10.0.0.7/32", "10.0.0.255/32", "127.0.0.0/8", "127.0.0.1/32", "127.255.255.255/32", "255.255.255.255/32"),
+            *("::1/128", "2001:db8::7/128", "fe80::1/128"),
+        )
+    )
+
+
+def test_other_addresses_of_our_networks_are_not_local(proc: Path) -> None:
+    assert not any(ip_network("10.0.0.8/32").subnet_of(own) for own in hostnet.local_networks() if own.version == 4)
+
+
+def test_without_ipv6_there_is_still_its_loopback_in_the_table(proc: Path) -> None:
+    (proc / "if_inet6").unlink()
+    assert not hostnet.has_ipv6()
+    assert ip_network("::1/128") in hostnet.local_networks()
+    (proc / "if_inet6").write_text("")
+    assert not hostnet.has_ipv6()
+
+
+def test_on_this_machine_the_address_that_a_socket_gets_is_local() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("127.0.0.1", 9))
+        own = ip_network(probe.getsockname()[0])
+    assert any(own.subnet_of(network) for network in hostnet.local_networks() if network.version == 4)

@@ -1,0 +1,107 @@
+"""What ``sluice check`` makes of what it finds. What it finds on this machine is in tests/bpf/test_check.py."""
+
+from pathlib import Path
+
+import pytest
+
+from proxy import guard, preflight
+
+
+@pytest.mark.parametrize(
+    ("release", "fit"),
+    [
+        ("6.1.0-28-amd64", True),
+        ("6.18.44", True),
+        ("10.0", True),
+        ("5.15.0-91-generic", False),
+        ("6.0.9", False),
+        ("odd", False),
+    ],
+)
+def test_the_kernel_must_be_new_enough(release: str, fit: bool) -> None:
+    result = preflight.kernel(release)
+    assert result.ok is fit
+    assert release in result.detail
+    assert (result.hint is None) is fit
+
+
+def test_missing_btf_and_objects_are_named_with_what_to_do(tmp_path: Path) -> None:
+    for result, hint in (
+        (preflight.btf(tmp_path / "vmlinux"), "CONFIG_DEBUG_INFO_BTF"),
+        (preflight.objects(tmp_path / "redirect.bpf.o"), "make bpf"),
+    ):
+        assert not result.ok
+        assert str(tmp_path) in result.detail
+        assert result.hint is not None
+        assert hint in result.hint
+
+
+def test_missing_capabilities_are_named() -> None:
+    result = preflight.privileges("Name:\tpython\nCapEff:\t0000008000001000\n")  # CAP_BPF and CAP_NET_ADMIN
+    assert not result.ok
+    assert "without CAP_PERFMON" in result.detail
+    assert "CAP_BPF" not in result.detail
+
+
+def test_neighbours_that_share_are_named_and_those_that_do_not_are_a_failure() -> None:
+    shared = {"id": 7, "attach_type": "cgroup_inet4_connect", "attach_flags": "multi", "name": "cil_sock4_connect"}
+    alone = {"id": 8, "attach_type": "cgroup_inet6_connect", "attach_flags": "", "name": "old_thing"}
+    ours = {"id": 9, "attach_type": "cgroup_sock_ops", "attach_flags": "multi", "name": "sluice_sock_ops"}
+    assert preflight.judge_neighbours([]) == preflight.Result("neighbours", True, "none")
+    beside = preflight.judge_neighbours([shared, ours])
+    assert beside.ok
+    assert beside.detail == "cil_sock4_connect (cgroup_inet4_connect); 1 programs of Sluice"
+    against = preflight.judge_neighbours([shared, alone])
+    assert not against.ok
+    assert against.hint is not None
+    assert against.hint.endswith("old_thing, id 8")
+
+
+@pytest.mark.parametrize(
+    ("hard", "ok", "advice"), [(-1, True, False), (65536, True, False), (4096, True, True), (64, False, True)]
+)
+def test_the_limit_of_open_files_is_told_in_connections(hard: int, ok: bool, advice: bool) -> None:
+    result = preflight.descriptors(hard)
+    assert (result.ok, result.hint is not None) == (ok, advice)
+    if hard > 0:
+        assert f"about {hard // 6} connections" in result.detail
+
+
+def test_an_agent_and_a_guard_are_told_by_process_id(tmp_path: Path) -> None:
+    assert preflight.agents(tmp_path).detail == f"none with {tmp_path}"
+    with guard_lock(tmp_path / guard.GUARD_LOCK) as pid:
+        left = preflight.agents(tmp_path)
+        assert left.ok
+        assert f"guard {pid}" in left.detail
+        assert left.hint is not None
+        assert f"kill {pid}" in left.hint
+        with guard_lock(tmp_path / guard.AGENT_LOCK):
+            assert preflight.agents(tmp_path).detail.startswith(f"process {pid} runs")
+
+
+class guard_lock:  # noqa: N801 - reads as a function
+    """Holds a lock file, as another process would."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> int:
+        import os
+
+        self._fd = guard.lock(self._path)
+        return os.getpid()
+
+    def __exit__(self, *_: object) -> None:
+        import os
+
+        os.close(self._fd)
+
+
+def test_a_hint_stands_with_every_failure_and_checks_wait_for_what_they_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "privileges", lambda _: preflight.Result("privileges", False, "user id 1", "run as root"))
+    results = {result.name: result for result in preflight.preflight(tmp_path)}
+    assert results["programs"].detail == results["self-test"].detail == "not tried"
+    assert all(result.hint for result in results.values() if not result.ok)
+    assert results["kernel path"].detail == "not in this release: calls are relayed"
