@@ -75,7 +75,13 @@ class _Complaints:
         return text
 
 
+# libbpf's own errors begin here (LIBBPF_ERRNO__START); all that we can meet mean that the file is not what it should be.
+_LIBBPF_ERRORS = 4000
+
+
 def _hint(error: int) -> str:
+    if error >= _LIBBPF_ERRORS:
+        return "not a BPF object that this libbpf can read: build it with make bpf"
     return {
         errno.EPERM: "not permitted: Sluice needs root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN",
         errno.EACCES: "the verifier of this kernel refused the program",
@@ -190,6 +196,9 @@ class Object:
             raise BpfError(f"the BPF object has no program {program}")
         link = self._lib.bpf_program__attach_cgroup(found, cgroup_fd)
         if not link:
+            # Having loaded the program we are not without rights: the kernel says EPERM of a neighbour that does not share.
+            if ctypes.get_errno() == errno.EPERM:
+                ctypes.set_errno(errno.EBUSY)
             raise self._error(f"cannot attach {program} to the cgroup")
         self._links.append(link)
         return int(self._lib.bpf_link__fd(link))

@@ -19,6 +19,8 @@ from pathlib import Path
 # How long a guard may take to die after SIGKILL (seconds); the kernel needs milliseconds.
 END_PATIENCE = 5.0
 
+AGENT_LOCK, GUARD_LOCK = "agent.lock", "guard.lock"
+
 
 class HeldError(Exception):
     """Somebody else holds the lock; the text says who."""
@@ -50,7 +52,7 @@ class Guard:
         """Start it, in ``cgroup``, so that what kills the agent's own cgroup spares it. Ends an older guard first."""
         end_old(run_dir)
         self._cgroup = cgroup
-        lock_fd = lock(run_dir / "guard.lock")
+        lock_fd = lock(run_dir / GUARD_LOCK)
         cgroup.mkdir(parents=True, exist_ok=True)
         self._process = subprocess.Popen(
             ["sluice-guard", "infinity"],
@@ -75,14 +77,24 @@ class Guard:
         return self._process.poll() is None
 
 
+def holder(path: Path) -> int | None:
+    """The process id in a lock file that somebody holds; None if nobody does."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return int(os.read(fd, 32) or 0) or None
+    finally:
+        os.close(fd)
+    return None
+
+
 def old_guard(run_dir: Path) -> int | None:
     """The process id of a guard that is holding hooks, ours or another agent's."""
-    try:
-        fd = lock(run_dir / "guard.lock")
-    except HeldError as held:
-        return int(str(held) or 0) or None
-    os.close(fd)
-    return None
+    return holder(run_dir / GUARD_LOCK)
 
 
 def end_old(run_dir: Path) -> None:

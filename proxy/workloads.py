@@ -8,6 +8,7 @@ might appear is entered as *unsettled*: until its new child has been looked at, 
 import contextlib
 import ctypes
 import os
+import struct
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,7 +25,8 @@ MAX_DEPTH = 16
 OWN_FOLDER = "sluice"
 
 _IN_CREATE, _IN_DELETE, _IN_MOVE = 0x100, 0x200, 0xC0
-_IN_ONLYDIR = 0x1000000
+_IN_IGNORED, _IN_ONLYDIR = 0x8000, 0x1000000
+_EVENT = struct.Struct("iIII")  # inotify(7): watch, mask, cookie, length of the name that follows
 
 
 class WorkloadError(Exception):
@@ -73,35 +75,35 @@ class Found(msgspec.Struct, frozen=True):
 
 def scan(mount: Path, workloads: Iterable[Workload]) -> Found:
     """Look at every cgroup below ``mount`` that a workload's glob can match, or that lies on the way to one."""
-    globs = [
-        (tuple(part for part in glob.split("/") if part), workload.name) for workload in workloads for glob in workload.cgroups
-    ]
+    globs = [(_parts(glob), workload.name) for workload in workloads for glob in workload.cgroups]
     cgroups: dict[int, str | None] = {}
     unsettled: set[int] = set()
     watched: set[Path] = set()
 
-    def visit(folder: Path, inode: int, partial: list[tuple[tuple[str, ...], str]], depth: int) -> None:
+    def visit(folder: Path, inode: int, above: str | None, partial: list[tuple[tuple[str, ...], str]], depth: int) -> None:
+        """``above`` owns what no glob below claims; ``partial`` is what is left of the globs that led here."""
         children = _children(folder)
         watched.add(folder)
         names = {name for name, _ in children}
         open_ended = any(parts[0] not in names for parts, _ in partial)  # a wildcard, or a folder that is not there yet
         if open_ended:
             unsettled.add(inode)
-            cgroups.setdefault(inode, None)
+            cgroups.setdefault(inode, above)
         for name, child in children:
-            onward = [(rest, who) for parts, who in partial for rest in _step(parts, name)]
-            owner = next((who for rest, who in onward if not rest), None)
-            if owner and depth + 1 > MAX_DEPTH:
-                raise WorkloadError(f"workload {owner}: cgroup {folder / name} is more than {MAX_DEPTH} levels deep")
-            if owner or open_ended:
+            onward = list(dict.fromkeys((rest, who) for parts, who in partial for rest in _step(parts, name)))
+            claimed = next((who for rest, who in onward if not rest), None)
+            if claimed and depth + 1 > MAX_DEPTH:
+                raise WorkloadError(f"workload {claimed}: cgroup {folder / name} is more than {MAX_DEPTH} levels deep")
+            owner = claimed or above
+            if claimed or open_ended:
                 cgroups[child] = owner
             deeper = [(rest, who) for rest, who in onward if rest]
             if deeper:
                 with contextlib.suppress(FileNotFoundError):  # gone meanwhile; inotify brings us back
-                    visit(folder / name, child, deeper, depth + 1)
+                    visit(folder / name, child, owner, deeper, depth + 1)
 
     if globs:
-        visit(mount, mount.stat().st_ino, [(parts, who) for parts, who in globs if parts], 0)
+        visit(mount, mount.stat().st_ino, None, [(parts, who) for parts, who in globs if parts], 0)
     return Found(cgroups, frozenset(unsettled), frozenset(watched))
 
 
@@ -152,12 +154,18 @@ class Watch:
                 self._folders[folder] = number
 
     def drain(self) -> None:
-        """Forget what was reported: the caller looks again anyway."""
-        try:
-            while os.read(self.fd, 65536):
-                pass
-        except BlockingIOError:
-            return
+        """Forget what was reported: the caller looks again anyway. Only that a followed folder itself is gone matters."""
+        gone: set[int] = set()
+        with contextlib.suppress(BlockingIOError):
+            while reports := os.read(self.fd, 65536):
+                start = 0
+                while start < len(reports):
+                    number, mask, _, name_length = _EVENT.unpack_from(reports, start)
+                    start += _EVENT.size + name_length
+                    if mask & _IN_IGNORED:
+                        gone.add(number)
+        # One that is made again under the same name must be followed again.
+        self._folders = {folder: number for folder, number in self._folders.items() if number not in gone}
 
     def close(self) -> None:
         os.close(self.fd)

@@ -1,0 +1,169 @@
+"""Clients in a network namespace of their own, as containers are: the agent must have an address that leads there."""
+
+import contextlib
+import ctypes
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from ipaddress import ip_network
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from policies.compile import AddressEntry
+from tests.bpf.rig import CLIENT, HOST, NATIVE, REDIRECT, REFUSE, UNRESOLVED, WORLD, Cgroup, Rig, rule
+
+_CLONE_NEWNET = 0x40000000
+HOST4, CLIENT4, HOST6, CLIENT6 = "10.231.7.1", "10.231.7.2", "fd00:231:7::1", "fd00:231:7::2"
+
+T = TypeVar("T")
+
+
+class Namespace:
+    """A network namespace with one link to ours."""
+
+    def __init__(self) -> None:
+        self.name, self.link = f"rig{os.getpid()}", f"rig{os.getpid() % 100000}"
+
+    def open(self) -> None:
+        _ip("netns", "add", self.name)
+        _ip("link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self.name)
+        for inside, device, *addresses in ((False, self.link, HOST4, HOST6), (True, "eth0", CLIENT4, CLIENT6)):
+            where = ["-n", self.name] if inside else []
+            _ip(*where, "addr", "add", f"{addresses[0]}/30", "dev", device)
+            _ip(*where, "addr", "add", f"{addresses[1]}/64", "dev", device, "nodad")
+            _ip(*where, "link", "set", device, "up")
+        _ip("-n", self.name, "link", "set", "lo", "up")
+        _ip("-n", self.name, "route", "add", "default", "via", HOST4)
+        _ip("-n", self.name, "-6", "route", "add", "default", "via", HOST6)
+
+    def close(self) -> None:
+        subprocess.run(["ip", "netns", "del", self.name], check=False)
+        subprocess.run(["ip", "link", "del", self.link], check=False, stderr=subprocess.DEVNULL)
+
+    def run(self, work: Callable[[], T]) -> T:
+        """``work`` in a thread that is in the namespace; its sockets stay there."""
+        results: list[T] = []
+        errors: list[BaseException] = []
+
+        def enter() -> None:
+            try:
+                with open(Path("/run/netns", self.name)) as namespace:
+                    assert ctypes.CDLL(None).setns(namespace.fileno(), _CLONE_NEWNET) == 0
+                results.append(work())
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=enter)
+        thread.start()
+        thread.join()
+        if errors:
+            raise errors[0]
+        return results[0]
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
+
+
+@pytest.fixture
+def namespace() -> Iterator[Namespace]:
+    made = Namespace()
+    with contextlib.ExitStack() as stack:
+        stack.callback(made.close)
+        made.open()
+        yield made
+
+
+def call(rig: Rig, namespace: Namespace, owner: Cgroup | None, host: str, port: int) -> socket.socket:
+    return namespace.run(lambda: rig.connect(owner, host, port))
+
+
+def test_without_a_gateway_a_client_elsewhere_is_refused(rig: Rig, namespace: Namespace) -> None:
+    web = rig.cgroup("web", CLIENT)
+    rig.attach(rule(CLIENT, WORLD, REDIRECT))
+    before = rig.event("no_gateway")
+    for host in ("192.0.2.1", "2001:db8::1"):
+        with pytest.raises(ConnectionRefusedError):
+            call(rig, namespace, web, host, 80)
+    assert rig.event("no_gateway") == before + 2
+    assert rig.nobody_came()
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "::ffff:192.0.2.1"])
+def test_with_a_gateway_a_client_elsewhere_is_redirected_there(
+    make_rig: Callable[..., Rig], namespace: Namespace, host: str
+) -> None:
+    rig = make_rig(HOST4, HOST6)
+    web = rig.cgroup("web", CLIENT)
+    rig.attach(rule(CLIENT, WORLD, REDIRECT))
+    client = call(rig, namespace, web, host, 80)
+    assert client.getpeername()[:2] == (host, 80)
+    assert client.getsockname()[0].removeprefix("::ffff:") in (CLIENT4, CLIENT6)
+    origin = rig.origin()
+    assert (origin.address, origin.subject, origin.cgroup) == (host.removeprefix("::ffff:"), CLIENT, web.id)
+
+
+def test_a_gateway_of_one_family_does_not_serve_the_other(make_rig: Callable[..., Rig], namespace: Namespace) -> None:
+    rig = make_rig(HOST4)
+    web = rig.cgroup("web", CLIENT)
+    rig.attach(rule(CLIENT, WORLD, REDIRECT))
+    call(rig, namespace, web, "192.0.2.1", 80)
+    rig.origin()
+    with pytest.raises(ConnectionRefusedError):
+        call(rig, namespace, web, "2001:db8::1", 80)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "0.0.0.0", "::"])
+def test_loopback_of_another_namespace_is_not_ours(make_rig: Callable[..., Rig], namespace: Namespace, host: str) -> None:
+    """The agent cannot dial there, so what it would have to read is refused; what is native stays native."""
+    rig = make_rig(HOST4, HOST6)
+    web, other = rig.cgroup("web", CLIENT), rig.cgroup("other", 2)
+    rig.attach(
+        *(rule(CLIENT, peer, REDIRECT) for peer in (UNRESOLVED, HOST)), *(rule(2, peer, NATIVE) for peer in (UNRESOLVED, HOST))
+    )
+    inside = namespace.run(lambda: rig.server(None, "::1" if ":" in host else "127.0.0.1"))
+    port = inside.getsockname()[1]
+    with pytest.raises(ConnectionRefusedError):
+        call(rig, namespace, web, host, port)
+    client = call(rig, namespace, other, host, port)
+    assert inside.accept()[1] == client.getsockname()
+
+
+def test_who_listens_at_our_address_is_unresolved_from_elsewhere(make_rig: Callable[..., Rig], namespace: Namespace) -> None:
+    """The client's namespace knows none of our sockets. The agent finds out when it dials."""
+    rig = make_rig(HOST4)
+    web, orders, agent = rig.cgroup("web", CLIENT), rig.cgroup("orders", 2), rig.cgroup("agent")
+    local = [AddressEntry(ip_network(HOST4), UNRESOLVED, True)]
+    rig.attach(rule(CLIENT, UNRESOLVED, REDIRECT), rule(CLIENT, HOST, REFUSE), addresses=local)
+    rig.hooks.exclude(agent.id)
+    server = rig.server(orders, HOST4)
+    call(rig, namespace, web, *server.getsockname())
+    origin = rig.origin()
+    assert origin.unresolved
+    dialled = rig.connect(agent, origin.address, origin.port)
+    assert rig.hooks.origins.reached(dialled) == 2
+
+
+def test_the_same_address_and_port_in_two_namespaces_are_two_clients(
+    make_rig: Callable[..., Rig], namespace: Namespace
+) -> None:
+    """Tuples repeat across namespaces; the address that the agent was reached at tells them apart."""
+    rig = make_rig(HOST4)
+    web, other = rig.cgroup("web", CLIENT), rig.cgroup("other", 2)
+    rig.attach(*(rule(subject, WORLD, REDIRECT) for subject in (CLIENT, 2)))
+    port = 41999
+
+    def bound(owner: Cgroup, source: str) -> socket.socket:
+        client = rig.client(owner, socket.AF_INET)
+        client.bind((source, port))
+        with owner.inside():
+            client.connect(("192.0.2.1", 80))
+        return client
+
+    namespace.run(lambda: bound(web, CLIENT4))
+    bound(other, "127.0.0.1")
+    assert {rig.origin().subject for _ in range(2)} == {CLIENT, 2}

@@ -1,0 +1,248 @@
+"""Who is at each end of a connection: the cgroup of the caller, and the cgroup of the socket that listens."""
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from tests.bpf.rig import (
+    AGENT,
+    CLIENT,
+    HOST,
+    NATIVE,
+    OTHER,
+    PATIENCE,
+    REDIRECT,
+    REFUSE,
+    SERVER,
+    UNRESOLVED,
+    WORLD,
+    Rig,
+    free,
+    rule,
+)
+
+
+def test_a_process_in_a_sub_cgroup_is_its_workload(rig: Rig) -> None:
+    web = rig.cgroup("web", CLIENT)
+    rig.attach(rule(CLIENT, WORLD, REDIRECT))
+    deep = web.sub("a").sub("b")
+    rig.connect(deep, "192.0.2.1", 80)
+    origin = rig.origin()
+    assert (origin.subject, origin.cgroup) == (CLIENT, deep.id)
+
+
+def test_the_nearest_known_cgroup_decides(rig: Rig) -> None:
+    rig.cgroup("web", CLIENT)
+    inner = rig.cgroup("web/inner", OTHER)
+    rig.attach(rule(CLIENT, WORLD, REFUSE), rule(OTHER, WORLD, REDIRECT))
+    rig.connect(inner.sub("below"), "192.0.2.1", 80)
+    assert rig.origin().subject == OTHER
+
+
+def test_below_the_sixteenth_level_the_workload_above_still_decides(rig: Rig) -> None:
+    web = rig.cgroup("web", CLIENT)
+    rig.attach(rule(CLIENT, WORLD, REDIRECT))
+    deep = web
+    for level in range(20):
+        deep = deep.sub(str(level))
+    rig.connect(deep, "192.0.2.1", 80)
+    assert rig.origin().subject == CLIENT
+
+
+def test_a_cgroup_newer_than_the_agents_last_look_is_refused_until_it_is_known(rig: Rig) -> None:
+    place = rig.cgroup("place")
+    rig.attach(rule(CLIENT, WORLD, REDIRECT))
+    rig.hooks.set_cgroups({place.id: None}, [place.id])
+    fresh = place.sub("fresh")
+    before = rig.event("unsettled")
+    with pytest.raises(BlockingIOError) as refused:
+        rig.connect(fresh, "192.0.2.1", 80)
+    assert refused.value.errno == errno.EAGAIN
+    assert rig.event("unsettled") > before
+    assert rig.nobody_came()
+
+    rig.hooks.set_cgroups({place.id: None, fresh.id: CLIENT}, [place.id])
+    rig.connect(fresh, "192.0.2.1", 80)
+    assert rig.origin().subject == CLIENT
+    rig.hooks.set_cgroups({place.id: None, fresh.id: None}, [place.id])
+    server = rig.server()
+    rig.connect(fresh, *server.getsockname())
+
+
+def test_a_process_in_an_unsettled_cgroup_itself_is_not_refused(rig: Rig) -> None:
+    place = rig.cgroup("place")
+    rig.attach()
+    rig.hooks.set_cgroups({place.id: None}, [place.id])
+    rig.connect(place, *rig.server().getsockname())
+
+
+def test_the_agents_own_connections_are_left_alone_and_told_whom_they_reach(rig: Rig) -> None:
+    agent, orders = rig.cgroup("agent"), rig.cgroup("orders", SERVER)
+    rig.attach(rule(HOST, SERVER, REFUSE), rule(HOST, WORLD, REFUSE))
+    rig.hooks.exclude(agent.id)
+    server = rig.server(orders)
+    up = rig.connect(agent, *server.getsockname())
+    assert rig.hooks.origins.reached(up) == SERVER
+    assert up.getpeername() == server.getsockname()
+    assert rig.hooks.origins.reached(rig.connect(agent, *rig.server().getsockname())) == HOST
+    assert rig.nobody_came()
+
+
+def test_the_agent_sees_that_a_client_wants_the_agent_itself(rig: Rig) -> None:
+    agent = rig.cgroup("agent")
+    rig.attach(rule(HOST, AGENT, REDIRECT))
+    rig.hooks.exclude(agent.id)
+    rig.connect(None, *rig.server(agent).getsockname())
+    assert rig.origin().to_agent
+
+
+def test_marks_on_a_socket_exclude_nobody(rig: Rig) -> None:
+    web = rig.cgroup("web", CLIENT)
+    rig.attach(rule(CLIENT, WORLD, REDIRECT))
+    client = rig.client(web, socket.AF_INET)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0x7FFFFFFF)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, 6)
+    with web.inside():
+        client.connect(("192.0.2.1", 80))
+    assert rig.origin().subject == CLIENT
+
+
+def test_who_calls_decides_and_not_who_made_the_socket(rig: Rig) -> None:
+    """A socket can be handed over (SCM_RIGHTS): whoever calls connect() needs the permission."""
+    web = rig.cgroup("web", CLIENT)
+    rig.attach(rule(CLIENT, WORLD, REFUSE))
+    made_by_host = rig.client(None, socket.AF_INET)
+    with web.inside(), pytest.raises(PermissionError):
+        made_by_host.connect(("192.0.2.1", 80))
+
+
+def test_a_process_that_leaves_its_cgroup_is_judged_by_where_it_is(rig: Rig) -> None:
+    """Only who may write both cgroups (root, or a delegated common ancestor) can move a process."""
+    web, other = rig.cgroup("web", CLIENT), rig.cgroup("other", OTHER)
+    rig.attach(rule(CLIENT, WORLD, REDIRECT), rule(OTHER, WORLD, REFUSE))
+    client = rig.client(web, socket.AF_INET)
+    with other.inside(), pytest.raises(PermissionError):
+        client.connect(("192.0.2.1", 80))
+
+
+def test_an_unprivileged_process_cannot_leave_its_workload(rig: Rig) -> None:
+    web = rig.cgroup("web", CLIENT)
+    code = "import os, sys; os.setuid(65534); open(sys.argv[1] + '/cgroup.procs', 'w').write('0')"
+    with web.inside():
+        done = subprocess.run([sys.executable, "-c", code, str(web.path.parent)], capture_output=True, text=True)
+    assert "Permission denied" in done.stderr
+
+
+# The peer.
+
+
+@pytest.mark.parametrize(
+    ("listen", "dial"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.5.6.7"), ("::1", "::1"), ("::", "::1")]
+)
+@pytest.mark.parametrize("where", ["itself", "below"])
+def test_the_peer_is_the_workload_whose_cgroup_the_listening_socket_was_made_in(
+    rig: Rig, listen: str, dial: str, where: str
+) -> None:
+    orders = rig.cgroup("orders", SERVER)
+    rig.attach(rule(HOST, SERVER, REDIRECT))
+    server = rig.server(orders if where == "itself" else orders.sub("below"), listen)
+    rig.connect(None, dial, server.getsockname()[1])
+    assert rig.origin().peer == SERVER
+
+
+def test_a_dual_stack_listener_is_found_from_ipv4_and_from_mapped_addresses(rig: Rig) -> None:
+    orders = rig.cgroup("orders", SERVER)
+    rig.attach(rule(HOST, SERVER, REDIRECT))
+    port = rig.server(orders, "::").getsockname()[1]
+    for dial in ("127.0.0.1", "::ffff:127.0.0.1", "::1"):
+        client = rig.connect(None, dial, port)
+        assert client.getpeername()[0] == dial
+        assert rig.origin().peer == SERVER
+
+
+def test_a_listener_that_was_there_before_the_hooks_is_known(rig: Rig) -> None:
+    orders = rig.cgroup("orders", SERVER)
+    server = rig.server(orders)
+    rig.attach(rule(HOST, SERVER, REDIRECT))
+    rig.connect(None, *server.getsockname())
+    assert rig.origin().peer == SERVER
+
+
+def test_a_group_of_listeners_on_one_port_is_their_workload(rig: Rig) -> None:
+    """SO_REUSEPORT: any of the group may answer, all of one workload."""
+    orders = rig.cgroup("orders", SERVER)
+    rig.attach(rule(HOST, SERVER, REDIRECT))
+    port = 0
+    for _ in range(3):
+        member = rig.client(orders, socket.AF_INET)
+        member.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        member.bind(("127.0.0.1", port))
+        member.listen()
+        port = member.getsockname()[1]
+    for _ in range(8):
+        rig.connect(None, "127.0.0.1", port)
+        assert rig.origin().peer == SERVER
+
+
+def test_a_multipath_listener_is_its_workload(rig: Rig) -> None:
+    """Servers in Go listen with MPTCP where the kernel has it."""
+    orders = rig.cgroup("orders", SERVER)
+    rig.attach(free(SERVER), rule(HOST, SERVER, REDIRECT))
+    try:
+        server = rig.server(orders, protocol=socket.IPPROTO_MPTCP)
+    except OSError as error:
+        pytest.skip(f"this kernel has no MPTCP ({error})")
+    rig.connect(None, *server.getsockname())
+    assert rig.origin().peer == SERVER
+
+
+def test_on_two_addresses_of_one_port_each_listener_is_its_own(rig: Rig) -> None:
+    orders, other = rig.cgroup("orders", SERVER), rig.cgroup("other", OTHER)
+    rig.attach(rule(HOST, SERVER, REDIRECT), rule(HOST, OTHER, REFUSE))
+    port = rig.server(orders, "127.0.0.1").getsockname()[1]
+    rig.server(other, "127.0.0.2", port=port)
+    rig.connect(None, "127.0.0.1", port)
+    assert rig.origin().peer == SERVER
+    with pytest.raises(PermissionError):
+        rig.connect(None, "127.0.0.2", port)
+
+
+def test_a_listener_in_a_cgroup_that_nobody_has_looked_at_is_unresolved(rig: Rig) -> None:
+    place = rig.cgroup("place")
+    rig.attach(rule(HOST, UNRESOLVED, REDIRECT))
+    rig.hooks.set_cgroups({place.id: None}, [place.id])
+    rig.connect(None, *rig.server(place.sub("fresh")).getsockname())
+    assert rig.origin().unresolved
+
+
+def test_where_nobody_listens_the_kernel_itself_refuses(rig: Rig) -> None:
+    web = rig.cgroup("web", CLIENT)
+    rig.attach(rule(CLIENT, HOST, NATIVE), rule(CLIENT, SERVER, REDIRECT), rule(CLIENT, UNRESOLVED, REDIRECT))
+    server = rig.server()
+    address = server.getsockname()
+    server.close()
+    with pytest.raises(ConnectionRefusedError):
+        rig.connect(web, *address)
+    assert rig.nobody_came()
+
+
+def test_a_listener_that_its_maker_handed_to_another_process_stays_its_makers(rig: Rig) -> None:
+    """Socket activation: systemd makes the socket, so documents must name the cgroup that made it."""
+    orders = rig.cgroup("orders", SERVER)
+    rig.attach(rule(HOST, SERVER, REDIRECT))
+    server = rig.server(None)
+    os.set_inheritable(server.fileno(), True)
+    server.settimeout(PATIENCE)
+    with orders.inside():
+        heir = subprocess.Popen(["sleep", "30"], close_fds=False)
+    try:
+        rig.connect(None, *server.getsockname())
+        server.accept()[0].close()
+        assert rig.nobody_came()
+    finally:
+        heir.kill()
+        heir.wait()
