@@ -256,7 +256,7 @@ class Agent:
 
     def _hold(self) -> guard.Guard:
         try:
-            return guard.Guard(self._options.run_dir, self._links, self._mount / f"sluice-guard-{os.getpid()}")
+            return guard.Guard(self._options.run_dir, self._links, self._mount / f"{guard.GUARD_CGROUP}{os.getpid()}")
         except BaseException:
             guard.end_old(self._options.run_dir)  # half made, and nobody else would end it
             raise
@@ -410,14 +410,11 @@ class OwnCgroup:
             if line.startswith("0::")
         )
         self._before = mount / relative.lstrip("/")
-        if self._before.name.startswith("sluice-agent-"):
+        if self._before.name.startswith(guard.AGENT_CGROUP):
             self._before = self._before.parent
-        for stale in (*self._before.glob("sluice-agent-*"), *mount.glob("sluice-guard-*")):
-            if Path("/proc", stale.name.rpartition("-")[2]).exists():
-                continue  # another agent has made it and may be about to move in
-            with contextlib.suppress(OSError):  # not empty: a guard lives there
-                stale.rmdir()
-        self.path = self._before / f"sluice-agent-{os.getpid()}"
+        guard.remove_abandoned(self._before, guard.AGENT_CGROUP)
+        guard.remove_abandoned(mount, guard.GUARD_CGROUP)
+        self.path = self._before / f"{guard.AGENT_CGROUP}{os.getpid()}"
         self.path.mkdir(exist_ok=True)
         (self.path / "cgroup.procs").write_text("0")
         self.id = self.path.stat().st_ino

@@ -98,7 +98,7 @@ class Shut(msgspec.Struct, frozen=True):
 
 
 class Close(msgspec.Struct, frozen=True):
-    """End both connections when the client has what it is owed, and the server what a ``Shut`` promised it."""
+    """End both connections when the client has what it is owed."""
 
 
 class Abort(msgspec.Struct, frozen=True):

@@ -5,6 +5,10 @@ Sockets are raw and non-blocking, watched by the event loop, for three reasons: 
 socket without a copy. See docs/adr/0004.
 
 Back-pressure: a direction is read only while the flow can use its bytes and less than ``HIGH_WATER`` waits to be sent on.
+
+A socket that was reset may still hold bytes that came before the reset. The event loop does not help to read them: libuv
+reports an error on a watched socket once and stops watching it. So ``_notice_reset`` looks for the error after every read,
+and what the server left behind is read in turns of the loop instead.
 """
 
 import asyncio
@@ -81,7 +85,7 @@ class Lane:
         self.writing = False
         self.shut = False
         self.shut_sent = False
-        self.broken = False  # the sink takes no more: what is meant for it is discarded
+        self.broken = False  # the sink takes no more: what is meant for it is discarded, and the source is not read
 
 
 class Relay:
@@ -111,6 +115,8 @@ class Relay:
         self._on_close = on_close
         self._lanes = (Lane(), Lane())
         self._connected = False
+        self._server_reset = False
+        self._unread_answers = False  # our own words wait for the client
         self._dialled_at = 0.0
         self._closing = False
         self._linger_until = 0.0
@@ -124,20 +130,24 @@ class Relay:
     # The clock, driven by the listener's sweep.
 
     def tick(self, now: float, idle_timeout: float) -> None:
+        if self._closed:
+            return
         if self._linger_until:
             if now > self._linger_until:
                 self._close()
-            return
-        if self._up is not None and not self._connected and now - self._dialled_at > DIAL_TIMEOUT:
+        elif self._up is not None and not self._connected and now - self._dialled_at > DIAL_TIMEOUT:
             self._drop_upstream()
             self._perform(self.flow.outage(Outage.TIMEOUT, now))
-        elif now - self.active_at > idle_timeout:
-            if self.flow.open_calls and not self._lanes[REPLY].size:
-                self._perform(self.flow.outage(Outage.TIMEOUT, now))
-            else:
-                self._perform(self.flow.stop(now))
+        elif now - self.active_at <= idle_timeout:
+            self._perform(self.flow.tick(now, self._lanes[REQUEST].reading))
+        elif self._closing:
+            self._abort()  # the client does not take what it is owed
         else:
-            self._perform(self.flow.tick(now))
+            self._perform(self.flow.idled(self._unread(), now))
+
+    def _unread(self) -> Direction | None:
+        """The direction whose receiver does not read what waits for it."""
+        return next((way for way in (REPLY, REQUEST) if self._lanes[way].size or self._lanes[way].in_pipe), None)
 
     def _room(self) -> None:
         self._ticket = None
@@ -159,6 +169,7 @@ class Relay:
                 self._send(command.direction, command.data)
             elif isinstance(command, Answer):
                 self._send(REPLY, command.data)
+                self._unread_answers = bool(self._lanes[REPLY].out)
             elif isinstance(command, Carry):
                 self._lanes[command.direction].carry = command.n
             elif isinstance(command, Dial):
@@ -237,6 +248,8 @@ class Relay:
                 self._want_write(direction, True)
                 return
             del lane.out[0]
+        if direction is REPLY:
+            self._unread_answers = False
         self._want_write(direction, lane.in_pipe > 0)
         if lane.shut and not lane.shut_sent and not lane.in_pipe:
             lane.shut_sent = True
@@ -254,13 +267,21 @@ class Relay:
             return
         lane = self._lanes[direction]
         limit = HIGH_WATER if lane.reading else LOW_WATER
-        wanted = lane.size < limit and self.flow.wants(direction) and not (lane.carry and (lane.in_pipe or lane.size))
-        if wanted != lane.reading:
-            lane.reading = wanted
+        wanted = lane.size < limit and not lane.broken and self.flow.wants(direction)
+        if lane.carry and (lane.in_pipe or lane.size):
+            wanted = False  # what is behind those bytes stays where it is until they are gone
+        if direction is REQUEST and self._unread_answers:
+            wanted = False  # a client that asks and does not listen must not fill our memory with answers
+        if wanted == lane.reading:
+            return
+        lane.reading = wanted
+        if direction is REPLY and self._server_reset:
             if wanted:
-                self._loop.add_reader(source, self._readable, direction)
-            else:
-                self._loop.remove_reader(source)
+                self._loop.call_soon(self._read_on)
+        elif wanted:
+            self._loop.add_reader(source, self._readable, direction)
+        else:
+            self._loop.remove_reader(source)
 
     def _want_write(self, direction: Direction, wanted: bool) -> None:
         lane, sink = self._lanes[direction], self._sink(direction)
@@ -276,7 +297,7 @@ class Relay:
         if lane.carry:
             self._carry(direction, lane)
             return
-        source = self._down if direction is REQUEST else self._up
+        source = self._source(direction)
         assert source is not None
         self.active_at = now = monotonic()
         try:
@@ -286,7 +307,30 @@ class Relay:
         except OSError:
             self._lost(direction)
             return
-        self._perform(self.flow.data(direction, data, now) if data else self.flow.eof(direction, now))
+        if not data:
+            self._ended(direction)
+            return
+        self._notice_reset(direction, source)
+        self._perform(self.flow.data(direction, data, now))
+
+    def _read_on(self) -> None:
+        """Read what a server sent before it reset the connection."""
+        self._lanes[REPLY].reading = False
+        if self._up is not None and not self._closing:
+            self._readable(REPLY)
+
+    def _ended(self, direction: Direction) -> None:
+        if direction is REPLY and self._server_reset:
+            self._lost(REPLY)  # whoever saw the error first has taken it away
+        else:
+            self._perform(self.flow.eof(direction, monotonic()))
+
+    def _notice_reset(self, direction: Direction, source: socket.socket) -> None:
+        if source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            if direction is REQUEST:
+                self._lost(REQUEST)
+            else:
+                self._server_gone()
 
     def _writable(self, direction: Direction) -> None:
         lane = self._lanes[direction]
@@ -312,50 +356,53 @@ class Relay:
             try:
                 lane.pipe = self._pipes.take()
             except OSError:  # no descriptors left: copy instead
-                self._copy(direction, lane, source)
+                self._copy(direction, lane)
                 return
-        reader, writer = lane.pipe
-        delivered, ended = 0, False
+        before = lane.carry
         for _ in range(CARRY_ROUNDS):
-            room = lane.carry - lane.in_pipe
-            taken = 0
-            if room and not lane.in_pipe:
-                try:
-                    taken = os.splice(source.fileno(), writer, min(room, PIPE_SIZE), flags=_SPLICE)
-                    ended = taken == 0
-                except BlockingIOError:
-                    pass
-                except OSError:
-                    self._lost(direction)
-                    return
-                lane.in_pipe += taken
-            if not lane.in_pipe:
+            left = lane.carry
+            trouble = self._splice(lane, lane.pipe, source, sink)
+            if trouble or lane.in_pipe or lane.carry in (0, left):
                 break
-            try:
-                given = os.splice(reader, sink.fileno(), lane.in_pipe, flags=_SPLICE)
-            except BlockingIOError:
-                break
-            except OSError:
-                self._lost_sink(direction)
-                return
-            lane.in_pipe -= given
-            lane.carry -= given
-            delivered += given
-            if lane.in_pipe or not lane.carry:
-                break
+        if not lane.in_pipe:  # idle tunnels hold no pipe
+            self._pipes.give(lane.pipe, True)
+            lane.pipe = None
+        delivered = before - lane.carry
         self._moved[direction] += delivered
         self.active_at = now = monotonic()
         self._want_write(direction, lane.in_pipe > 0)
-        if not lane.carry and lane.pipe:
-            self._pipes.give(lane.pipe, True)
-            lane.pipe = None
-        commands = self.flow.carried(direction, delivered, now) if delivered else []
-        if ended and not self.flow.over:
+        self._notice_reset(direction, source)
+        self._perform(self.flow.carried(direction, delivered, now) if delivered else [])
+        if trouble and not self._closing and not self._closed:
             lane.carry = 0
-            commands = commands + self.flow.eof(direction, now)
-        self._perform(commands)
+            trouble(direction)
+            if not self._closed:
+                self._perform([])
 
-    def _copy(self, direction: Direction, lane: Lane, source: socket.socket) -> None:
+    def _splice(
+        self, lane: Lane, pipe: tuple[int, int], source: socket.socket, sink: socket.socket
+    ) -> Callable[[Direction], None] | None:
+        """One round through the pipe; what has to be done about an end or a loss, after what was delivered is reported."""
+        if not lane.in_pipe:
+            try:
+                lane.in_pipe = os.splice(source.fileno(), pipe[1], min(lane.carry, PIPE_SIZE), flags=_SPLICE)
+            except BlockingIOError:
+                return None
+            except OSError:
+                return self._lost
+            if not lane.in_pipe:
+                return self._ended
+        try:
+            given = os.splice(pipe[0], sink.fileno(), lane.in_pipe, flags=_SPLICE)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return self._lost_sink
+        lane.in_pipe -= given
+        lane.carry -= given
+        return None
+
+    def _copy(self, direction: Direction, lane: Lane) -> None:
         lane.carry = 0  # the flow offers it again with the next piece
         self._readable(direction)
 
@@ -404,15 +451,23 @@ class Relay:
     # Ends.
 
     def _lost_sink(self, direction: Direction) -> None:
-        """Sending failed. A server that no longer reads may have answered before: its reply is still to be read."""
+        """Sending failed."""
         if direction is REPLY:
             self._lost(REQUEST)
-            return
-        lane = self._lanes[REQUEST]
-        lane.broken = True
-        lane.out.clear()
-        lane.size = 0
+        else:
+            self._server_gone()
+
+    def _server_gone(self) -> None:
+        """The server takes nothing more. It may have answered before: its reply is still to be read."""
+        self._server_reset = True
+        request, reply = self._lanes
+        request.broken = True
+        request.out.clear()
+        request.size = 0
         self._want_write(REQUEST, False)
+        if reply.reading and self._up is not None:
+            reply.reading = False
+            self._loop.remove_reader(self._up)
 
     def _lost(self, direction: Direction) -> None:
         if direction is REPLY:
@@ -427,15 +482,13 @@ class Relay:
 
     def _finish(self) -> None:
         """Close, once the client has all that it is owed; then linger until it has read it."""
-        self._lanes[REQUEST].out.clear()
+        # Nothing can be left for the server: the end of a tunnel is not read before all in front of it is sent (_watch).
+        self._stop_reading()
         self._drop_upstream()
-        lane = self._lanes[REPLY]
-        if lane.out:
-            self._stop_reading()
+        if self._lanes[REPLY].out:
             return  # _writable comes back here
         if self._linger_until:
             return
-        self._stop_reading()
         try:
             self._down.shutdown(socket.SHUT_WR)
         except OSError:

@@ -189,9 +189,8 @@ class Sluice:
         from proxy import guard
 
         guard.end_old(self.folder / "run")
-        for folder in cgroup2_mount().glob("sluice-guard-*"):
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        if self.process is not None:
+            guard.remove_cgroup(cgroup2_mount() / f"sluice-guard-{self.process.pid}")
 
     def reload(self, documents: str) -> None:
         """Write new documents and wait until they are in force."""
