@@ -195,6 +195,11 @@ class Http1Parser:
         status, text = _OUTAGES[outage]
         oldest = self._open[0] if self._open else self._current
         number = None if oldest is None else oldest.number
+        if oldest is not None and oldest.answered:  # the rest of its request is for nobody
+            self._dead(Fail(outage.value))
+            return [Done(oldest.number)]
+        if oldest is not None and oldest.denial is not None:  # it needs no server
+            return [self._dead(oldest.denial.fail)]
         # A connection that breaks between calls owes nothing; inside a reply, words would become part of that reply. A server
         # may close a kept connection while a request is under way: clients know this and ask again, if they see a close.
         silent = self._closing or (outage is Outage.RESET and (oldest is None or self._served)) or (oldest and oldest.answering)

@@ -6,10 +6,12 @@ says ``opaque: allow``: it looks at the first bytes and becomes the protocol's p
 
 from collections.abc import Callable, Sequence
 
-from parsers.contract import ApiCall, Direction, Fail, Judge, More, Opaque, Outage, Parser, Ruling, Verb
+from parsers.contract import ApiCall, Direction, Done, Fail, Judge, More, Opaque, Outage, Parser, Ruling, Verb
 from parsers.detect import detect
 
 CONNECTION = 0  # the number of a tunnel's only call
+# The call of a connection on which the server may speak first. Outside the numbers of calls that may follow it.
+SILENCE = -1
 
 
 class TunnelParser:
@@ -19,7 +21,6 @@ class TunnelParser:
 
     def __init__(self) -> None:
         self._judged = False
-        self._open = False
 
     @property
     def at_boundary(self) -> bool:
@@ -32,22 +33,26 @@ class TunnelParser:
         return (Judge(CONNECTION, ApiCall(protocol=self.protocol)),)
 
     def on_ruling(self, number: int, ruling: Ruling) -> Sequence[Verb]:
-        if not ruling.allowed:
-            return (Fail("denied", call=number),)
-        self._open = True
-        return (Opaque(number),)
+        return (Opaque(number) if ruling.allowed else Fail("denied", call=number),)
 
     def on_outage(self, outage: Outage) -> Sequence[Verb]:
-        return (Fail(outage.value, call=CONNECTION if self._open else None),)
+        return (Fail(outage.value, call=CONNECTION),)
 
 
 class DetectingParser:
-    """Waits for enough bytes to tell the protocol, or for the time in which a client that speaks first would have spoken."""
+    """Waits for enough bytes to tell the protocol.
+
+    A client that says nothing for a while (``Outage.SLOW_CLIENT``) may speak a protocol in which the server begins: the
+    connection is judged and the server is dialled. It is a tunnel only when the server does begin. A client that begins
+    after all is looked at as ever: otherwise a second's silence would lead every request around its rules.
+    """
 
     def __init__(self, parsers: Callable[[str], Parser | None]) -> None:
         """``parsers`` makes the parser of a detected protocol; None means that it may pass as a tunnel."""
         self._parsers = parsers
         self._parser: Parser | None = None
+        self._begun = False  # the client has said something, not enough to tell what
+        self._awaits_server = False
 
     @property
     def protocol(self) -> str:
@@ -58,20 +63,31 @@ class DetectingParser:
         return self._parser is not None and self._parser.at_boundary
 
     def on_data(self, direction: Direction, data: bytes, end: bool) -> Sequence[Verb]:
+        if self._parser is not None:
+            return self._parser.on_data(direction, data, end)
+        if direction is Direction.REPLY:
+            return (Opaque(SILENCE),) if data else ()
+        self._begun = bool(data)
+        found = detect(data, end) if data or end else None
+        if found is None:
+            return (More(),)
+        self._parser = self._parsers(found)
+        if not self._awaits_server:
+            self._parser = self._parser or TunnelParser()
+            return self._parser.on_data(direction, data, end)
         if self._parser is None:
-            found = detect(data, end) if data or end else None
-            if found is None:
-                return (More(),)
-            self._parser = self._parsers(found) or TunnelParser()
-        return self._parser.on_data(direction, data, end)
+            return (Opaque(SILENCE),)
+        return (Done(SILENCE), *self._parser.on_data(direction, data, end))
 
     def on_ruling(self, number: int, ruling: Ruling) -> Sequence[Verb]:
-        assert self._parser is not None
-        return self._parser.on_ruling(number, ruling)
+        if self._parser is not None:
+            return self._parser.on_ruling(number, ruling)
+        return () if ruling.allowed else (Fail("denied", call=number),)
 
     def on_outage(self, outage: Outage) -> Sequence[Verb]:
-        if self._parser is None and outage is Outage.SLOW_CLIENT:
-            # A protocol in which the server speaks first.
-            self._parser = TunnelParser()
-            return self._parser.on_data(Direction.REQUEST, b"", False)
-        return self._parser.on_outage(outage) if self._parser else (Fail(outage.value),)
+        if self._parser is not None:
+            return self._parser.on_outage(outage)
+        if outage is not Outage.SLOW_CLIENT or self._begun:
+            return (Fail(outage.value, call=SILENCE if self._awaits_server else None),)
+        self._awaits_server = True
+        return (Judge(SILENCE, ApiCall(protocol="tcp")),)

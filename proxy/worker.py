@@ -293,6 +293,7 @@ class Worker:
             metrics=self._metrics,
             record_headers=self._record_headers,
             detect_within=DETECT_TIMEOUT if pair.protocol != "tcp" and pair.opaque_allowed else None,
+            complain=self._complain,
         )
 
         def dial() -> socket.socket:

@@ -8,6 +8,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from parsers.contract import Direction
 from parsers.http1 import Http1Parser
 from proxy import flow
 from proxy.audit.record import AuditRecord
@@ -76,13 +77,17 @@ class Wire:
         self._answered = 0
 
     def run(self) -> None:
-        while True:
-            ways = [way for way in (REQUEST, REPLY) if self._to_send[way] and self.play.flow.wants(way)]
-            if not ways:
-                return
-            self._step(self._chance.choice(ways))
+        while self.step():
+            pass
 
-    def _step(self, way: Any) -> None:
+    def step(self) -> bool:
+        """One piece in one direction; False when neither has any more that is wanted."""
+        ways = [way for way in (REQUEST, REPLY) if self._to_send[way] and self.play.flow.wants(way)]
+        if ways:
+            self._send(self._chance.choice(ways))
+        return bool(ways)
+
+    def _send(self, way: Direction) -> None:
         n = min(self._chance.randint(1, self._largest), len(self._to_send[way]))
         allowance = self.play.carry[way]
         carried = allowance and self._chance.random() < 0.7
@@ -163,9 +168,7 @@ def test_every_call_that_was_judged_has_one_record_wherever_the_connection_ends(
     with patch.object(flow, "CARRY_MIN", 16):
         wire = Wire(talk, random.Random(seed), 40)
         for _ in range(steps):
-            ways = [way for way in (REQUEST, REPLY) if wire._to_send[way] and wire.play.flow.wants(way)]
-            if ways:
-                wire._step(wire._chance.choice(ways))
+            wire.step()
         getattr(wire.play, ending)()
         wire.play.stop()
 

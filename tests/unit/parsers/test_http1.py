@@ -500,6 +500,16 @@ class TestOutages:
         assert play.fail == Fail(outage.value, call=0)
         assert play.to_client == OK[:-1]
 
+    def test_a_call_that_was_answered_early_ends_with_its_answer(self) -> None:
+        play = conversation().client(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nab").server(OK).outage(Outage.RESET)
+        assert (play.done, play.fail) == ([0], None)
+
+    def test_a_denied_call_whose_body_is_still_coming_keeps_its_denial(self) -> None:
+        play = conversation(lambda call: DENY).client(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nab")
+        play.outage(Outage.RESET)
+        assert play.fail is not None
+        assert (play.fail.status, play.fail.call) == (403, 0)
+
     def test_an_interim_reply_is_no_beginning(self) -> None:
         play = conversation().client(GET).server(b"HTTP/1.1 103 Early Hints\r\n\r\n").outage(Outage.RESET)
         assert b"\r\n\r\nHTTP/1.1 502 " in play.to_client

@@ -1,0 +1,258 @@
+"""A flow's life as a dialogue: events in, commands out, and the records at the end. No socket, no clock, no real policy.
+
+    play = Dialogue(Http1Parser())
+    play.client(b"GET / HTTP/1.1\\r\\nhost: a\\r\\n\\r\\n")
+    assert play.commands == [Dial(), Forward(...)]
+
+``Dialogue`` is stricter than the transport: a byte behind a half-close, or anything behind the last command, is an
+AssertionError. ``LineParser`` speaks a toy protocol of one line per call, so that a flow can be tested without any real one.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from parsers.contract import (
+    ApiCall,
+    Direction,
+    Done,
+    Drop,
+    Fail,
+    Inject,
+    Judge,
+    More,
+    Opaque,
+    Outage,
+    Parser,
+    Pass,
+    Reply,
+    Ruling,
+    Verb,
+)
+from policies.decide import Decision, Pair, Verdict
+from proxy.audit.record import AuditRecord, Party
+from proxy.flow import Abort, Answer, Carry, Close, Command, Dial, Flow, Forward, Scene, Shut
+from proxy.metrics import Metrics
+
+REQUEST, REPLY = Direction.REQUEST, Direction.REPLY
+
+
+class Records:
+    """A sink with as much room as a test says."""
+
+    def __init__(self, room: int = 1000) -> None:
+        self.room = room
+        self.accepts_refusals = True
+        self.written: list[tuple[AuditRecord, bool]] = []
+        self.reserved = 0
+
+    def reserve(self) -> bool:
+        if self.room == 0:
+            return False
+        self.room -= 1
+        self.reserved += 1
+        return True
+
+    def write(self, record: AuditRecord, *, reserved: bool) -> None:
+        self.written.append((record, reserved))
+        self.reserved -= reserved
+
+
+class Policy:
+    """Denies every call whose path begins with ``/no``. ``generation`` changes as a reload changes it."""
+
+    def __init__(self) -> None:
+        self.generation = 1
+        self.denies: Callable[[ApiCall], bool] = lambda call: (call.path or "").startswith("/no")
+        self.asked: list[ApiCall] = []
+
+    def decide(self, call: ApiCall) -> Decision:
+        self.asked.append(call)
+        denied = self.denies(call)
+        return Decision(
+            verdict=Verdict.DENIED if denied else Verdict.ALLOWED,
+            reason="no-rule-matched" if denied else "rule-matched",
+            generation=self.generation,
+        )
+
+
+class Dialogue:
+    """One connection. ``commands`` are those of the last event; the rest adds up."""
+
+    def __init__(
+        self, parser: Parser, policy: Policy | None = None, sink: Records | None = None, detect_within: float | None = None
+    ) -> None:
+        self.policy = policy or Policy()
+        self.sink = sink or Records()
+        self.metrics = Metrics()
+        self.faults: list[Exception] = []
+        self.now = 0.0
+        self.commands: list[Command] = []
+        self.all: list[Command] = []
+        self.to_server = b""
+        self.to_client = b""
+        self.carry = [0, 0]
+        scene = Scene(
+            connection="c",
+            node="n",
+            source="127.0.0.1:1",
+            destination="127.0.0.1:2",
+            subject=Party(workload="web"),
+            peer=Party(workload="orders"),
+            pair=lambda: cast(Pair, self.policy),
+            sink=self.sink,
+            metrics=self.metrics,
+            detect_within=detect_within,
+            complain=self.faults.append,
+        )
+        self.flow = Flow(scene, parser)
+        self.take(self.flow.begin(self.now))
+
+    # Events.
+
+    def client(self, data: bytes) -> "Dialogue":
+        return self.take(self.flow.data(REQUEST, data, self.now))
+
+    def server(self, data: bytes) -> "Dialogue":
+        return self.take(self.flow.data(REPLY, data, self.now))
+
+    def client_ends(self) -> "Dialogue":
+        return self.take(self.flow.eof(REQUEST, self.now))
+
+    def server_ends(self) -> "Dialogue":
+        return self.take(self.flow.eof(REPLY, self.now))
+
+    def client_resets(self) -> "Dialogue":
+        return self.take(self.flow.lost(REQUEST, self.now))
+
+    def server_resets(self) -> "Dialogue":
+        return self.take(self.flow.lost(REPLY, self.now))
+
+    def carried(self, direction: Direction, n: int) -> "Dialogue":
+        assert n <= self.carry[direction], "more is carried than was allowed"
+        self.carry[direction] -= n
+        return self.take(self.flow.carried(direction, n, self.now))
+
+    def outage(self, outage: Outage) -> "Dialogue":
+        return self.take(self.flow.outage(outage, self.now))
+
+    def wait(self, seconds: float, listening: bool = True) -> "Dialogue":
+        self.now += seconds
+        return self.take(self.flow.tick(self.now, listening))
+
+    def idles(self, unread: Direction | None = None) -> "Dialogue":
+        return self.take(self.flow.idled(unread, self.now))
+
+    def room(self) -> "Dialogue":
+        """The writer has room again; as the real one, it hands over the reservation with the call-back."""
+        self.sink.reserved += 1
+        return self.take(self.flow.room(self.now))
+
+    def drain(self) -> "Dialogue":
+        return self.take(self.flow.drain(self.now))
+
+    def stop(self) -> "Dialogue":
+        return self.take(self.flow.stop(self.now))
+
+    def take(self, commands: Sequence[Command]) -> "Dialogue":
+        self.commands = list(commands)
+        for command in commands:
+            assert not self.ended, f"{command} behind the last command"
+            self.all.append(command)
+            match command:
+                case Forward(permit=permit, direction=direction, data=data):
+                    assert permit.decision.allowed
+                    assert data
+                    assert Shut(direction) not in self.all, "bytes behind a half-close"
+                    if direction is REQUEST:
+                        self.to_server += data
+                    else:
+                        self.to_client += data
+                case Carry(permit=permit, direction=direction, n=n):
+                    assert permit.decision.allowed
+                    assert Shut(direction) not in self.all, "bytes behind a half-close"
+                    self.carry[direction] = n
+                case Answer(data=data):
+                    self.to_client += data
+                case _:
+                    pass
+        assert self.flow.over == self.ended
+        assert self.sink.reserved == self.flow.open_calls, "each reservation belongs to one open call"
+        return self
+
+    # What came of it.
+
+    @property
+    def records(self) -> list[AuditRecord]:
+        return [record for record, _ in self.sink.written]
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.all) and isinstance(self.all[-1], (Close, Abort))
+
+    @property
+    def story(self) -> list[tuple[str, str | None, int | str | None, str | None]]:
+        """Verdict, path, status and reason of each record."""
+        return [(str(record.verdict), record.path, record.status, record.reason) for record in self.records]
+
+    def count(self, kind: type[Dial | Close | Abort | Shut]) -> int:
+        return sum(isinstance(command, kind) for command in self.all)
+
+
+class LineParser:
+    """One line per call, one line per reply, in order. Some paths make it misbehave.
+
+    ``/body N``: the call has N bytes behind its line. ``/tunnel``: opaque after the reply. ``/crash``, ``/crash-on-ruling``: an
+    exception. ``/leak``: passes bytes that nobody judged. A reply line ``body N`` has N bytes behind it; ``garbage`` is a
+    fault of the server.
+    """
+
+    protocol = "line"
+    at_boundary = False
+
+    def __init__(self) -> None:
+        self._open: list[int] = []
+        self._next = 0
+        self._line = b""
+
+    def on_data(self, direction: Direction, data: bytes, end: bool) -> Sequence[Verb]:
+        line, newline, _ = data.partition(b"\n")
+        if not newline:
+            return (Fail("truncated", b"bad\n", 400),) if end and data else (More(),)
+        if direction is REPLY:
+            return self._reply(line)
+        path = line.decode()
+        if path == "/crash":
+            raise ValueError(path)
+        if path == "/leak":
+            return (Pass(len(line) + 1, 99),)
+        self._line = line
+        self._next += 1
+        return (Judge(self._next - 1, ApiCall(protocol=self.protocol, path=path, method="LINE")),)
+
+    def on_ruling(self, number: int, ruling: Ruling) -> Sequence[Verb]:
+        length = len(self._line) + 1
+        if self._line == b"/crash-on-ruling":
+            raise ValueError("ruling")
+        if not ruling.allowed:
+            return (Drop(length, number), Inject(REPLY, b"no\n", number), Reply(number, 403), Done(number))
+        self._open.append(number)
+        if self._line.startswith(b"/body "):
+            length += int(self._line.split()[1])
+        return (Pass(length, number),)
+
+    def on_outage(self, outage: Outage) -> Sequence[Verb]:
+        if outage is Outage.SLOW_CLIENT:
+            return (Fail(outage.value, b"slow\n", 408),)
+        return (Fail(outage.value, b"sorry\n", 502, self._open[0]),)
+
+    def _reply(self, line: bytes) -> Sequence[Verb]:
+        number = self._open[0]
+        length = len(line) + 1
+        if line == b"garbage":
+            return (Fail("reply-garbage", call=number),)
+        if line == b"tunnel":
+            return (Reply(number, 101), Pass(length, number), Opaque(number))
+        if line.startswith(b"body "):
+            length += int(line.split()[1])
+        self._open.pop(0)
+        return (Reply(number, 200), Pass(length, number), Done(number))
