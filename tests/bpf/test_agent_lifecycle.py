@@ -124,6 +124,7 @@ def test_a_new_agent_takes_over_from_the_guard_without_a_gap(stack: contextlib.E
     assert guard.old_guard(tmp_path / "run") not in (None, old)
     told, _ = caller.communicate(timeout=30)
     outcomes = {int(outcome): count for outcome, count in json.loads(told).items()}
+    assert outcomes.pop(errno.ECONNRESET, 0) <= 1  # a handshake that the kill interrupted
     assert outcomes.keys() == {0, errno.ECONNREFUSED}
     assert sum(outcomes.values()) > 100
     assert not [host for host, _ in scene.sources if host == "127.0.0.99"]

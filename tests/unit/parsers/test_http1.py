@@ -501,7 +501,8 @@ class TestOutages:
         assert play.to_client == OK[:-1]
 
     def test_a_call_that_was_answered_early_ends_with_its_answer(self) -> None:
-        play = conversation().client(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nab").server(OK).outage(Outage.RESET)
+        upload = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nab"
+        play = conversation().client(upload).server(OK).outage(Outage.RESET)
         assert (play.done, play.fail) == ([0], None)
 
     def test_a_denied_call_whose_body_is_still_coming_keeps_its_denial(self) -> None:
