@@ -289,6 +289,10 @@ class Flow:
         """The agent stops now: end what is open, with its records."""
         return self._event(now, self._end, ABORT, "reset", "agent-stopped")
 
+    def fault(self, error: Exception, now: float) -> None:
+        """Something of ours broke while commands were carried out: the connection is over, with its records."""
+        self._event(now, self._broken, error)
+
     def _event(self, now: float, act: Callable[..., None], *facts: object) -> list[Command]:
         """Take an event in. Whatever goes wrong inside ends the connection: doubt is a denial, and leaves a record."""
         if self.over:
@@ -301,6 +305,9 @@ class Flow:
             self._crashed()
         out, self._out = self._out, []
         return out
+
+    def _broken(self, error: Exception) -> None:
+        raise error
 
     def _begun(self) -> None:
         if self._scene.detect_within is not None:

@@ -1,14 +1,12 @@
 """Carries out a flow's commands on two sockets: the only module that moves the bytes of connections.
 
-Sockets are raw and non-blocking, watched by the event loop, for three reasons: the moment when ``send`` returned is known
+Sockets are raw and non-blocking, watched by a `Poller`, for three reasons: the moment when ``send`` returned is known
 (the kernel path's ledger needs it), a half-close is an event of its own, and long bodies can be spliced from socket to
 socket without a copy. See docs/adr/0004.
 
 Back-pressure: a direction is read only while the flow can use its bytes and less than ``HIGH_WATER`` waits to be sent on.
 
-A socket that was reset may still hold bytes that came before the reset. The event loop does not help to read them: libuv
-reports an error on a watched socket once and stops watching it. So ``_notice_reset`` looks for the error after every read,
-and what the server left behind is read in turns of the loop instead.
+A socket that was reset may still hold bytes that came before the reset: they are read until the error itself is met.
 """
 
 import asyncio
@@ -24,6 +22,7 @@ from time import monotonic  # loop.time() is cached per turn and counts in milli
 from parsers.contract import Direction, Outage
 from proxy.audit.writer import AuditWriter
 from proxy.flow import Abort, Answer, AwaitRoom, Carry, Close, Command, Dial, Flow, Forward, Shut
+from proxy.poller import Poller
 
 REQUEST, REPLY = Direction.REQUEST, Direction.REPLY
 
@@ -94,6 +93,7 @@ class Relay:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
+        poller: Poller,
         down: socket.socket,
         dial: Callable[[], socket.socket],
         flow: Flow,
@@ -104,6 +104,7 @@ class Relay:
     ) -> None:
         """``dial`` returns a non-blocking socket whose connect has been started; ``moved`` counts bytes per direction."""
         self._loop = loop
+        self._poller = poller
         self._down = down
         self._up: socket.socket | None = None
         self._dial = dial
@@ -275,22 +276,27 @@ class Relay:
         if wanted == lane.reading:
             return
         lane.reading = wanted
-        if direction is REPLY and self._server_reset:
-            if wanted:
-                self._loop.call_soon(self._read_on)
-        elif wanted:
-            self._loop.add_reader(source, self._readable, direction)
+        if wanted:
+            self._poller.add_reader(source.fileno(), self._guard, self._readable, direction)
         else:
-            self._loop.remove_reader(source)
+            self._poller.remove_reader(source.fileno())
 
     def _want_write(self, direction: Direction, wanted: bool) -> None:
         lane, sink = self._lanes[direction], self._sink(direction)
         if wanted != lane.writing and sink is not None:
             lane.writing = wanted
             if wanted:
-                self._loop.add_writer(sink, self._writable, direction)
+                self._poller.add_writer(sink.fileno(), self._guard, self._writable, direction)
             else:
-                self._loop.remove_writer(sink)
+                self._poller.remove_writer(sink.fileno())
+
+    def _guard(self, act: Callable[..., None], *facts: Direction) -> None:
+        """Every readiness comes through here: what goes wrong with one connection ends that one."""
+        try:
+            act(*facts)
+        except Exception as error:
+            self.flow.fault(error, monotonic())
+            self._abort()
 
     def _readable(self, direction: Direction) -> None:
         lane = self._lanes[direction]
@@ -310,27 +316,13 @@ class Relay:
         if not data:
             self._ended(direction)
             return
-        self._notice_reset(direction, source)
         self._perform(self.flow.data(direction, data, now))
-
-    def _read_on(self) -> None:
-        """Read what a server sent before it reset the connection."""
-        self._lanes[REPLY].reading = False
-        if self._up is not None and not self._closing:
-            self._readable(REPLY)
 
     def _ended(self, direction: Direction) -> None:
         if direction is REPLY and self._server_reset:
-            self._lost(REPLY)  # whoever saw the error first has taken it away
+            self._lost(REPLY)  # a send has taken the error away, so this looks like an end
         else:
             self._perform(self.flow.eof(direction, monotonic()))
-
-    def _notice_reset(self, direction: Direction, source: socket.socket) -> None:
-        if source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            if direction is REQUEST:
-                self._lost(REQUEST)
-            else:
-                self._server_gone()
 
     def _writable(self, direction: Direction) -> None:
         lane = self._lanes[direction]
@@ -371,7 +363,6 @@ class Relay:
         self._moved[direction] += delivered
         self.active_at = now = monotonic()
         self._want_write(direction, lane.in_pipe > 0)
-        self._notice_reset(direction, source)
         self._perform(self.flow.carried(direction, delivered, now) if delivered else [])
         if trouble and not self._closing and not self._closed:
             lane.carry = 0
@@ -415,11 +406,10 @@ class Relay:
         except OSError as error:
             self._dial_failed(error.errno or errno.ECONNREFUSED)
             return
-        self._loop.add_writer(self._up, self._dial_ready)
+        self._poller.add_writer(self._up.fileno(), self._guard, self._dial_ready)
 
     def _dial_ready(self) -> None:
         assert self._up is not None
-        self._loop.remove_writer(self._up)
         error = self._up.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error:
             self._drop_upstream()
@@ -427,9 +417,10 @@ class Relay:
             return
         self._connected = True
         self.active_at = monotonic()
-        self._flush(REQUEST)
-        if not self._closed:
-            self._perform([])
+        self._lanes[REQUEST].writing = True  # as _dial_ready was; what is left to send decides whether it stays so
+        self._poller.add_writer(self._up.fileno(), self._guard, self._writable, REQUEST)
+        self._watch(REPLY)
+        self._writable(REQUEST)
 
     def _dial_failed(self, error: int) -> None:
         outage = Outage.TIMEOUT if error == errno.ETIMEDOUT else Outage.UNREACHABLE
@@ -442,8 +433,7 @@ class Relay:
 
     def _drop_upstream(self) -> None:
         if self._up is not None:
-            self._loop.remove_reader(self._up)
-            self._loop.remove_writer(self._up)
+            self._poller.forget(self._up.fileno())
             self._up.close()
             self._up, self._connected = None, False
             self._lanes[REPLY].reading = self._lanes[REQUEST].writing = False
@@ -460,14 +450,11 @@ class Relay:
     def _server_gone(self) -> None:
         """The server takes nothing more. It may have answered before: its reply is still to be read."""
         self._server_reset = True
-        request, reply = self._lanes
+        request = self._lanes[REQUEST]
         request.broken = True
         request.out.clear()
         request.size = 0
         self._want_write(REQUEST, False)
-        if reply.reading and self._up is not None:
-            reply.reading = False
-            self._loop.remove_reader(self._up)
 
     def _lost(self, direction: Direction) -> None:
         if direction is REPLY:
@@ -483,9 +470,9 @@ class Relay:
     def _finish(self) -> None:
         """Close, once the client has all that it is owed; then linger until it has read it."""
         # Nothing can be left for the server: the end of a tunnel is not read before all in front of it is sent (_watch).
-        self._stop_reading()
         self._drop_upstream()
         if self._lanes[REPLY].out:
+            self._stop_reading()
             return  # _writable comes back here
         if self._linger_until:
             return
@@ -495,13 +482,13 @@ class Relay:
             self._close()
             return
         self._linger_until = monotonic() + LINGER_SECONDS
-        self._loop.add_reader(self._down, self._linger)
+        self._poller.add_reader(self._down.fileno(), self._guard, self._linger)
         self._linger()
 
     def _stop_reading(self) -> None:
         if self._lanes[REQUEST].reading:
             self._lanes[REQUEST].reading = False
-            self._loop.remove_reader(self._down)
+            self._poller.remove_reader(self._down.fileno())
 
     def _linger(self) -> None:
         try:
@@ -528,8 +515,7 @@ class Relay:
         if self._ticket is not None:
             self._audit.forget(self._ticket)
         self._drop_upstream()
-        self._loop.remove_reader(self._down)
-        self._loop.remove_writer(self._down)
+        self._poller.forget(self._down.fileno())
         self._down.close()
         for lane in self._lanes:
             if lane.pipe:

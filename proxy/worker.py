@@ -27,6 +27,7 @@ from proxy.audit.writer import AuditWriter
 from proxy.datapath import Origin, Origins, is_class, mapped
 from proxy.flow import Flow, Scene
 from proxy.metrics import Metrics, Snapshot
+from proxy.poller import Poller
 from proxy.relay import Pipes, Relay
 
 # Connections accepted in one turn of the event loop, so that a burst does not starve those that are open.
@@ -125,6 +126,7 @@ class Worker:
         self._parties: dict[int, Party] = {}
         self._relays: dict[Relay, Scene] = {}
         self._pipes = Pipes()
+        self._poller = Poller(loop)
         self._moved = [0, 0]
         self._moved_before = [0, 0]
         self._accepted = 0
@@ -300,16 +302,16 @@ class Worker:
             return dialled or self._connect(origin, expected=origin.peer)
 
         flow = Flow(scene, _parser(pair))
-        relay = Relay(self._loop, down, dial, flow, self._audit, self._pipes, self._moved, self._gone)
+        relay = Relay(self._loop, self._poller, down, dial, flow, self._audit, self._pipes, self._moved, self._gone)
         self._relays[relay] = scene
         self._metrics.connections.add(("open",))
         relay.start()
 
     def _connect(self, origin: Origin, expected: int | None = None) -> socket.socket:
         """Start to connect to the server; ``expected`` is whom the policy was asked about."""
-        up = socket.socket(socket.AF_INET6 if ":" in origin.address else socket.AF_INET, socket.SOCK_STREAM)
+        family = socket.AF_INET6 if ":" in origin.address else socket.AF_INET
+        up = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            up.setblocking(False)
             up.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             error = up.connect_ex((origin.address, origin.port))
             if error not in (0, errno.EINPROGRESS):

@@ -22,6 +22,7 @@ from proxy.audit.record import Party
 from proxy.audit.writer import AuditWriter
 from proxy.flow import Flow, Scene
 from proxy.metrics import Metrics
+from proxy.poller import Poller
 from proxy.relay import HIGH_WATER, Pipes, Relay
 from proxy.worker import Records as AuditRoom
 from tests.flow_playbook import Policy, Records
@@ -68,6 +69,7 @@ class Bench:
         down.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         self.relay = CountingRelay(
             self.loop,
+            Poller(self.loop),
             down,
             self._dial,
             Flow(scene, parser),
