@@ -449,6 +449,7 @@ def _listen(workers: int, gateways: Sequence[IPv4Address | IPv6Address]) -> tupl
                         listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                     listener.bind((host, port))
                     port = port or listener.getsockname()[1]
+                    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
                     listener.listen(LISTEN_BACKLOG)
         except OSError as error:
             for listener in [listener for listeners in groups for listener in listeners]:

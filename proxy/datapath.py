@@ -41,7 +41,7 @@ def mapped(address: IPv4Address | IPv6Address) -> bytes:
 
 
 def unmapped(address: bytes, v4: bool) -> str:
-    return str(IPv4Address(address[12:])) if v4 else str(IPv6Address(address))
+    return socket.inet_ntoa(address[12:]) if v4 else socket.inet_ntop(socket.AF_INET6, address)
 
 
 def netns_cookie() -> int:

@@ -230,6 +230,11 @@ class Flow:
         return not self._calls and not self._sides[0].unsettled and not self._sides[1].unsettled
 
     @property
+    def client_ended(self) -> bool:
+        """The client has said that it sends nothing more, and all that it sent is settled."""
+        return self._sides[REQUEST].ended and not self._sides[REQUEST].unsettled
+
+    @property
     def waits_for_audit(self) -> bool:
         """A call waits for room in the audit queue."""
         return self._waiting is not None
@@ -546,8 +551,8 @@ class Flow:
     def _client_ended(self) -> None:
         """All that the client will ever say is settled."""
         self._sides[REQUEST].shut = True
-        if not self._dialled:
-            self._end(CLOSE)
+        if not self._dialled or (not self._calls and self._tunnel is None):
+            self._end(CLOSE)  # the server owes nothing that anybody would read
             return
         self._out.append(SHUT[REQUEST])
         if self._sides[REPLY].shut:

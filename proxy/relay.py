@@ -476,6 +476,9 @@ class Relay:
             return  # _writable comes back here
         if self._linger_until:
             return
+        if self.flow.client_ended:
+            self._close()  # nothing of the client's is unread, so nothing destroys what it is owed
+            return
         try:
             self._down.shutdown(socket.SHUT_WR)
         except OSError:

@@ -41,6 +41,9 @@ ACCEPT_PAUSE = 0.1
 # How long the last records may take to reach the sink when the agent ends (seconds).
 AUDIT_CLOSE_SECONDS = 5.0
 
+# Ends of connections that are remembered for records: about 1 MiB.
+MAX_PARTIES = 4096
+
 _RESET = struct.pack("ii", 1, 0)
 _log = logging.getLogger(__name__)
 
@@ -123,7 +126,7 @@ class Worker:
         self._record_headers = frozenset(name.lower() for name in settings.record_headers)
         self._metrics = Metrics()
         self._names: Mapping[int, str] = {}
-        self._parties: dict[int, Party] = {}
+        self._parties: dict[tuple[int, str | None], Party] = {}
         self._relays: dict[Relay, Scene] = {}
         self._pipes = Pipes()
         self._poller = Poller(loop)
@@ -219,6 +222,15 @@ class Worker:
         return Endpoint(address=address, local=not is_class(identity))
 
     def _party(self, identity: int, address: str | None) -> Party:
+        """One end as records name it. Remembered: connections come from few workloads and go to few."""
+        party = self._parties.get((identity, address))
+        if party is None:
+            if len(self._parties) >= MAX_PARTIES:
+                self._parties.clear()
+            party = self._parties[(identity, address)] = self._new_party(identity, address)
+        return party
+
+    def _new_party(self, identity: int, address: str | None) -> Party:
         name = self._names.get(identity)
         if name is None:
             return Party(address=address)
@@ -265,7 +277,6 @@ class Worker:
 
     def _admit(self, family: int, down: socket.socket, client: tuple[str, int], agent: bytes) -> None:
         down.setblocking(False)
-        down.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         origin = self._origins.take(family, client, agent)
         dialled = None
         if origin is not None and origin.unresolved:
