@@ -417,7 +417,7 @@ class PolicySet:
 
     def pair(self, subject: Endpoint, peer: Endpoint, port: int, transport: str = "TCP") -> Pair:
         """What holds for connections of ``subject`` to ``port`` of ``peer``. ``transport`` is "TCP" or "UDP"."""
-        key = (_identity(subject), _identity(peer), port, transport)
+        key = (self._identity(subject), self._identity(peer), port, transport)
         pair = self._pairs.get(key)
         if pair is None:
             pair = self.build_pair(subject, peer, port, transport)
@@ -425,6 +425,14 @@ class PolicySet:
                 del self._pairs[next(iter(self._pairs))]
             self._pairs[key] = pair
         return pair
+
+    def _identity(self, endpoint: Endpoint) -> object:
+        """What makes two endpoints the same to policy. Labels count for workloads that the documents do not know."""
+        if endpoint.workload is None:
+            return endpoint.local or endpoint.address
+        if endpoint.workload in self._workloads:
+            return endpoint.workload
+        return endpoint.workload, tuple(sorted(endpoint.labels.items()))
 
     def build_pair(self, subject: Endpoint, peer: Endpoint, port: int, transport: str) -> Pair:
         """`pair` without its cache."""
@@ -543,13 +551,6 @@ def _audited(full: View, call: ApiCall) -> Outcome:
 
 def _kinds(views: Iterable[View]) -> set[str]:
     return {kind for view in views if view.l7 is not None for kind in view.l7.kinds if kind is not None}
-
-
-def _identity(endpoint: Endpoint) -> object:
-    """What makes two endpoints the same to policy. Labels count for workloads that the documents do not know."""
-    if endpoint.workload is not None:
-        return endpoint.workload, tuple(sorted(endpoint.labels.items()))
-    return endpoint.local or endpoint.address
 
 
 def parse_address(text: str) -> Address | None:

@@ -92,20 +92,20 @@ class Origins:
         value = self._pending.pop(abi.SLUICE_TUPLE.pack(self._netns, address, agent, socket.htons(client[1]), self._port, 0))
         if value is None:
             return None
-        origin = abi.Origin(*abi.SLUICE_ORIGIN.unpack(value))
+        asked = abi.Origin._make(abi.SLUICE_ORIGIN.unpack(value))
         return Origin(
-            unmapped(origin.addr, bool(origin.v4)),
-            socket.ntohs(origin.port),
-            origin.subject,
-            origin.peer,
-            origin.cookie,
-            origin.cgroup,
+            unmapped(asked.addr, bool(asked.v4)),
+            socket.ntohs(asked.port),
+            asked.subject,
+            asked.peer,
+            asked.cookie,
+            asked.cgroup,
         )
 
     def reached(self, sock: socket.socket) -> int | None:
         """The identity of whom a socket of ours has connected to, noted by the hook when ``connect`` was called."""
         value = self._sockets.get(sock.fileno().to_bytes(4, sys.byteorder))
-        return abi.Origin(*abi.SLUICE_ORIGIN.unpack(value)).peer if value else None
+        return abi.Origin._make(abi.SLUICE_ORIGIN.unpack(value)).peer if value else None
 
     @classmethod
     def inherited(cls, fds: tuple[int, int], netns: int, port: int) -> "Origins":

@@ -215,10 +215,11 @@ class Worker:
     # Who is who.
 
     def endpoint(self, identity: int, address: str | None) -> Endpoint:
+        """One end as policy sees it: of a workload the address does not matter."""
         name = self._names.get(identity)
         if name is not None:
             with contextlib.suppress(KeyError):  # a workload that the newest documents no longer have is part of the host
-                return msgspec.structs.replace(self.policies.endpoint(name), address=address)
+                return self.policies.endpoint(name)
         return Endpoint(address=address, local=not is_class(identity))
 
     def _party(self, identity: int, address: str | None) -> Party:
