@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from proxy import guard
+from tests.harness import eventually
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_the_guard_of_a_killed_agent_stays_until_the_next_guard_ends_it(run_dir:
     subprocess.run([sys.executable, "-c", code, str(run_dir), str(cgroup)])
     old = guard.old_guard(run_dir)
     assert old is not None
-    assert b"sluice-guard" in Path(f"/proc/{old}/cmdline").read_bytes()
+    eventually(lambda: b"sluice-guard" in Path(f"/proc/{old}/cmdline").read_bytes(), "the guard's own name")
     held = guard.Guard(run_dir, [], cgroup)
     assert guard.old_guard(run_dir) not in (None, old)
     assert not _runs(old)
