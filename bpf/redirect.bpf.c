@@ -389,6 +389,9 @@ static __always_inline int judge(struct bpf_sock_addr *ctx, const struct destina
 	if (origin.peer == SLUICE_ANY)
 		return refuse(SLUICE_EV_UNSETTLED, EAGAIN);
 	found = rule(origin.generation, origin.subject, origin.peer, to);
+	/* Held up for so long that our generation is gone: its entries are no answer any more, and no entry would mean native. */
+	if (!found && *(volatile __u32 *)&now->generation != origin.generation)
+		return refuse(SLUICE_EV_UNSETTLED, EAGAIN);
 	action = found ? found->action : origin.subject == SLUICE_HOST ? SLUICE_NATIVE : SLUICE_REFUSE;
 	flags = found ? found->flags : 0;
 	if (action == SLUICE_NATIVE && is_multicast(to)) {

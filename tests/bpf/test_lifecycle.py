@@ -1,5 +1,6 @@
 """Heartbeat, generations of policy, and connections on their way to the agent."""
 
+import errno
 import socket
 import struct
 import sys
@@ -67,7 +68,7 @@ def test_a_change_of_policy_is_seen_whole_or_not_at_all(rig: Rig) -> None:
     """Someone who connects all the time meets the old policy or the new one, never the gap between them.
 
     Both generations refuse the host (EPERM), and let the workload meet either EPERM or a closed port; the gap would be native
-    for the host.
+    for the host. Who was held up while two changes passed by is refused, too (EAGAIN).
     """
     rounds = 300
     orders = rig.cgroup("orders", SERVER)
@@ -90,8 +91,9 @@ def test_a_change_of_policy_is_seen_whole_or_not_at_all(rig: Rig) -> None:
     over.set()
     for thread in threads:
         thread.join()
-    assert seen == {1}
-    assert rig.event("unsettled") == before
+    assert errno.EPERM in seen
+    assert seen <= {errno.EPERM, errno.EAGAIN}
+    assert rig.event("unsettled") - before < rounds
 
 
 def test_the_entries_of_the_last_generation_stay_until_the_next(rig: Rig) -> None:
