@@ -35,7 +35,7 @@ soak: setup ## The same tests with the huge counts
 	@SLUICE_SOAK=1 $(PY) -m pytest --timeout 3600 $(SOAK)
 
 fuzz: setup ## Coverage-guided fuzzing of the HTTP/1 parser (FUZZ=-max_total_time=60)
-	@.venv/bin/pip install -q -e '.[fuzz]' && $(PY) tests/fuzz/fuzz_http1.py $(FUZZ)
+	@.venv/bin/pip install -q -e '.[fuzz]' && $(PY) -m tests.fuzz.fuzz_http1 $(FUZZ)
 
 image: ## Build the container image
 	docker build -t sluice .

@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of the HTTP/1.1 parser: python tests/fuzz/fuzz_http1.py [CORPUS_FOLDER] (needs atheris).
+"""Coverage-guided fuzzing of the HTTP/1.1 parser: python -m tests.fuzz.fuzz_http1 [CORPUS_FOLDER] (needs atheris).
 
 A crash is an exception, a verb that breaks the contract (tests/playbook.py checks each one), or a result that depends on
 how the bytes were split.
