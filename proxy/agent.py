@@ -113,7 +113,7 @@ class Agent:
         self._fingerprint = fingerprint(options.paths)  # before they are read: what changes meanwhile must be noticed
         generation = self._read()
         try:
-            lock = guard.lock(options.run_dir / "agent.lock")
+            lock = guard.lock(options.run_dir / guard.AGENT_LOCK)
         except guard.HeldError as held:
             raise StartError(f"another agent (process {held}) is running with --run-dir {options.run_dir}") from None
         async with contextlib.AsyncExitStack() as stack:
@@ -413,7 +413,6 @@ class OwnCgroup:
         if self._before.name.startswith(guard.AGENT_CGROUP):
             self._before = self._before.parent
         guard.remove_abandoned(self._before, guard.AGENT_CGROUP)
-        guard.remove_abandoned(mount, guard.GUARD_CGROUP)
         self.path = self._before / f"{guard.AGENT_CGROUP}{os.getpid()}"
         self.path.mkdir(exist_ok=True)
         (self.path / "cgroup.procs").write_text("0")

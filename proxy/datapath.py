@@ -27,9 +27,9 @@ HEARTBEAT_INTERVAL = 0.1
 PENDING_LIMIT = 120.0
 
 PROGRAMS = (
-    *("connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6"),
-    *("sock_create", "getpeername4", "getpeername6", "sock_ops"),
-)
+    "connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6",
+    "sock_create", "getpeername4", "getpeername6", "sock_ops",
+)  # fmt: skip
 
 _SO_NETNS_COOKIE = 71
 _PREFIX = {4: 96, 6: 0}  # IPv4 lives in the IPv4-mapped part of the address space

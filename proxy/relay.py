@@ -210,23 +210,28 @@ class Relay:
         lane = self._lanes[direction]
         if lane.broken:
             return
-        sink = self._down if direction is REPLY else self._up
-        if lane.out or sink is None or not (self._connected or direction is REPLY):
+        sink = self._sink(direction)
+        if lane.out or sink is None:
             lane.out.append(data)
             lane.size += len(data)
             return
-        try:
-            sent = sink.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self._lost_sink(direction)
-            return
-        self._moved[direction] += sent
-        if sent < len(data):
+        sent = self._give(direction, sink, data)
+        if sent is not None and sent < len(data):
             lane.out.append(memoryview(data)[sent:])
             lane.size = len(data) - sent
             self._want_write(direction, True)
+
+    def _give(self, direction: Direction, sink: socket.socket, data: bytes | memoryview) -> int | None:
+        """How many bytes the sink took; None when it is lost."""
+        try:
+            sent = sink.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self._lost_sink(direction)
+            return None
+        self._moved[direction] += sent
+        return sent
 
     def _flush(self, direction: Direction) -> None:
         """Send what waits; then hand on a half-close that was asked for."""
@@ -235,14 +240,9 @@ class Relay:
             return
         while lane.out:
             data = lane.out[0]
-            try:
-                sent = sink.send(data)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                self._lost_sink(direction)
+            sent = self._give(direction, sink, data)
+            if sent is None:
                 return
-            self._moved[direction] += sent
             lane.size -= sent
             if sent < len(data):
                 lane.out[0] = memoryview(data)[sent:]
