@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -25,6 +26,8 @@ ROOT = Path(__file__).parent.parent
 SLUICE = str(Path(sys.executable).with_name("sluice"))
 # How long anything that should happen may take (seconds); only a failure waits for all of it.
 PATIENCE = 15.0
+# Below it are the ports of services that a machine may run.
+FIRST_FREE_PORT = 10_000
 
 _unique = itertools.count(1)
 
@@ -46,10 +49,13 @@ def eventually(check: Callable[[], Any], what: str, patience: float = PATIENCE) 
         time.sleep(0.01)
 
 
-def free_port(family: socket.AddressFamily = socket.AF_INET) -> int:
-    with socket.socket(family) as probe:
-        probe.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port() -> int:
+    """A port on which nobody listens, IPv4 or IPv6. No client's own end takes it either: those come from a range above."""
+    ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(FIRST_FREE_PORT, ephemeral)
+        with contextlib.suppress(OSError), socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True):
+            return port
 
 
 class Workload:

@@ -18,6 +18,7 @@ from policies.compile import ANY_PEER, AddressEntry, KernelTables, RuleEntry
 from policies.decide import Action
 from proxy.datapath import HEARTBEAT_INTERVAL, Hooks, Origin, mapped
 from proxy.workloads import cgroup2_mount
+from tests.harness import free_port
 
 HOST, UNRESOLVED, WORLD, AGENT = 0, 0xFFFF, 0x10000, 0xFFFFFFFE
 CLIENT, SERVER, OTHER = 1, 2, 3  # workloads
@@ -102,7 +103,7 @@ class Rig:
         self._stopped = threading.Event()
 
     def _listen(self, hosts: Iterable[str], backlog: int) -> list[socket.socket]:
-        port, listeners = 0, []
+        port, listeners = free_port(), []
         for host in hosts:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             listener = self._stack.enter_context(socket.socket(family))
@@ -111,7 +112,6 @@ class Rig:
             listener.bind((host, port))
             listener.listen(backlog)
             listener.setblocking(False)
-            port = listener.getsockname()[1]
             listeners.append(listener)
         return listeners
 
