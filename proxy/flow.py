@@ -634,6 +634,13 @@ class Flow:
             self._finish(number)
         self._out.append(how)
 
+    def _redacts_queries(self) -> bool:
+        """What policy says of the queries of calls that it was not asked about; in doubt they are redacted."""
+        try:
+            return self._scene.pair().redact_query
+        except Exception:
+            return True
+
     def _finish(self, number: int, limit: str | None = None) -> None:
         self._write(number, self._calls.pop(number), limit)
 
@@ -642,7 +649,7 @@ class Flow:
         scene, call, decision = self._scene, opened.call, opened.decision
         seconds = self._now - opened.began
         path = call.path
-        if path is not None and decision.redact_query:
+        if path is not None and (decision.redact_query or (not decision.generation and self._redacts_queries())):
             path = redact_query(path)
         record = AuditRecord(
             time=opened.time,

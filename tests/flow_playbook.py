@@ -60,6 +60,8 @@ class Records:
 class Policy:
     """Denies every call whose path begins with ``/no``. ``generation`` changes as a reload changes it."""
 
+    redact_query = False
+
     def __init__(self) -> None:
         self.generation = 1
         self.denies: Callable[[ApiCall], bool] = lambda call: (call.path or "").startswith("/no")
@@ -72,6 +74,7 @@ class Policy:
             verdict=Verdict.DENIED if denied else Verdict.ALLOWED,
             reason="no-rule-matched" if denied else "rule-matched",
             generation=self.generation,
+            redact_query=self.redact_query,
         )
 
 

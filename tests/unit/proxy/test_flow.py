@@ -37,6 +37,16 @@ def http() -> Dialogue:
     return Dialogue(Http1Parser())
 
 
+def full(play: Dialogue) -> Dialogue:
+    play.sink.room = 0
+    return play
+
+
+def broken(play: Dialogue) -> Dialogue:
+    play.policy.denies = lambda call: bool(1 / 0)
+    return play
+
+
 class TestPermits:
     def test_no_permit_can_be_made_from_a_denial(self) -> None:
         with pytest.raises(PermissionError):
@@ -130,6 +140,25 @@ class TestRecords:
         play = http().client(b"GET / HTTP/9.9\r\n\r\n")
         assert play.story == [("DENIED", "/", 505, "bad-version")]
         assert play.records[0].id == "c.r0"
+
+    @pytest.mark.parametrize(
+        "act",
+        [
+            lambda play: play.client(b"GET /a?token=s3cret HTTP/9.9\r\n\r\n"),
+            lambda play: play.client(b"GET /a?token=s3cret HTTP/1.1\r\nhost: a\r\nx : y\r\n\r\n"),
+            lambda play: play.client(b"GET /a?token=s3cret HTTP/1.1\r\nhost").client_ends(),
+            lambda play: play.client(GET % b"a?token=s3cret").server(OK),
+            lambda play: play.client(GET % b"no?token=s3cret"),
+            lambda play: full(play).client(GET % b"a?token=s3cret").wait(AUDIT_PATIENCE + 1),
+            lambda play: full(play).client(GET % b"a?token=s3cret").client_resets(),
+            lambda play: broken(play).client(GET % b"a?token=s3cret"),
+        ],
+    )
+    def test_a_query_that_policy_redacts_is_redacted_in_every_record(self, act: Callable[[Dialogue], Dialogue]) -> None:
+        """Also of what never came to be judged: the class of secrets in records."""
+        play = http()
+        play.policy.redact_query = True
+        assert [(record.path or "").removeprefix("/no").removeprefix("/a") for record in act(play).records] == ["?token=***"]
 
     def test_events_after_the_end_change_nothing(self) -> None:
         play = line().client(b"/a\n").client_resets()
