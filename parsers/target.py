@@ -40,8 +40,10 @@ _TRIPLET = re.compile(r"%([0-9A-Fa-f]{2})")
 _BROKEN_TRIPLET = re.compile(r"%(?![0-9A-Fa-f]{2})")
 # RFC 3986 section 2.3. Only these mean the same encoded and plain, whatever the server does with delimiters.
 _UNRESERVED = {f"{byte:02X}": chr(byte) for byte in b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"}
-# A dot segment may carry parameters: servlet containers strip them before they resolve it ("/public/..;/admin").
-_DOT_SEGMENT = re.compile(r"/\.\.?(?:;[^/]*)?(?:/|\Z)")
+# A segment may carry parameters: servlet containers strip them before they resolve dots ("/public/..;/admin") and merge
+# slashes ("/;x/admin"). Some decode before they strip.
+_DOT_SEGMENT = re.compile(r"/\.\.?(?:(?:;|%3B)[^/]*)?(?:/|\Z)")
+_EMPTY_BUT_PARAMETERS = re.compile(r"/(?:;|%3B)[^/]*/")
 
 
 @lru_cache(HOSTS_REMEMBERED)
@@ -111,6 +113,8 @@ def _fault(canonical: str) -> str | None:
             return "encoded-slash"
         if "%5C" in path:
             return "encoded-backslash"
+    if ("/;" in path or "/%3B" in path) and _EMPTY_BUT_PARAMETERS.search(path):
+        return "empty-segment"
     if "/." in path and _DOT_SEGMENT.search(path):
         return "dot-segment"
     return None
