@@ -41,6 +41,7 @@ ANY = 0  # the id of "no condition"
 
 _META = re.compile(r"[\\.+*?()|\[\]{}^$]")
 _PATH_PARAMETER = re.compile(r";[^/]*")
+_PORT_OF_HOST = re.compile(r":[0-9]+\Z")
 _TEMPLATE_PART = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\}")
 
 
@@ -215,6 +216,9 @@ class RuleIndex:
             methods += self._method.matching(call.method)
         if call.host is not None:
             hosts += self._host.matching(call.host)
+            bare_host = _PORT_OF_HOST.sub("", call.host)
+            if self._deny and bare_host != call.host:
+                hosts += self._host.matching(bare_host)  # "admin:80" reaches the same virtual host as "admin"
         return paths, methods, hosts
 
     def _candidates(self, call: ApiCall) -> list[int]:
@@ -387,7 +391,9 @@ class _Values:
             return bool(values)
         readings = [",".join(values), *values] if joined else values
         if self._deny:
-            return any(map(self._is, readings))
+            # One line with commas says the same as several lines (RFC 9110 section 5.2).
+            members = [member.strip(" \t") for value in values for member in value.split(",")] if joined else ()
+            return any(map(self._is, readings)) or any(map(self._is, members))
         if joined and self._kind is ValueKind.EXACT:
             return self._is(readings[0])
         # All of them, so that a rule is never satisfied by one value of many.

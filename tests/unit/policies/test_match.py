@@ -114,6 +114,7 @@ class TestHeaders:
     def test_a_deny_rule_is_satisfied_by_any_value(self, wanted: str) -> None:
         rule = f"headers: [{{name: X-Role, {wanted}}}]"
         assert denies(rule, headers=(("x-role", "good"), ("x-role", "evil")))
+        assert denies(rule, headers=(("x-role", "good,\tevil , better"),))
         assert not denies(rule, headers=(("x-role", "good"),))
 
     def test_obs_text_neither_opens_nor_breaks_a_pattern(self) -> None:
@@ -156,6 +157,16 @@ class TestQuery:
 
 
 class TestDenyRules:
+    @pytest.mark.parametrize("host", ["admin", "admin:80", "admin:8080"])
+    def test_no_port_in_the_host_escapes(self, host: str) -> None:
+        assert denies("host: admin", host=host)
+        assert denies("host: '[a-z]+'", host=host)
+
+    def test_a_denied_host_with_a_port_is_that_port_only(self) -> None:
+        assert denies("host: 'admin:8080'", host="admin:8080")
+        assert not denies("host: 'admin:8080'", host="admin")
+        assert not denies("host: '::1'", host="[::1]:80")
+
     @pytest.mark.parametrize("path", ["/admin", "/admin?x=1", "/admin;v=1", "/admin;v=1?x"])
     def test_a_path_cannot_be_dressed_up_to_escape(self, path: str) -> None:
         assert denies("path: /admin", path=path)
