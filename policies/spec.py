@@ -69,6 +69,8 @@ _LABEL_NAME = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 _LABEL_KEY = re.compile(rf"([a-z0-9]([-a-z0-9.]{{0,251}}[a-z0-9])?/)?{_LABEL_NAME}")
 _LABEL_VALUE = re.compile(rf"({_LABEL_NAME})?")
 _PORT = re.compile(r"0|[1-9][0-9]{0,4}")
+# Python also takes masks, inverted ones and scopes: "10.0.0.0/0.0.0.0" would be everybody, "fe80::1%eth0" nobody.
+_NETWORK = re.compile(r"[0-9A-Fa-f:.]+(/(0|[1-9][0-9]{0,2}))?")
 _MAPPED = IPv6Network("::ffff:0:0/96")
 
 
@@ -180,7 +182,8 @@ class SpecReader:
         selector = self._selector(node, "endpointSelector")
         if self._namespace is not None:
             for requirement in selector.requirements:
-                if requirement.key == NAMESPACE_LABEL and requirement.values != (self._namespace,):
+                stays = requirement.operator is Operator.IN and requirement.values == (self._namespace,)
+                if requirement.key == NAMESPACE_LABEL and not stays:
                     self._report.error(node.place, "SE009", f"endpointSelector leaves the namespace {self._namespace!r}")
         return self._in_namespace(selector)
 
@@ -385,6 +388,8 @@ def network(report: Report, node: Node, what: str) -> Network | None:
     if text is None:
         return None
     try:
+        if not _NETWORK.fullmatch(text):
+            raise ValueError(text)
         parsed = ip_network(text, strict=False)
     except ValueError:
         report.error(node.place, "SE006", f"{what} is {text!r}, which is no address", "such as 10.0.0.0/8 or 2001:db8::/32")
@@ -405,7 +410,10 @@ def labels(report: Report, node: Node, what: str) -> dict[str, str]:
             report.error(
                 value.place, "SE006", f"{text!r} is not a label's value", "at most 63 letters, digits, '-', '_' and '.'"
             )
-        found[label_key(report, key, value.place)] = text
+        bare = label_key(report, key, value.place)
+        if bare in found:
+            report.error(value.place, "SE007", f"{what} has the label {bare!r} twice, with different sources")
+        found[bare] = text
     return found
 
 

@@ -201,6 +201,9 @@ class TestPeersAndPorts:
             ("ingress: [{fromEndpoints: }]", "fromEndpoints must be a list, not nothing (hint: write [] for nothing"),
             ("ingress: [{fromEndpoints: [{}], fromCIDR: [10.0.0.0/8]}]", "in one rule"),
             ("ingress: [{fromCIDR: [10.0.0.0/33]}]", "which is no address"),
+            ("ingress: [{fromCIDR: [10.0.0.0/0.0.0.0]}]", "which is no address"),
+            ("ingress: [{fromCIDR: [10.0.0.0/0.0.0.255]}]", "which is no address"),
+            ("ingress: [{fromCIDR: ['fe80::1%eth0']}]", "which is no address"),
             ("ingress: [{fromCIDRSet: [{cidr: 10.0.0.0/8, except: [11.0.0.0/8]}]}]", "is not part of 10.0.0.0/8"),
             ("ingress: [{fromCIDRSet: [{cidr: 10.0.0.0/8, except: ['::/0']}]}]", "is not part of 10.0.0.0/8"),
             ("ingress: [{fromEntities: [wrold]}]", "did you mean 'world'?"),
@@ -245,7 +248,12 @@ class TestPeersAndPorts:
             ("{matchExpressions: [{key: app, operator: in, values: [a]}]}", "did you mean 'In'?"),
             ("{matchLabels: {'a b': c}}", "is not a label's key"),
             ("{matchLabels: {app: '*'}}", "is not a label's value"),
+            ("{matchLabels: {'k8s:app': a, 'any:app': b}}", "has the label 'app' twice"),
             ("{matchLabels: {io.kubernetes.pod.namespace: other}}", "leaves the namespace"),
+            (
+                "{matchExpressions: [{key: io.kubernetes.pod.namespace, operator: NotIn, values: [default]}]}",
+                "leaves the namespace",
+            ),
         ],
     )
     def test_a_bad_selector_is_refused(self, selector: str, says: str) -> None:
