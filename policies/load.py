@@ -244,6 +244,9 @@ class _DocumentReader:
         self._secrets[key] = text
 
     def _values(self, fields: dict[str, Node], field: str) -> list[Node]:
+        if isinstance(fields.get(field), Scalar):  # whose text may be the secret itself
+            self.report.error(fields[field].place, "SE004", f"{field} must be a mapping")
+            return []
         return [value for _, value in self.report.pairs(fields[field], field)] if field in fields else []
 
     def _secret_value(self, node: Node, encoded: bool) -> str | None:

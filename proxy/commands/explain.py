@@ -1,6 +1,7 @@
 """``sluice explain``: which rule decides a call, and why not the others, from the documents alone."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from policies.model import Endpoint
 from proxy.documents import read_sources
 
 DENIED, ERROR = 1, 2
+_PORT = re.compile(r"[1-9][0-9]{0,4}")
 HOST = "host"  # how the entity of this host's other processes is named on the command line
 
 
@@ -101,7 +103,7 @@ def _split_port(text: str) -> tuple[str, int | None]:
     name, colon, port = text.rpartition(":")
     if not colon:
         return text, None
-    if not (port.isascii() and port.isdigit() and 0 < int(port) <= 65535):
+    if not _PORT.fullmatch(port) or int(port) > 65535:
         raise click.UsageError(f"--to: {port!r} is not a port")
     return name.removeprefix("[").removesuffix("]"), int(port)
 
@@ -109,14 +111,15 @@ def _split_port(text: str) -> tuple[str, int | None]:
 def _only_port(policy_set: PolicySet, peer: Endpoint, name: str) -> int:
     """The port that the peer's ingress policies speak of, when it is one."""
     ports = {
-        ports.first
+        (ports.first, ports.last)
         for policy in policy_set.policies_of(peer, Side.INGRESS)
         for rule in (policy.ingress.rules if policy.ingress is not None else ())
         for port_rule in rule.ports or ()
         for ports in port_rule.ports
     }
-    if len(ports) == 1 and 0 not in ports:
-        return ports.pop()
+    first, last = ports.pop() if len(ports) == 1 else (0, 0)
+    if first == last != 0:
+        return first
     raise click.UsageError(f"--to {name}: say which port, as {name}:8080")
 
 
@@ -171,6 +174,8 @@ def _as_json(explanation: Explanation) -> dict[str, Any]:
     built = msgspec.to_builtins(explanation, str_keys=True)
     assert isinstance(built, dict)
     built["action"] = explanation.action.name
+    for edit in built["decision"]["edits"]:
+        del edit["value"]  # it may be a secret's
     return built
 
 

@@ -336,10 +336,14 @@ class TestSecrets:
             ("data: {a: '%%%'}", "must be base64"),
             ("data: {a: dmFsdWUK}", "often a newline at the end"),
             ("stringData: {a: 7}", "must be a string"),
+            ("stringData: dmFsdWU=", "stringData must be a mapping"),
+            ("data: dmFsdWU=", "data must be a mapping"),
         ],
     )
     def test_a_bad_secret_is_refused_without_showing_it(self, entries: str, says: str) -> None:
-        assert says in refusal(self.secret(entries))
+        shown = refusal(self.secret(entries))
+        assert says in shown
+        assert "dmFsdWU" not in shown
 
 
 def _examples() -> list[Path]:

@@ -66,12 +66,50 @@ def test_audit_mode_would_deny() -> None:
     [
         ("nobody", "orders", "GET /"),
         ("web", "orders:99999", "GET /"),
+        ("web", "orders:" + "9" * 5000, "GET /"),
         ("web", "orders", "GET"),
         ("web", "orders", "kafka produce t"),
     ],
 )
 def test_what_cannot_be_asked_is_an_error(from_: str, to: str, request_: str) -> None:
     assert run("http-orders.yaml", from_, to, request_).exit_code == 2
+
+
+SECRET_EDIT = """
+apiVersion: sluice.dev/v1
+kind: Workload
+metadata: {name: orders, labels: {app: orders}}
+spec: {cgroups: [/sluice/orders]}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: token}
+stringData: {value: s3cret}
+---
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: api}
+spec:
+  endpointSelector: {}
+  ingress:
+  - toPorts:
+    - ports: [{port: "8000", endPort: 8001, protocol: TCP}]
+      rules: {http: [{headerMatches: [{name: X-Token, mismatch: REPLACE, secret: {name: token}}]}]}
+"""
+
+
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_a_secret_that_a_rule_puts_into_a_header_is_not_shown(tmp_path: Path, output: str) -> None:
+    (tmp_path / "a.yaml").write_text(SECRET_EDIT)
+    words = ["-f", str(tmp_path), "--from", "host", "--to", "orders:8000", "GET /", "-o", output]
+    result = CliRunner().invoke(explain, words)
+    assert (result.exit_code, "x-token" in result.output, "s3cret" in result.output) == (0, True, False)
+
+
+def test_the_only_port_of_a_range_must_be_said(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(SECRET_EDIT)
+    result = CliRunner().invoke(explain, ["-f", str(tmp_path), "--from", "host", "--to", "orders", "GET /"])
+    assert (result.exit_code, "say which port" in result.output) == (2, True)
 
 
 def test_documents_that_cannot_be_loaded_are_an_error(tmp_path: Path) -> None:
