@@ -10,6 +10,7 @@ Law: doubt is a denial. `Pair.decide` never raises; whatever goes wrong inside i
 """
 
 import weakref
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum, StrEnum
 from functools import cached_property
@@ -38,9 +39,12 @@ from policies.model import (
 )
 
 # Pairs and decisions that are kept. A pair is asked for per connection and a decision per call, and both are only caches:
-# what falls out is worked out again. The numbers bound the memory that strangers' addresses or varied calls can claim.
+# what falls out is worked out again. The numbers bound the memory that strangers' addresses or varied calls can claim: of
+# decisions, that of all pairs together.
 MAX_PAIRS = 4096
-MAX_DECISIONS_PER_PAIR = 1024
+MAX_DECISIONS = 4096
+# Bytes; a call with a longer head is never the same object again (parsers.http1_head.MEMO_HEAD_MAX).
+MAX_REMEMBERED_LENGTH = 4096
 
 # The calls that each kind of L7 rule can judge. A gRPC call is an HTTP request as well (POST to /pkg.Svc/Method).
 PROTOCOLS_OF_KIND = {"http": frozenset({"http/1.1", "http/2", "grpc"}), "grpc": frozenset({"grpc"})}
@@ -298,7 +302,14 @@ class Side:
 class Pair:
     """All connections of one subject to one port of one peer, under one generation of policy."""
 
-    def __init__(self, sides: Sequence[Side], generation: int, acceleration: bool) -> None:
+    def __init__(
+        self,
+        sides: Sequence[Side],
+        generation: int,
+        acceleration: bool,
+        remembered: "deque[tuple[Pair, ApiCall]]",
+    ) -> None:
+        """``remembered`` has the decisions that all pairs of a policy set keep, the oldest first."""
         self.sides = sides
         self.acceleration = acceleration
         policies = [policy for side in sides for policy in side.policies]
@@ -315,6 +326,7 @@ class Pair:
         self.opaque_allowed = all(side.enforced.l7.opaque_allowed for side in sides if side.enforced.l7 is not None)
         self.action = self._action()
         self._decisions: dict[ApiCall, Decision] = {}
+        self._remembered = remembered
 
     def _action(self) -> Action:
         if self._conflict or any(side.enforced.connection.rank is Rank.DENY for side in self.sides):
@@ -340,10 +352,16 @@ class Pair:
         except Exception:
             # Law 5. The transport records the denial; what went wrong shows as its reason.
             decision = self._denial("internal-error")
-        if len(self._decisions) >= MAX_DECISIONS_PER_PAIR:
-            del self._decisions[next(iter(self._decisions))]
-        self._decisions[call] = decision
+        if call.wire_length <= MAX_REMEMBERED_LENGTH:
+            self._remember(call, decision)
         return decision
+
+    def _remember(self, call: ApiCall, decision: Decision) -> None:
+        if len(self._remembered) >= MAX_DECISIONS:
+            pair, oldest = self._remembered.popleft()
+            pair._decisions.pop(oldest, None)
+        self._decisions[call] = decision
+        self._remembered.append((self, call))
 
     def _judge(self, call: ApiCall) -> Decision:
         return self._combine([(s.enforced.judge(call), _audited(s.full, call) if s.full else None) for s in self.sides])
@@ -402,6 +420,7 @@ class PolicySet:
         )
         self._selected: dict[tuple[str, Direction], tuple[Policy, ...]] = {}
         self._pairs: dict[tuple[object, ...], Pair] = {}
+        self._remembered: deque[tuple[Pair, ApiCall]] = deque()
         self._plans: weakref.WeakValueDictionary[tuple[object, ...], L7Plan] = weakref.WeakValueDictionary()
 
     def endpoint(self, workload_name: str) -> Endpoint:
@@ -442,7 +461,7 @@ class PolicySet:
         ]
         workloads = [self._workloads.get(end.workload) for end in (subject, peer) if end.workload is not None]
         acceleration = all(workload is None or workload.acceleration for workload in workloads)
-        return Pair([side for side in sides if side is not None], self.generation, acceleration)
+        return Pair([side for side in sides if side is not None], self.generation, acceleration, self._remembered)
 
     def policies_of(self, owner: Endpoint, direction: Direction) -> tuple[Policy, ...]:
         """The policies that police one direction of an endpoint's connections; none when it is no workload."""

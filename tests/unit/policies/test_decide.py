@@ -1,5 +1,7 @@
 """Which connections and calls are allowed, and who is named for it."""
 
+import weakref
+
 import pytest
 
 from parsers.contract import ApiCall
@@ -374,6 +376,10 @@ class TestPathFaults:
         assert pair(policy_set(text)).decide(call).bad_request
 
 
+class Watched(ApiCall, frozen=True, eq=False, weakref=True):
+    """A call whose end can be seen."""
+
+
 class TestTotality:
     def test_an_exception_inside_is_a_denial(self) -> None:
         decision = decided("[{path: /a+}, {}]", get("/\u20ac"))
@@ -388,7 +394,7 @@ class TestTotality:
         assert (decision.allowed, decision.reason) == (False, "pattern-undecided")
 
     def test_decisions_are_kept_by_the_calls_identity_and_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(engine, "MAX_DECISIONS_PER_PAIR", 2)
+        monkeypatch.setattr(engine, "MAX_DECISIONS", 2)
         one = pair(policy_set(http_policy("[{}]")))
         first, second, third = get(), get(), get()
         decision = one.decide(first)
@@ -396,6 +402,23 @@ class TestTotality:
         assert one.decide(second) is not decision
         one.decide(third)
         assert one.decide(first) is not decision
+
+    def test_the_bound_is_for_all_pairs_together(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Otherwise a workload that may call many addresses makes the agent keep its calls as often as there are pairs."""
+        monkeypatch.setattr(engine, "MAX_DECISIONS", 2)
+        policies = policy_set(http_policy("[{}]"))
+        calls: list[weakref.ref[ApiCall]] = []
+        for port in range(8080, 8084):
+            call = Watched(protocol="http/1.1")
+            calls.append(weakref.ref(call))
+            pair(policies, port=port).decide(call)
+        del call
+        assert sum(kept() is not None for kept in calls) == 2
+
+    def test_a_call_with_a_long_head_is_not_kept(self) -> None:
+        one = pair(policy_set(http_policy("[{}]")))
+        call = get(wire_length=engine.MAX_REMEMBERED_LENGTH + 1)
+        assert one.decide(call) is not one.decide(call)
 
     def test_pairs_are_kept_and_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(engine, "MAX_PAIRS", 2)
