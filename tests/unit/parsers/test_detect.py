@@ -27,23 +27,48 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
         (b"EHLO mail.example\r\n", "unknown"),
         (b"SET a b\r\n", "unknown"),
         (b"*1\r\n$4\r\nPING\r\n", "unknown"),
-        (b" GET / HTTP/1.1", "unknown"),
-        (b"\r\r", "unknown"),
-        (b"A" * DETECT_MAX, "unknown"),
+        (b"SSH-2.0-OpenSSH_for_Windows_8.1\r\n", "unknown"),
+        (b"AMQP\x00\x00\x09\x01", "unknown"),
+        (b"USER anonymous\n", "unknown"),
+        (b"\r\n\x00", "unknown"),
+        # What nginx and others take for a request, or answer without closing.
+        (b" GET / HTTP/1.1", "http/1.1"),
+        (b"\nGET / HTTP/1.1", "http/1.1"),
+        (b"\r\n" * 40 + b"GET /", "http/1.1"),
+        (b"\n" * DETECT_MAX, "http/1.1"),
+        (b"A" * 40 + b" / HTTP/1.1", "http/1.1"),
+        (b"A" * DETECT_MAX, "http/1.1"),
+        (b"FOO  / HTTP/1.1", "http/1.1"),
+        (b"FOO\t/ HTTP/1.1", "http/1.1"),
+        (b"GET\t/ HTTP/1.1", "http/1.1"),
+        (b"FOO ws://host/ HTTP/1.1\r\n", "http/1.1"),
+        (b"FOO caf\xe9 http/1.0\n", "http/1.1"),
     ],
 )
 def test_the_first_bytes_tell_the_protocol(first_bytes: bytes, protocol: str) -> None:
     assert detect(first_bytes, False) == protocol
 
 
-@pytest.mark.parametrize("first_bytes", [b"", b"\r", b"\r\n", b"G", b"GET", b"PURGE ", b"PURGE ht", b"PRI * HT", PREFACE[:-1]])
+@pytest.mark.parametrize(
+    "first_bytes", [b"", b"\r", b"\r\n", b"\r\r", b"FOO a://b", b"G", b"GET", b"PURGE ", b"PURGE ht", b"PRI * HT", PREFACE[:-1]]
+)
 def test_too_few_bytes_tell_nothing_until_the_end(first_bytes: bytes) -> None:
     assert detect(first_bytes, False) is None
     assert detect(first_bytes, True) == "unknown"
 
 
 @pytest.mark.parametrize(
-    "stream", [b"GET / HTTP/1.1\r\n\r\n", b"\r\nPROPFIND /aaaaaaaaaaaaa", PREFACE, b"EHLO mail.example\r\nabcdef", b"A" * 30]
+    "stream",
+    [
+        b"\r\n\r\nFOO x://a HTTP/1.1\r\nabc",
+        b"FOO bar\r\nbaz",
+        b"\n" * (DETECT_MAX + 10),
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\r\nPROPFIND /aaaaaaaaaaaaa",
+        PREFACE,
+        b"EHLO mail.example\r\nabcdef",
+        b"A" * 30,
+    ],
 )
 def test_more_bytes_never_change_an_answer(stream: bytes) -> None:
     answers = [detect(stream[:length], False) for length in range(len(stream) + 1)]

@@ -3,7 +3,6 @@
 import pytest
 
 from parsers.contract import Direction, Done, Fail, Judge, More, Opaque, Outage, Parser
-from parsers.detect import DETECT_MAX
 from parsers.http1 import Http1Parser
 from parsers.opaque import CONNECTION, SILENCE, DetectingParser, TunnelParser
 from tests.playbook import ALLOW, DENY, Playbook
@@ -51,7 +50,7 @@ class TestDetection:
         assert [call.protocol for call in play.calls] == ["http/1.1"]
         assert parser.protocol == "http/1.1"
 
-    @pytest.mark.parametrize("first", [b"\x16\x03\x01", b"SSH-2.0-x\r\n", b"\0", b"x" * DETECT_MAX])
+    @pytest.mark.parametrize("first", [b"\x16\x03\x01", b"SSH-2.0-x\r\n", b"\0", b"x" * 40 + b"\n"])
     def test_what_is_no_http_is_judged_as_a_connection_and_passes_whole(self, first: bytes) -> None:
         play = Playbook(detecting()).client(first).client(b"more")
         assert [call.protocol for call in play.calls] == ["tcp"]
