@@ -33,9 +33,14 @@ SMALL = 16384  # bytes of a socket buffer; the kernel doubles it
 
 
 class CountingRelay(Relay):
-    """Counts the turns in which it is told that there is something to read."""
+    """Counts the turns in which it is told that there is something to read; a test may hold its dial up."""
 
     readings = 0
+    accepting = True  # the server's side of the connection has come about
+
+    def _dial_ready(self) -> None:
+        if self.accepting:
+            super()._dial_ready()
 
     def _readable(self, direction: Direction) -> None:
         self.readings += 1
@@ -248,6 +253,28 @@ def test_a_client_that_does_not_read_its_last_words_is_not_kept_for_ever() -> No
 
     bench = play(Http1Parser(), act, idle_timeout=10.0)
     assert [record.status for record, _ in bench.records.written] == [200]
+
+
+def test_single_bytes_that_wait_are_joined() -> None:
+    """Or a client that drips bytes at a server that is slow would make the agent send each of them alone, in one turn."""
+
+    async def act(bench: Bench) -> None:
+        bench.relay.accepting = False
+        pieces = [b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1001\r\n\r\n", *[b"x"] * 1000]
+        for piece in pieces:
+            before = bench.relay.readings
+            await bench.loop.sock_sendall(bench.client, piece)
+            while bench.relay.readings == before:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0)
+        assert len(bench.relay._lanes[Direction.REQUEST].out) <= 2
+        bench.relay.accepting = True
+        server = await bench.server()
+        received = b""
+        while len(received) < sum(map(len, pieces)):
+            received += await bench.loop.sock_recv(server, 65536)
+        assert received == b"".join(pieces)
+
+    play(Http1Parser(), act)
 
 
 def test_an_idle_tunnel_holds_no_pipe() -> None:
