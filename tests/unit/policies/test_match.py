@@ -2,7 +2,7 @@
 
 import pytest
 
-from policies.match import PatternTable, UndecidedError
+from policies.match import MAX_MEMBERS, PatternTable, UndecidedError
 
 from .words import decide, get, grpc, http_policy, pair, policy_set
 
@@ -115,6 +115,7 @@ class TestHeaders:
         rule = f"headers: [{{name: X-Role, {wanted}}}]"
         assert denies(rule, headers=(("x-role", "good"), ("x-role", "evil")))
         assert denies(rule, headers=(("x-role", "good,\tevil , better"),))
+        assert denies(rule, headers=(("x-role", "good," * (MAX_MEMBERS + 1)),))
         assert not denies(rule, headers=(("x-role", "good"),))
 
     def test_obs_text_neither_opens_nor_breaks_a_pattern(self) -> None:
