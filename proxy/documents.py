@@ -16,8 +16,9 @@ SUFFIXES = (".yaml", ".yml")
 def read_sources(paths: Iterable[str | Path]) -> list[Source]:
     """The text of all files that ``paths`` name; of a folder, of its ``*.yaml`` and ``*.yml``, sorted, not of its folders.
 
-    Raises `OSError` for what does not exist or cannot be read, and `LoadError` for what is too large, not UTF-8, or a folder
-    without documents: an agent that enforces nothing because of an empty folder would be silently open.
+    Raises `OSError` for what does not exist or cannot be read, and `LoadError` for what is too large, not UTF-8, a folder
+    without documents, or only files without any: an agent that enforces nothing because a folder is empty, or because a full
+    disk has cut a file off, would be silently open.
     """
     sources: list[Source] = []
     findings: list[Finding] = []
@@ -27,9 +28,16 @@ def read_sources(paths: Iterable[str | Path]) -> list[Source]:
             sources.append(text)
         else:
             findings.append(text)
+    if not findings and not any(_says_something(source.text) for source in sources):
+        findings = [_finding(Path(source.name), "SE005", "no document in this file") for source in sources]
     if findings:
         raise LoadError(findings)
     return sources
+
+
+def _says_something(text: str) -> bool:
+    lines = (line.strip() for line in text.splitlines())
+    return any(line and not line.startswith("#") and line not in ("---", "...") for line in lines)
 
 
 def _files(paths: Iterable[str | Path]) -> list[Path]:

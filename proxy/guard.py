@@ -35,7 +35,8 @@ _GUARD = "echo $$ >&{lock}; exec -a sluice-guard sleep infinity"
 
 def lock(path: Path) -> int:
     """Take a lock file and write our process id into it; returns the descriptor that holds it. `HeldError` if it is taken."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not writable to others whatever our umask: whoever can replace a lock file tells us whom to kill.
+    path.parent.mkdir(0o755, parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

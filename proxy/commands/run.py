@@ -120,7 +120,7 @@ def run(
     )
     try:
         if audit != "-":
-            Path(audit).parent.mkdir(parents=True, exist_ok=True)
+            Path(audit).parent.mkdir(0o755, parents=True, exist_ok=True)
         code = run_loop(Agent(options).run())
     except LoadError as error:
         _end(USAGE_ERROR, f"these documents cannot be enforced:\n{error}")

@@ -38,6 +38,16 @@ def test_a_lock_is_held_once_and_names_its_holder(tmp_path: Path) -> None:
     os.close(guard.lock(path))
 
 
+def test_the_run_folder_is_writable_to_its_owner_only_whatever_the_umask(tmp_path: Path) -> None:
+    """Whoever can replace a lock file says which process the next agent kills."""
+    before = os.umask(0)
+    try:
+        os.close(guard.lock(tmp_path / "run" / "agent.lock"))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "run").stat().st_mode & 0o777 == 0o755
+
+
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     path = tmp_path / "agent.lock"
     code = (

@@ -50,6 +50,16 @@ def test_a_folder_without_documents_is_an_error(tmp_path: Path) -> None:
     assert run(tmp_path).exit_code == 1
 
 
+@pytest.mark.parametrize("content", ["", "# later\n", "---\n# nothing\n...\n---\n"])
+def test_only_files_without_documents_are_an_error(tmp_path: Path, content: str) -> None:
+    """At a reload such a file, cut off by a full disk, would take every policy away."""
+    (tmp_path / "a.yaml").write_text(content)
+    result = run(tmp_path)
+    assert (result.exit_code, "a.yaml:1:1 SE005" in result.output) == (1, True)
+    (tmp_path / "b.yaml").write_text((EXAMPLES / "http-orders.yaml").read_text())
+    assert run(tmp_path).exit_code == 0
+
+
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "MAX_FILE_BYTES", 10)
     (tmp_path / "a.yaml").write_text("# " + "x" * 20)
