@@ -273,16 +273,19 @@ def _at(place: Place) -> str:
 
 
 class _L7Entry(msgspec.Struct, frozen=True):
-    policy: Policy
+    """``owners`` and ``selected`` are names of workloads: whose policy it is, and whom ``peers`` selects."""
+
     direction: Direction
     peers: Peers | None
     port_rule: PortRule
+    owners: frozenset[str]
+    selected: frozenset[str]
 
 
 def _check_kinds(bundle: Bundle, report: Report) -> None:
     """One L7 kind per port and peer: complains where two kinds can meet on one connection."""
-    entries = [
-        _L7Entry(policy, direction, rule.peers, port_rule)
+    rules = [
+        (policy, direction, rule, port_rule)
         for policy in bundle.policies
         for direction in Direction
         if (section := policy.section(direction)) is not None
@@ -290,11 +293,23 @@ def _check_kinds(bundle: Bundle, report: Report) -> None:
         for port_rule in rule.ports or ()
         if port_rule.kind is not None
     ]
+    if len({port_rule.kind for *_, port_rule in rules}) < 2:
+        return
+    entries = [
+        _L7Entry(
+            direction,
+            rule.peers,
+            port_rule,
+            frozenset(workload.name for workload in bundle.workloads if policy.selector.matches(workload.labels)),
+            frozenset(workload.name for workload in bundle.workloads if _selects(rule.peers, workload)),
+        )
+        for policy, direction, rule, port_rule in rules
+    ]
     grpc = [entry for entry in entries if entry.port_rule.kind == "grpc"]
     http = [entry for entry in entries if entry.port_rule.kind == "http"]
     for one in grpc:
         for other in http:
-            if _ports_overlap(one.port_rule, other.port_rule) and _meet(one, other, bundle.workloads):
+            if _ports_overlap(one.port_rule, other.port_rule) and _meet(one, other):
                 report.error(
                     one.port_rule.place,
                     "SE009",
@@ -307,21 +322,16 @@ def _ports_overlap(one: PortRule, other: PortRule) -> bool:
     return any(ports.overlaps(others) for ports in one.ports for others in other.ports)
 
 
-def _meet(one: _L7Entry, other: _L7Entry, workloads: Iterable[Workload]) -> bool:
+def _meet(one: _L7Entry, other: _L7Entry) -> bool:
     """Whether some connection is governed by both entries."""
-    workloads = list(workloads)
-    owners_of_one = [w for w in workloads if one.policy.selector.matches(w.labels)]
-    owners_of_other = [w for w in workloads if other.policy.selector.matches(w.labels)]
     if one.direction is not other.direction:
         # The egress of a subject and the ingress of its peer: each must be selected by the other's rule.
-        return any(_selects(one.peers, w) for w in owners_of_other) and any(_selects(other.peers, w) for w in owners_of_one)
-    if not any(w in owners_of_other for w in owners_of_one):
+        return not (one.selected.isdisjoint(other.owners) or other.selected.isdisjoint(one.owners))
+    if one.owners.isdisjoint(other.owners):
         return False
     if one.peers is None or other.peers is None:
         return one.peers != Peers() and other.peers != Peers()
-    if any(_selects(one.peers, w) and _selects(other.peers, w) for w in workloads):
-        return True
-    return _groups_overlap(one.peers, other.peers)
+    return not one.selected.isdisjoint(other.selected) or _groups_overlap(one.peers, other.peers)
 
 
 def _selects(peers: Peers | None, workload: Workload) -> bool:
