@@ -98,14 +98,14 @@ class Ends:
     def subject(self) -> Endpoint:
         return self._worker.endpoint(self._origin.subject, None)
 
-    def peer(self) -> Endpoint:
-        return self._worker.endpoint(self._origin.peer, self._origin.address)
+    def peer(self, again: bool) -> Endpoint:
+        return self._worker.endpoint(self._origin.peer, self._origin.address, again)
 
     def __call__(self) -> Pair:
         policies = self._worker.policies
         if policies is not self._policies:
-            self._policies = policies
-            self._pair = policies.pair(self.subject(), self.peer(), self._origin.port)
+            again, self._policies = self._policies is not None, policies
+            self._pair = policies.pair(self.subject(), self.peer(again), self._origin.port)
         return self._pair
 
 
@@ -126,6 +126,7 @@ class Worker:
         self._record_headers = frozenset(name.lower() for name in settings.record_headers)
         self._metrics = Metrics()
         self._names: Mapping[int, str] = {}
+        self._elsewhere: set[int] = set()  # identities of workloads that have, or had at last, addresses only
         self._parties: dict[tuple[int, str | None], Party] = {}
         self._relays: dict[Relay, Scene] = {}
         self._pipes = Pipes()
@@ -144,6 +145,10 @@ class Worker:
         """A new generation: the next call of every connection is judged by it. ``names`` of workloads by identity."""
         self.policies, self._names = policies, names
         self._parties.clear()
+        has_cgroups = {workload.name: bool(workload.cgroups) for workload in policies.bundle.workloads}
+        known = {number for number, name in names.items() if name in has_cgroups}
+        self._elsewhere -= known
+        self._elsewhere |= {number for number in known if not has_cgroups[names[number]]}
         self._metrics.policy_generation = policies.generation
 
     def start(self) -> None:
@@ -214,12 +219,18 @@ class Worker:
 
     # Who is who.
 
-    def endpoint(self, identity: int, address: str | None) -> Endpoint:
-        """One end as policy sees it: of a workload the address does not matter."""
+    def endpoint(self, identity: int, address: str | None, again: bool = False) -> Endpoint:
+        """One end as policy sees it: of a workload the address does not matter.
+
+        ``again``: the kernel named the identity under older documents.
+        """
         name = self._names.get(identity)
         if name is not None:
-            with contextlib.suppress(KeyError):  # a workload that the newest documents no longer have is part of the host
+            with contextlib.suppress(KeyError):  # a workload that the newest documents no longer have is what is left of it
                 return self.policies.endpoint(name)
+        if address is not None and (identity in self._elsewhere or (again and is_class(identity))):
+            owner = self.policies.workload_of_address(address)
+            return self.policies.endpoint(owner.name) if owner is not None else Endpoint(address=address)
         return Endpoint(address=address, local=not is_class(identity))
 
     def _party(self, identity: int, address: str | None) -> Party:
