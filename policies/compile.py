@@ -182,7 +182,8 @@ def _rules(policy_set: PolicySet, workload_ids: Mapping[str, int], classes: Mapp
     }
     peers = {LOCAL: on_this_host[LOCAL]} | workloads | dict(classes)
     for subject_id, subject in on_this_host.items():
-        restricted = bool(policy_set.policies_of(subject, Direction.EGRESS))
+        # What is in audit mode stops nothing: neither datagrams nor sockets of protocols that nobody reads.
+        restricted = any(not policy.audit for policy in policy_set.policies_of(subject, Direction.EGRESS))
         missing = _REFUSE if restricted else _NATIVE
         if subject_id != LOCAL and not restricted:
             for number in _TRANSPORTS.values():

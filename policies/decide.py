@@ -308,6 +308,7 @@ class Pair:
         generation: int,
         acceleration: bool,
         remembered: "deque[tuple[Pair, ApiCall]]",
+        transport: str = "TCP",
     ) -> None:
         """``remembered`` has the decisions that all pairs of a policy set keep, the oldest first."""
         self.sides = sides
@@ -324,13 +325,15 @@ class Pair:
         kinds = sorted(enforced) or sorted(full)
         self.protocol = kinds[0] if kinds and not self._conflict else "tcp"
         self.opaque_allowed = all(side.enforced.l7.opaque_allowed for side in sides if side.enforced.l7 is not None)
-        self.action = self._action()
+        self.action = self._action(transport)
         self._decisions: dict[ApiCall, Decision] = {}
         self._remembered = remembered
 
-    def _action(self) -> Action:
+    def _action(self, transport: str) -> Action:
         if self._conflict or any(side.enforced.connection.rank is Rank.DENY for side in self.sides):
             return Action.REFUSE
+        if transport != "TCP":
+            return Action.NATIVE  # nobody reads datagrams; audit mode, the only reason left to do so, stops nothing
         native = all(view.is_native for side in self.sides for view in side.views)
         return Action.NATIVE if native and not self._audit_conflict else Action.REDIRECT
 
@@ -461,7 +464,8 @@ class PolicySet:
         ]
         workloads = [self._workloads.get(end.workload) for end in (subject, peer) if end.workload is not None]
         acceleration = all(workload is None or workload.acceleration for workload in workloads)
-        return Pair([side for side in sides if side is not None], self.generation, acceleration, self._remembered)
+        present = [side for side in sides if side is not None]
+        return Pair(present, self.generation, acceleration, self._remembered, transport)
 
     def policies_of(self, owner: Endpoint, direction: Direction) -> tuple[Policy, ...]:
         """The policies that police one direction of an endpoint's connections; none when it is no workload."""

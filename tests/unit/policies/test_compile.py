@@ -47,6 +47,18 @@ def test_what_a_restricted_subject_has_no_rule_for_is_refused() -> None:
     assert rules(found, IDS["web"], FIRST_ADDRESS_CLASS) == [(0, 0, Action.NATIVE)]
 
 
+def test_audit_mode_stops_no_datagram_and_no_socket() -> None:
+    """The hook refuses a datagram that it would have to redirect, and sockets of other protocols without a native rule."""
+    found = compiled(policy("endpointSelector: {matchLabels: {app: web}}\negress: [{toEntities: [world]}]\nmode: audit"))
+    for peer in (LOCAL, UNRESOLVED, FIRST_ADDRESS_CLASS, *IDS.values()):
+        assert rules(found, IDS["web"], peer, UDP) == []
+    assert rules(found, IDS["web"], ANY_PEER, UDP) == rules(found, IDS["web"], ANY_PEER, TCP) == [(0, 0, Action.NATIVE)]
+    assert rules(found, IDS["web"], IDS["orders"], TCP) == [(0, 0, Action.REDIRECT)]
+    deny = "egressDeny: [{toEntities: [world], mode: audit}]\negress: [{toEntities: [all]}]"
+    found = compiled(policy(f"endpointSelector: {{matchLabels: {{app: web}}}}\n{deny}"))
+    assert rules(found, IDS["web"], FIRST_ADDRESS_CLASS, UDP) == [(0, 0, Action.NATIVE)]
+
+
 def test_a_port_range_becomes_aligned_prefixes() -> None:
     ports = 'toPorts: [{ports: [{port: "8080", endPort: 8090, protocol: TCP}]}]'
     found = compiled(policy(f"endpointSelector: {{matchLabels: {{app: web}}}}\negress: [{{toEntities: [world], {ports}}}]"))
