@@ -171,6 +171,8 @@ class L7Plan:
         labelled = [(entry, rule) for entry in entries if entry.port_rule is not None for rule in entry.port_rule.rules]
         self.deny = _Rules([(e, r) for e, r in labelled if r.deny and not (r.audit or e.rule.audit)], secrets, deny=True)
         self.audit_deny = _Rules([(e, r) for e, r in labelled if r.deny and (r.audit or e.rule.audit)], secrets, deny=True)
+        # Whether no call can be denied here: then no protocol may be, either.
+        self.only_watches = self._tolerant is not None and not self.deny.rules
         self.allow = _Rules([(e, r) for e, r in labelled if not r.deny and not r.audit], secrets, deny=False)
         self.audit_allow = _Rules([(e, r) for e, r in labelled if not r.deny and r.audit], secrets, deny=False)
         path_rules = [(e, r) for e, r in labelled if looks_at_path(r) and (open_by is None or r.deny)]
@@ -324,7 +326,10 @@ class Pair:
         self._audit_conflict = len(full) > 1
         kinds = sorted(enforced) or sorted(full)
         self.protocol = kinds[0] if kinds and not self._conflict else "tcp"
-        self.opaque_allowed = all(side.enforced.l7.opaque_allowed for side in sides if side.enforced.l7 is not None)
+        plans = [side.enforced.l7 for side in sides if side.enforced.l7 is not None]
+        # What is only in audit mode lets every protocol pass, also those that the proxy knows and cannot read.
+        self.only_watches = all(plan.only_watches for plan in plans)
+        self.opaque_allowed = all(plan.opaque_allowed or plan.only_watches for plan in plans)
         self.action = self._action(transport)
         self._decisions: dict[ApiCall, Decision] = {}
         self._remembered = remembered

@@ -386,7 +386,8 @@ def _parser(pair: Pair) -> Parser:
     if pair.protocol == "tcp" or pair.action is Action.REFUSE:
         return TunnelParser()
     if pair.opaque_allowed:
-        return DetectingParser(lambda found: Http1Parser() if found.startswith("http/") else None)
+        read = ("http/1.1",) if pair.only_watches else ("http/1.1", "http/2")
+        return DetectingParser(lambda found: Http1Parser() if found in read else None)
     return Http1Parser()
 
 

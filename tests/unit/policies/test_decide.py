@@ -328,6 +328,21 @@ class TestAuditMode:
         assert [one.decide(get(path)).verdict for path in ("/a", "/b")] == [Verdict.ALLOWED, Verdict.WOULD_DENY]
         assert pair(policy_set(text), subject="batch").action is Action.REFUSE
 
+    @pytest.mark.parametrize("protocol", ["tcp", "http/2"])
+    def test_what_is_only_in_audit_mode_lets_every_protocol_pass(self, protocol: str) -> None:
+        rule = http_policy("[{path: /a}]").replace("- fromEndpoints", "- mode: audit\n    fromEndpoints")
+        for text in (rule, http_policy("[{path: /a}]", extra="mode: audit")):
+            one = pair(policy_set(text))
+            assert (one.only_watches, one.opaque_allowed) == (True, True)
+            assert one.decide(ApiCall(protocol=protocol)).verdict is Verdict.WOULD_DENY
+
+    def test_a_deny_rule_that_is_enforced_beside_a_rule_in_audit_mode_is_not_escaped_by_another_protocol(self) -> None:
+        rule = http_policy("[{path: /a}, {path: /b, deny: true}]").replace(
+            "- fromEndpoints", "- mode: audit\n    fromEndpoints"
+        )
+        one = pair(policy_set(rule, http_policy("[{path: /c, deny: true}]", "q")))
+        assert (one.only_watches, one.opaque_allowed) == (False, False)
+
     def test_an_audit_policys_header_changes_are_not_made(self) -> None:
         rules = "[{headerMatches: [{name: X-A, value: '1', mismatch: ADD}]}]"
         assert decided(rules, get()).edits

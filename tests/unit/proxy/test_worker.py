@@ -8,10 +8,13 @@ from typing import cast
 import pytest
 
 from bpf import abi
+from parsers.contract import Direction
 from policies.decide import PolicySet
 from policies.load import Source, load
+from policies.model import Endpoint
 from proxy.datapath import Origins
 from proxy.worker import Settings, Worker
+from proxy.worker import _parser as parser_for
 
 DATABASE, BACKEND = 1, 2
 ADDRESS = "192.0.2.7"
@@ -31,6 +34,38 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
     settings = Settings(node="n", audit=str(tmp_path / "audit"), port=1, netns=1, idle_timeout=1.0)
     with asyncio.Runner() as runner:
         yield Worker(runner.get_loop(), settings, (), cast(Origins, None))
+
+
+TALK = """
+apiVersion: sluice.dev/v1
+kind: ApiPolicy
+metadata: {name: p}
+spec:
+  mode: MODE
+  endpointSelector: {}
+  ingress: [{toPorts: [{ports: [{port: "80", protocol: TCP}], opaque: OPAQUE, rules: {http: [{path: /a}]}}]}]
+"""
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("mode", "opaque", "http2", "tls"),
+    [
+        ("enforce", "deny", "http/1.1", "http/1.1"),
+        ("enforce", "allow", "http/1.1", "tcp"),
+        ("audit", "deny", "tcp", "tcp"),
+    ],
+)
+def test_what_reads_a_connection(mode: str, opaque: str, http2: str, tls: str) -> None:
+    """The HTTP/1 parser refuses what it cannot read; in audit mode nothing may be refused for its protocol."""
+    documents = workload("backend", "cgroups: [/sluice/backend]"), TALK.replace("MODE", mode).replace("OPAQUE", opaque)
+    pair = policies(*documents).pair(Endpoint(local=True), Endpoint(workload="backend"), 80)
+    read = []
+    for first in (PREFACE, b"\x16\x03\x01\x02", b"GET /a HTTP/1.1\r\n"):
+        parser = parser_for(pair)
+        parser.on_data(Direction.REQUEST, first, False)
+        read.append(parser.protocol)
+    assert read == [http2, tls, "http/1.1"]
 
 
 def test_a_workload_elsewhere_that_is_removed_is_its_address_and_not_this_host(worker: Worker) -> None:
