@@ -270,14 +270,17 @@ static __always_inline __u32 peer(struct bpf_sock_addr *ctx, const struct destin
 {
 	struct sluice_address_key key = {.prefixlen = 160, .generation = generation};
 	struct sluice_address *class;
+	__u32 who;
 
 	__builtin_memcpy(key.addr, to->addr, 16);
 	class = bpf_map_lookup_elem(&addresses, &key);
 	if (!class)
 		return SLUICE_ANY;
-	if (class->flags & SLUICE_ADDRESS_LOCAL)
-		return listener(ctx, to);
-	return class->identity;
+	if (!(class->flags & SLUICE_ADDRESS_LOCAL))
+		return class->identity;
+	who = listener(ctx, to);
+	/* Nobody's cgroup: then whoever owns the address. */
+	return who == SLUICE_HOST && is_workload(class->identity) ? class->identity : who;
 }
 
 /* An answer to a datagram is no new conversation. */

@@ -9,7 +9,7 @@ native and every other subject is refused.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 import msgspec
@@ -43,7 +43,7 @@ class TableLimitError(Exception):
 
 
 class AddressEntry(msgspec.Struct, frozen=True):
-    """``local``: the hook must look for the listening socket; ``identity`` is only what holds when it finds none."""
+    """``local``: the hook must look for the listening socket; the workload ``identity`` holds when that is no workload's."""
 
     network: Network
     identity: int
@@ -90,7 +90,7 @@ def kernel_tables(policy_set: PolicySet, workload_ids: Mapping[str, int], local:
     if names - workload_ids.keys() or not all(FIRST_WORKLOAD <= workload_ids[name] <= LAST_WORKLOAD for name in names):
         raise ValueError("every workload needs an identity from FIRST_WORKLOAD to LAST_WORKLOAD")
     addresses, classes = _addresses(policy_set, workload_ids, list(local))
-    rules = tuple(_rules(policy_set, workload_ids, classes))
+    rules = tuple(_rules(policy_set, workload_ids, classes, {entry.identity for entry in addresses if entry.local}))
     for limit, size, most in (("MAX_ADDRESSES", len(addresses), MAX_ADDRESSES), ("MAX_RULES", len(rules), MAX_RULES)):
         if size > most:
             raise TableLimitError(limit, size)
@@ -116,9 +116,11 @@ def _addresses(
     classes: dict[int, Endpoint] = {}
     for network, address in _representatives(networks):
         workload = policy_set.workload_of_address(address)
+        # A workload of 10.0.0.0/8 does not own the servers of this host that listen at 10.0.0.5: those have cgroups.
+        here = any(network.version == own.version and network.subnet_of(own) for own in local)  # type: ignore[arg-type]
         if workload is not None:
-            entries.append(AddressEntry(network, workload_ids[workload.name], False))
-        elif any(network.version == own.version and network.subnet_of(own) for own in local):  # type: ignore[arg-type]
+            entries.append(AddressEntry(network, workload_ids[workload.name], here))
+        elif here:
             entries.append(AddressEntry(network, UNRESOLVED, True))
         else:
             signature = _signature(address, cidrs)
@@ -173,7 +175,10 @@ def _uncovered(network: Network, longer: Sequence[Network]) -> str | None:
 # Rules
 
 
-def _rules(policy_set: PolicySet, workload_ids: Mapping[str, int], classes: Mapping[int, Endpoint]) -> Iterator[RuleEntry]:
+def _rules(
+    policy_set: PolicySet, workload_ids: Mapping[str, int], classes: Mapping[int, Endpoint], owners_here: Collection[int]
+) -> Iterator[RuleEntry]:
+    """``owners_here`` are the workloads that own an address of this host."""
     workloads = {workload_ids[workload.name]: policy_set.endpoint(workload.name) for workload in policy_set.bundle.workloads}
     on_this_host = {LOCAL: Endpoint(local=True)} | {
         workload_ids[workload.name]: workloads[workload_ids[workload.name]]
@@ -190,7 +195,8 @@ def _rules(policy_set: PolicySet, workload_ids: Mapping[str, int], classes: Mapp
                 yield RuleEntry(subject_id, ANY_PEER, number, 0, 0, Action.NATIVE, False)
         for transport, number in _TRANSPORTS.items():
             ranges = {peer_id: _ranges(policy_set, subject, peer, transport) for peer_id, peer in peers.items()}
-            ranges[UNRESOLVED] = _any_of([ranges[peer_id] for peer_id in on_this_host])
+            candidates = on_this_host.keys() | (workloads.keys() & set(owners_here))
+            ranges[UNRESOLVED] = _any_of([ranges[peer_id] for peer_id in candidates])
             for peer_id, of_peer in ranges.items():
                 for port, bits, value in _prefixes(of_peer, missing):
                     yield RuleEntry(subject_id, peer_id, number, port, bits, value.action, value.fail_open)

@@ -5,9 +5,11 @@ import os
 import socket
 import subprocess
 import sys
+from ipaddress import ip_network
 
 import pytest
 
+from policies.compile import AddressEntry
 from tests.bpf.rig import (
     AGENT,
     CLIENT,
@@ -152,6 +154,16 @@ def test_the_peer_is_the_workload_whose_cgroup_the_listening_socket_was_made_in(
     server = rig.server(orders if where == "itself" else orders.sub("below"), listen)
     rig.connect(None, dial, server.getsockname()[1])
     assert rig.origin().peer == SERVER
+
+
+def test_at_an_address_of_this_host_that_a_workload_owns_the_listening_socket_decides(rig: Rig) -> None:
+    orders = rig.cgroup("orders", SERVER)
+    here = AddressEntry(ip_network("127.0.0.9/32"), OTHER, True)
+    rig.attach(rule(HOST, SERVER, REDIRECT), rule(HOST, OTHER, REDIRECT), addresses=[here])
+    for owner, peer in ((orders, SERVER), (None, OTHER)):
+        server = rig.server(owner, "127.0.0.9")
+        rig.connect(None, "127.0.0.9", server.getsockname()[1])
+        assert rig.origin().peer == peer
 
 
 def test_a_dual_stack_listener_is_found_from_ipv4_and_from_mapped_addresses(rig: Rig) -> None:

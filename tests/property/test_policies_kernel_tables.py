@@ -104,7 +104,7 @@ def test_every_address_has_an_entry_and_local_ones_are_flagged(policies: list[st
     entry = lookup_address(tables, address)
     owner = policy_set.workload_of_address(address)
     is_local = any(ip_address(address) in network for network in HOST_NETWORKS)
-    assert entry.local is (is_local and owner is None)
+    assert entry.local is is_local
     if owner is not None:
         assert entry.identity == IDS[owner.name]
     elif not is_local:

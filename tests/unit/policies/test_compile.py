@@ -88,6 +88,18 @@ def test_addresses_that_no_policy_tells_apart_are_one_class() -> None:
     assert [str(entry.network) for entry in found.addresses if entry.local] == ["127.0.0.0/8"]
 
 
+def test_the_servers_of_this_host_are_no_part_of_a_workload_whose_addresses_contain_its_own() -> None:
+    """Otherwise a workload of 10.0.0.0/8 switches the ingress policy of every server off that is called by this host's own
+    address."""
+    far = policy_set(http_policy("[{}]"), workload("offices", False, "10.0.0.0/8"))
+    found = kernel_tables(far, IDS | {"offices": 5}, [ip_network("10.0.0.5/32")])
+    assert {(str(entry.network), entry.identity, entry.local) for entry in found.addresses} >= {
+        ("10.0.0.0/8", 5, False),
+        ("10.0.0.5/32", 5, True),
+    }
+    assert rules(found, IDS["web"], UNRESOLVED) == [(0, 0, Action.REDIRECT)]
+
+
 def test_fail_open_is_a_property_of_redirects() -> None:
     found = compiled(http_policy("[{}]", extra="failOpen: true"))
     assert {(rule.action, rule.fail_open) for rule in found.rules if rule.peer == IDS["orders"]} == {
