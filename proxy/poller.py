@@ -26,50 +26,46 @@ class Poller:
         self._epoll = select.epoll()
         self._readers: dict[int, _Callback] = {}
         self._writers: dict[int, _Callback] = {}
+        self._interests: dict[int, int] = {}  # what epoll was told
         self._taken: dict[int, int] = {}  # events of this turn that are still to be told
         loop.add_reader(self._epoll.fileno(), self._turn)
 
     def add_reader(self, fd: int, callback: Callable[..., None], *arguments: object) -> None:
-        before = self._interest(fd)
         self._readers[fd] = callback, arguments
-        self._update(fd, before)
+        self._update(fd, self._interests.get(fd, 0) | _READ)
 
     def add_writer(self, fd: int, callback: Callable[..., None], *arguments: object) -> None:
-        before = self._interest(fd)
         self._writers[fd] = callback, arguments
-        self._update(fd, before)
+        self._update(fd, self._interests.get(fd, 0) | _WRITE)
 
     def remove_reader(self, fd: int) -> None:
-        before = self._interest(fd)
         self._readers.pop(fd, None)
-        self._update(fd, before)
+        self._update(fd, self._interests.get(fd, 0) & ~_READ)
 
     def remove_writer(self, fd: int) -> None:
-        before = self._interest(fd)
         self._writers.pop(fd, None)
-        self._update(fd, before)
+        self._update(fd, self._interests.get(fd, 0) & ~_WRITE)
 
     def forget(self, fd: int) -> None:
         """Before ``fd`` is closed: no callback will be called for it any more, nor, by mistake, for its successor."""
-        if self._interest(fd):
-            self._epoll.unregister(fd)
-            self._readers.pop(fd, None)
-            self._writers.pop(fd, None)
+        self._readers.pop(fd, None)
+        self._writers.pop(fd, None)
         self._taken.pop(fd, None)
+        self._update(fd, 0)
 
-    def _interest(self, fd: int) -> int:
-        return (_READ if fd in self._readers else 0) | (_WRITE if fd in self._writers else 0)
-
-    def _update(self, fd: int, before: int) -> None:
-        now = self._interest(fd)
+    def _update(self, fd: int, now: int) -> None:
+        before = self._interests.get(fd, 0)
         if now == before:
             return
-        if not before:
-            self._epoll.register(fd, now)
-        elif now:
+        if not now:
+            del self._interests[fd]
+            self._epoll.unregister(fd)  # with no interest at all, an error would be told for ever
+            return
+        self._interests[fd] = now
+        if before:
             self._epoll.modify(fd, now)
         else:
-            self._epoll.unregister(fd)  # with no interest at all, an error would be told for ever
+            self._epoll.register(fd, now)
 
     def _turn(self) -> None:
         taken = self._taken = dict(self._epoll.poll(0, BATCH))

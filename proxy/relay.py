@@ -46,6 +46,7 @@ LINGER_SECONDS = 2.0
 # The server must accept within this time (seconds): long enough for two lost SYNs (1 s + 2 s) and a slow network.
 DIAL_TIMEOUT = 10.0
 
+_ESTABLISHED = 1  # TCP_ESTABLISHED of the kernel's tcp_states.h
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -74,11 +75,29 @@ class Pipes:
 
 
 class Lane:
-    """One direction of a connection: from a source socket, through what waits, into a sink socket."""
+    """One direction of a connection: from a source socket, through what waits, into a sink socket.
 
-    __slots__ = ("broken", "carry", "in_pipe", "out", "pipe", "reading", "shut", "shut_sent", "size", "writing")
+    The server's socket is in its lanes only while it is connected.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = (
+        "broken",
+        "carry",
+        "in_pipe",
+        "out",
+        "pipe",
+        "reading",
+        "shut",
+        "shut_sent",
+        "sink",
+        "size",
+        "source",
+        "writing",
+    )
+
+    def __init__(self, source: socket.socket | None, sink: socket.socket | None) -> None:
+        self.source = source
+        self.sink = sink
         self.out: deque[bytes | memoryview] = deque()  # waits for the sink
         self.size = 0
         self.carry = 0  # bytes that may still be spliced
@@ -127,8 +146,7 @@ class Relay:
         self._pipes = pipes
         self._moved = moved
         self._on_close = on_close
-        self._lanes = (Lane(), Lane())
-        self._connected = False
+        self._lanes = (Lane(down, None), Lane(None, down))
         self._server_reset = False
         self._unread_answers = False  # our own words wait for the client
         self._dialled_at = 0.0
@@ -149,7 +167,7 @@ class Relay:
         if self._linger_until:
             if now > self._linger_until:
                 self._close()
-        elif self._up is not None and not self._connected and now - self._dialled_at > DIAL_TIMEOUT:
+        elif self._up is not None and self._lanes[REQUEST].sink is None and now - self._dialled_at > DIAL_TIMEOUT:
             self._drop_upstream()
             self._perform(self.flow.outage(Outage.TIMEOUT, now))
         elif now - self.active_at <= idle_timeout:
@@ -209,25 +227,14 @@ class Relay:
             self._watch(REQUEST)
             self._watch(REPLY)
 
-    def _sink(self, direction: Direction) -> socket.socket | None:
-        if direction is REPLY:
-            return self._down
-        return self._up if self._connected else None
-
-    def _source(self, direction: Direction) -> socket.socket | None:
-        if direction is REQUEST:
-            return self._down
-        return self._up if self._connected else None
-
     def _send(self, direction: Direction, data: bytes) -> None:
         lane = self._lanes[direction]
         if lane.broken:
             return
-        sink = self._sink(direction)
-        if lane.out or sink is None:
+        if lane.out or lane.sink is None:
             lane.wait(data)
             return
-        sent = self._give(direction, sink, data)
+        sent = self._give(direction, lane.sink, data)
         if sent is not None and sent < len(data):
             lane.out.append(memoryview(data)[sent:])
             lane.size = len(data) - sent
@@ -247,7 +254,8 @@ class Relay:
 
     def _flush(self, direction: Direction) -> None:
         """Send what waits; then hand on a half-close that was asked for."""
-        lane, sink = self._lanes[direction], self._sink(direction)
+        lane = self._lanes[direction]
+        sink = lane.sink
         if sink is None:
             return
         while lane.out:
@@ -282,25 +290,22 @@ class Relay:
             wanted = False  # what is behind those bytes stays where it is until they are gone
         if direction is REQUEST and self._unread_answers:
             wanted = False  # a client that asks and does not listen must not fill our memory with answers
-        if wanted == lane.reading:
-            return
-        source = self._source(direction)
-        if source is None:
+        if wanted == lane.reading or lane.source is None:
             return
         lane.reading = wanted
         if wanted:
-            self._poller.add_reader(source.fileno(), self._guard, self._readable, direction)
+            self._poller.add_reader(lane.source.fileno(), self._guard, self._readable, direction)
         else:
-            self._poller.remove_reader(source.fileno())
+            self._poller.remove_reader(lane.source.fileno())
 
     def _want_write(self, direction: Direction, wanted: bool) -> None:
-        lane, sink = self._lanes[direction], self._sink(direction)
-        if wanted != lane.writing and sink is not None:
+        lane = self._lanes[direction]
+        if wanted != lane.writing and lane.sink is not None:
             lane.writing = wanted
             if wanted:
-                self._poller.add_writer(sink.fileno(), self._guard, self._writable, direction)
+                self._poller.add_writer(lane.sink.fileno(), self._guard, self._writable, direction)
             else:
-                self._poller.remove_writer(sink.fileno())
+                self._poller.remove_writer(lane.sink.fileno())
 
     def _guard(self, act: Callable[..., None], *facts: Direction) -> None:
         """Every readiness comes through here: what goes wrong with one connection ends that one."""
@@ -315,11 +320,10 @@ class Relay:
         if lane.carry:
             self._carry(direction, lane)
             return
-        source = self._source(direction)
-        assert source is not None
+        assert lane.source is not None
         self.active_at = now = monotonic()
         try:
-            data = source.recv(READ_SIZE)
+            data = lane.source.recv(READ_SIZE)
         except BlockingIOError:
             return
         except OSError:
@@ -351,7 +355,7 @@ class Relay:
 
     def _carry(self, direction: Direction, lane: Lane) -> None:
         """Splice from source to sink, at most as many bytes as the flow has allowed."""
-        source, sink = self._source(direction), self._sink(direction)
+        source, sink = lane.source, lane.sink
         assert source is not None
         if sink is None or lane.out:
             self._perform([])  # earlier bytes first: reading stops until they are gone
@@ -418,7 +422,14 @@ class Relay:
         except OSError as error:
             self._dial_failed(error.errno or errno.ECONNREFUSED)
             return
-        self._poller.add_writer(self._up.fileno(), self._guard, self._dial_ready)
+        # Within one host the handshake is over when connect() returns, although that says EINPROGRESS.
+        if self._up.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _ESTABLISHED:
+            self._connected(self._up)
+        else:
+            self._poller.add_writer(self._up.fileno(), self._guard, self._dial_ready)
+
+    def _connected(self, up: socket.socket) -> None:
+        self._lanes[REQUEST].sink = self._lanes[REPLY].source = up
 
     def _dial_ready(self) -> None:
         assert self._up is not None
@@ -427,7 +438,7 @@ class Relay:
             self._drop_upstream()
             self._dial_failed(error)
             return
-        self._connected = True
+        self._connected(self._up)
         self.active_at = monotonic()
         self._lanes[REQUEST].writing = True  # as _dial_ready was; what is left to send decides whether it stays so
         self._poller.add_writer(self._up.fileno(), self._guard, self._writable, REQUEST)
@@ -447,7 +458,7 @@ class Relay:
         if self._up is not None:
             self._poller.forget(self._up.fileno())
             self._up.close()
-            self._up, self._connected = None, False
+            self._up = self._lanes[REQUEST].sink = self._lanes[REPLY].source = None
             self._lanes[REPLY].reading = self._lanes[REQUEST].writing = False
 
     # Ends.
