@@ -41,8 +41,8 @@ ACCEPT_PAUSE = 0.1
 # How long the last records may take to reach the sink when the agent ends (seconds).
 AUDIT_CLOSE_SECONDS = 5.0
 
-# Ends of connections that are remembered for records: about 1 MiB.
-MAX_PARTIES = 4096
+# Ends of connections that are remembered: some 3 MiB.
+MAX_ENDS = 4096
 
 _RESET = struct.pack("ii", 1, 0)
 _log = logging.getLogger(__name__)
@@ -87,25 +87,27 @@ class Records:
 
 
 class Ends:
-    """The two ends of a connection under the policy of now: its pair, looked up again when the policy has changed."""
+    """The two ends that many connections have in common: who they are to records, and the pair that judges their calls.
 
-    __slots__ = ("_origin", "_pair", "_policies", "_worker")
+    Called, it gives the pair under the policy of now.
+    """
+
+    __slots__ = ("_origin", "_pair", "_policies", "_worker", "destination", "peer", "subject")
 
     def __init__(self, worker: "Worker", origin: Origin) -> None:
         self._worker, self._origin = worker, origin
         self._policies: PolicySet | None = None
-
-    def subject(self) -> Endpoint:
-        return self._worker.endpoint(self._origin.subject, None)
-
-    def peer(self, again: bool) -> Endpoint:
-        return self._worker.endpoint(self._origin.peer, self._origin.address, again)
+        self.subject = worker.party(origin.subject, None)
+        self.peer = worker.party(origin.peer, origin.address)
+        self.destination = _endpoint_text(origin.address, origin.port)
 
     def __call__(self) -> Pair:
         policies = self._worker.policies
         if policies is not self._policies:
-            again, self._policies = self._policies is not None, policies
-            self._pair = policies.pair(self.subject(), self.peer(again), self._origin.port)
+            self._policies = policies
+            subject = self._worker.endpoint(self._origin.subject, None)
+            peer = self._worker.endpoint(self._origin.peer, self._origin.address)
+            self._pair = policies.pair(subject, peer, self._origin.port)
         return self._pair
 
 
@@ -127,7 +129,7 @@ class Worker:
         self._metrics = Metrics()
         self._names: Mapping[int, str] = {}
         self._elsewhere: set[int] = set()  # identities of workloads that have, or had at last, addresses only
-        self._parties: dict[tuple[int, str | None], Party] = {}
+        self._ends: dict[tuple[int, int, str, int], Ends] = {}
         self._relays: dict[Relay, Scene] = {}
         self._pipes = Pipes()
         self._poller = Poller(loop)
@@ -144,7 +146,7 @@ class Worker:
     def apply(self, policies: PolicySet, names: Mapping[int, str]) -> None:
         """A new generation: the next call of every connection is judged by it. ``names`` of workloads by identity."""
         self.policies, self._names = policies, names
-        self._parties.clear()
+        self._ends.clear()
         has_cgroups = {workload.name: bool(workload.cgroups) for workload in policies.bundle.workloads}
         known = {number for number, name in names.items() if name in has_cgroups}
         self._elsewhere -= known
@@ -219,30 +221,22 @@ class Worker:
 
     # Who is who.
 
-    def endpoint(self, identity: int, address: str | None, again: bool = False) -> Endpoint:
+    def endpoint(self, identity: int, address: str | None) -> Endpoint:
         """One end as policy sees it: of a workload the address does not matter.
 
-        ``again``: the kernel named the identity under older documents.
+        The kernel may have named the identity under older documents.
         """
         name = self._names.get(identity)
         if name is not None:
             with contextlib.suppress(KeyError):  # a workload that the newest documents no longer have is what is left of it
                 return self.policies.endpoint(name)
-        if address is not None and (identity in self._elsewhere or (again and is_class(identity))):
+        if address is not None and (identity in self._elsewhere or is_class(identity)):
             owner = self.policies.workload_of_address(address)
             return self.policies.endpoint(owner.name) if owner is not None else Endpoint(address=address)
         return Endpoint(address=address, local=not is_class(identity))
 
-    def _party(self, identity: int, address: str | None) -> Party:
-        """One end as records name it. Remembered: connections come from few workloads and go to few."""
-        party = self._parties.get((identity, address))
-        if party is None:
-            if len(self._parties) >= MAX_PARTIES:
-                self._parties.clear()
-            party = self._parties[(identity, address)] = self._new_party(identity, address)
-        return party
-
-    def _new_party(self, identity: int, address: str | None) -> Party:
+    def party(self, identity: int, address: str | None) -> Party:
+        """One end as records name it."""
         name = self._names.get(identity)
         if name is None:
             return Party(address=address)
@@ -251,6 +245,16 @@ class Worker:
         except KeyError:
             labels = {}
         return Party(workload=name, labels=labels or None, address=address)
+
+    def _ends_of(self, origin: Origin) -> Ends:
+        """Remembered: connections come from few workloads and go to few."""
+        key = (origin.subject, origin.peer, origin.address, origin.port)
+        ends = self._ends.get(key)
+        if ends is None:
+            if len(self._ends) >= MAX_ENDS:
+                self._ends.clear()
+            ends = self._ends[key] = Ends(self, origin)
+        return ends
 
     # Connections.
 
@@ -303,16 +307,16 @@ class Worker:
             self._limit("NOT_REDIRECTED")
             _reset(down)
             return
-        ends = Ends(self, origin)
+        ends = self._ends_of(origin)
         pair = ends()
         self._accepted += 1
         scene = Scene(
             connection=f"{self._settings.port}-{self._accepted}" if not origin.cookie else f"{origin.cookie:x}",
             node=self._settings.node,
             source=_endpoint_text(client[0], client[1]),
-            destination=_endpoint_text(origin.address, origin.port),
-            subject=self._party(origin.subject, None),
-            peer=self._party(origin.peer, origin.address),
+            destination=ends.destination,
+            subject=ends.subject,
+            peer=ends.peer,
             pair=ends,
             sink=self._records,
             metrics=self._metrics,
