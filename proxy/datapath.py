@@ -92,17 +92,10 @@ class Origins:
         value = self._pending.pop(abi.SLUICE_TUPLE.pack(self._netns, address, agent, socket.htons(client[1]), self._port, 0))
         if value is None:
             return None
-        asked = abi.Origin._make(abi.SLUICE_ORIGIN.unpack(value))
-        return Origin(
-            unmapped(asked.addr, bool(asked.v4)),
-            socket.ntohs(asked.port),
-            asked.subject,
-            asked.peer,
-            asked.cookie,
-            asked.cgroup,
-        )
+        addr, port, v4, subject, peer, _, cookie, cgroup, _ = abi.SLUICE_ORIGIN.unpack(value)
+        return Origin(unmapped(addr, bool(v4)), socket.ntohs(port), subject, peer, cookie, cgroup)
 
-    def reached(self, sock: socket.socket) -> int | None:
+    def reached(self, sock: socket.SocketType) -> int | None:
         """The identity of whom a socket of ours has connected to, noted by the hook when ``connect`` was called."""
         value = self._sockets.get(sock.fileno().to_bytes(4, sys.byteorder))
         return abi.Origin._make(abi.SLUICE_ORIGIN.unpack(value)).peer if value else None

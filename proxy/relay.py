@@ -18,6 +18,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable
+from socket import SocketType  # what ``socket.socket`` wraps: connections need no more
 from time import monotonic  # loop.time() is cached per turn and counts in milliseconds
 
 from parsers.contract import Direction, Outage
@@ -95,7 +96,7 @@ class Lane:
         "writing",
     )
 
-    def __init__(self, source: socket.socket | None, sink: socket.socket | None) -> None:
+    def __init__(self, source: SocketType | None, sink: SocketType | None) -> None:
         self.source = source
         self.sink = sink
         self.out: deque[bytes | memoryview] = deque()  # waits for the sink
@@ -126,8 +127,8 @@ class Relay:
         self,
         loop: asyncio.AbstractEventLoop,
         poller: Poller,
-        down: socket.socket,
-        dial: Callable[[], socket.socket],
+        down: SocketType,
+        dial: Callable[[], SocketType],
         flow: Flow,
         audit: AuditWriter,
         pipes: Pipes,
@@ -138,7 +139,7 @@ class Relay:
         self._loop = loop
         self._poller = poller
         self._down = down
-        self._up: socket.socket | None = None
+        self._up: SocketType | None = None
         self._dial = dial
         self.flow = flow
         self._audit = audit
@@ -240,7 +241,7 @@ class Relay:
             lane.size = len(data) - sent
             self._want_write(direction, True)
 
-    def _give(self, direction: Direction, sink: socket.socket, data: bytes | memoryview) -> int | None:
+    def _give(self, direction: Direction, sink: SocketType, data: bytes | memoryview) -> int | None:
         """How many bytes the sink took; None when it is lost."""
         try:
             sent = sink.send(data)
@@ -387,7 +388,7 @@ class Relay:
                 self._perform([])
 
     def _splice(
-        self, lane: Lane, pipe: tuple[int, int], source: socket.socket, sink: socket.socket
+        self, lane: Lane, pipe: tuple[int, int], source: SocketType, sink: SocketType
     ) -> Callable[[Direction], None] | None:
         """One round through the pipe; what has to be done about an end or a loss, after what was delivered is reported."""
         if not lane.in_pipe:
@@ -428,7 +429,7 @@ class Relay:
         else:
             self._poller.add_writer(self._up.fileno(), self._guard, self._dial_ready)
 
-    def _connected(self, up: socket.socket) -> None:
+    def _connected(self, up: SocketType) -> None:
         self._lanes[REQUEST].sink = self._lanes[REPLY].source = up
 
     def _dial_ready(self) -> None:

@@ -13,6 +13,7 @@ import struct
 from collections import deque
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
+from socket import SocketType
 from time import monotonic
 
 import msgspec
@@ -262,7 +263,8 @@ class Worker:
         if not self._accepting and self._drained is None:
             self._accepting = True
             for listener in self._listeners:
-                self._loop.add_reader(listener, self._accept, listener, mapped(ip_address(listener.getsockname()[0])))
+                agent = mapped(ip_address(listener.getsockname()[0]))
+                self._loop.add_reader(listener, self._accept, listener, int(listener.family), agent)
 
     def _pause(self) -> None:
         if self._accepting:
@@ -270,10 +272,12 @@ class Worker:
             for listener in self._listeners:
                 self._loop.remove_reader(listener)
 
-    def _accept(self, listener: socket.socket, agent: bytes) -> None:
+    def _accept(self, listener: socket.socket, family: int, agent: bytes) -> None:
         for _ in range(ACCEPT_BATCH):
             try:
-                down, client = listener.accept()
+                # ``accept`` without the wrapping that makes a ``socket.socket`` of the descriptor, which takes 3 us.
+                fd, client = listener._accept()  # type: ignore[attr-defined]
+                down = SocketType(family, socket.SOCK_STREAM, 0, fd)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -284,14 +288,14 @@ class Worker:
                     return
                 continue  # the client was gone before we came
             try:
-                self._admit(listener.family, down, client, agent)
+                self._admit(family, down, client, agent)
             except Exception as error:
                 if not isinstance(error, OSError):  # an OSError: nobody listens where it wants to go
                     self._complain(error)
                 self._limit("ACCEPT_FAILED")
                 _reset(down)
 
-    def _admit(self, family: int, down: socket.socket, client: tuple[str, int], agent: bytes) -> None:
+    def _admit(self, family: int, down: SocketType, client: tuple[str, int], agent: bytes) -> None:
         down.setblocking(False)
         origin = self._origins.take(family, client, agent)
         dialled = None
@@ -325,7 +329,7 @@ class Worker:
             complain=self._complain,
         )
 
-        def dial() -> socket.socket:
+        def dial() -> SocketType:
             return dialled or self._connect(origin, expected=origin.peer)
 
         flow = Flow(scene, _parser(pair))
@@ -334,10 +338,10 @@ class Worker:
         self._metrics.connections.add(("open",))
         relay.start()
 
-    def _connect(self, origin: Origin, expected: int | None = None) -> socket.socket:
+    def _connect(self, origin: Origin, expected: int | None = None) -> SocketType:
         """Start to connect to the server; ``expected`` is whom the policy was asked about."""
         family = socket.AF_INET6 if ":" in origin.address else socket.AF_INET
-        up = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        up = SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             up.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             error = up.connect_ex((origin.address, origin.port))
@@ -399,7 +403,7 @@ def _endpoint_text(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def _reset(sock: socket.socket) -> None:
+def _reset(sock: SocketType) -> None:
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     sock.close()
