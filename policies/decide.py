@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum, StrEnum
 from functools import cached_property
 from ipaddress import IPv6Address, ip_address
+from itertools import chain
+from typing import TypeVar
 
 import msgspec
 
@@ -48,6 +50,9 @@ MAX_REMEMBERED_LENGTH = 4096
 
 # The calls that each kind of L7 rule can judge. A gRPC call is an HTTP request as well (POST to /pkg.Svc/Method).
 PROTOCOLS_OF_KIND = {"http": frozenset({"http/1.1", "http/2", "grpc"}), "grpc": frozenset({"grpc"})}
+
+
+_Item = TypeVar("_Item")
 
 
 class Action(IntEnum):
@@ -162,6 +167,7 @@ class L7Plan:
 
     def __init__(self, entries: Sequence[Entry], open_by: Entry | None, secrets: Mapping[tuple[str, str], str]) -> None:
         self.kinds = frozenset(entry.port_rule.kind for entry in entries if entry.port_rule is not None)
+        self._protocols = frozenset.intersection(*(PROTOCOLS_OF_KIND[kind] for kind in self.kinds if kind is not None))
         self.opaque_allowed = any(entry.port_rule.opaque_allowed for entry in entries if entry.port_rule is not None)
         self._open_by = open_by
         self._entries = entries
@@ -169,12 +175,14 @@ class L7Plan:
         self._default_allow = next((entry for entry in entries if not entry.section.default_deny), None)
         self._tolerant = next((entry for entry in entries if entry.rule.audit), None)
         labelled = [(entry, rule) for entry in entries if entry.port_rule is not None for rule in entry.port_rule.rules]
-        self.deny = _Rules([(e, r) for e, r in labelled if r.deny and not (r.audit or e.rule.audit)], secrets, deny=True)
-        self.audit_deny = _Rules([(e, r) for e, r in labelled if r.deny and (r.audit or e.rule.audit)], secrets, deny=True)
+        denying = [(e, r, r.audit or e.rule.audit) for e, r in labelled if r.deny]
+        allowing = [(e, r, r.audit) for e, r in labelled if not r.deny]
+        self.deny = _Rules([(e, r) for e, r, audit in denying if not audit], secrets, Rank.DENY, "deny-rule")
+        self.audit_deny = _Rules([(e, r) for e, r, audit in denying if audit], secrets, Rank.TOLERATE, "deny-rule")
         # Whether no call can be denied here: then no protocol may be, either.
         self.only_watches = self._tolerant is not None and not self.deny.rules
-        self.allow = _Rules([(e, r) for e, r in labelled if not r.deny and not r.audit], secrets, deny=False)
-        self.audit_allow = _Rules([(e, r) for e, r in labelled if not r.deny and r.audit], secrets, deny=False)
+        self.allow = _Rules([(e, r) for e, r, audit in allowing if not audit], secrets, Rank.ALLOW, "rule-matched")
+        self.audit_allow = _Rules([(e, r) for e, r, audit in allowing if audit], secrets, Rank.TOLERATE, "audit-rule")
         path_rules = [(e, r) for e, r in labelled if looks_at_path(r) and (open_by is None or r.deny)]
         self._path_matters = bool(path_rules)
         self._path_enforced = any(not e.rule.audit and not (r.deny and r.audit) for e, r in path_rules)
@@ -183,17 +191,17 @@ class L7Plan:
         """Raises `UndecidedError` and `UnicodeEncodeError`."""
         if call.protocol == "tcp" and self.opaque_allowed:
             return Outcome(Rank.ALLOW, "opaque-allowed", *self._opaque_name())
-        if not all(call.protocol in PROTOCOLS_OF_KIND[kind] for kind in self.kinds if kind is not None):
+        if call.protocol not in self._protocols:
             return self._refusal("protocol-not-allowed")
         tolerated: Outcome | None = None
         if call.path_fault is not None and self._path_matters:
             if self._path_enforced:
                 return Outcome(Rank.DENY, call.path_fault, bad_request=True)
             tolerated = Outcome(Rank.TOLERATE, call.path_fault)
-        denied = self.deny.first(call, Rank.DENY, "deny-rule")
+        denied = self.deny.first(call)
         if denied is not None:
             return denied
-        tolerated = tolerated or self.audit_deny.first(call, Rank.TOLERATE, "deny-rule")
+        tolerated = tolerated or self.audit_deny.first(call)
         allowed = self._allowed(call)
         if tolerated is None or allowed.rank is Rank.DENY:
             return allowed
@@ -202,12 +210,12 @@ class L7Plan:
     def _allowed(self, call: ApiCall) -> Outcome:
         if self._open_by is not None:
             return Outcome(Rank.ALLOW, "connection-allowed", self._open_by.policy.name, self._open_by.rule.name)
-        allowed = self.allow.first(call, Rank.ALLOW, "rule-matched")
+        allowed = self.allow.first(call)
         if allowed is not None:
             return allowed
         if self._default_allow is not None:
             return Outcome(Rank.ALLOW, "default-allow", self._default_allow.policy.name)
-        audited = self.audit_allow.first(call, Rank.TOLERATE, "audit-rule")
+        audited = self.audit_allow.first(call)
         if audited is not None:
             return audited
         return self._refusal("secret-missing" if self.allow.lacks_secret(call) else "no-rule-matched")
@@ -234,22 +242,28 @@ class L7Plan:
 
 
 class _Rules:
-    """One list of L7 rules with the entries that they come from."""
+    """One list of L7 rules with the entries that they come from, and what it means when one of them matches."""
 
     def __init__(
-        self, labelled: Sequence[tuple[Entry, HttpRule | GrpcRule]], secrets: Mapping[tuple[str, str], str], deny: bool
+        self,
+        labelled: Sequence[tuple[Entry, HttpRule | GrpcRule]],
+        secrets: Mapping[tuple[str, str], str],
+        rank: Rank,
+        reason: str,
     ) -> None:
         self.entries = [entry for entry, _ in labelled]
         self.rules = [rule for _, rule in labelled]
         self._secrets = secrets
-        self._deny = deny
+        self._rank = rank
+        self._reason = reason
+        self._plain: dict[int, Outcome] = {}  # of rules that leave the headers alone, by their order
 
     @cached_property
     def index(self) -> RuleIndex:
         """Built for the first call that is judged: L3/L4 questions do not need it. Raises `UndecidedError`."""
-        return RuleIndex(self.rules, self._secrets, self._deny)
+        return RuleIndex(self.rules, self._secrets, deny=any(rule.deny for rule in self.rules))
 
-    def first(self, call: ApiCall, rank: Rank, reason: str) -> Outcome | None:
+    def first(self, call: ApiCall) -> Outcome | None:
         """The outcome that the first matching rule has, with the header changes of all matching ones."""
         if not self.entries:
             return None
@@ -257,10 +271,14 @@ class _Rules:
         if not matches:
             return None
         order = matches[0].order
+        if not self.index.changes_headers:
+            return self._plain.get(order) or self._plain.setdefault(order, self._outcome(order))
         edits = dict.fromkeys(edit for match in matches for edit in match.edits)
         notes = dict.fromkeys(note for match in matches for note in match.notes)
-        policy, rule = self.entries[order].policy.name, self.rules[order].name
-        return Outcome(rank, reason, policy, rule, tuple(edits), tuple(notes))
+        return self._outcome(order, tuple(edits), tuple(notes))
+
+    def _outcome(self, order: int, edits: tuple[HeaderEdit, ...] = (), notes: tuple[str, ...] = ()) -> Outcome:
+        return Outcome(self._rank, self._reason, self.entries[order].policy.name, self.rules[order].name, edits, notes)
 
     def lacks_secret(self, call: ApiCall) -> bool:
         """Whether a rule would hold for the call if its secret were there."""
@@ -403,8 +421,8 @@ class Pair:
             policy=outcome.policy,
             rule=outcome.rule,
             would="DENY" if verdict is Verdict.WOULD_DENY else None,
-            edits=tuple(edit for one in changing for edit in one.edits),
-            notes=tuple(note for one in changing for note in one.notes),
+            edits=_together([one.edits for one in changing]),
+            notes=_together([one.notes for one in changing]),
             bad_request=outcome.bad_request and verdict is Verdict.DENIED,
             redact_query=self.redact_query,
             detail=self._consulted,
@@ -567,6 +585,10 @@ def _connection(entries: Sequence[Entry], allowing: Sequence[Entry], restricted:
     for entry in allowing:
         return Outcome(Rank.ALLOW, "connection-allowed", entry.policy.name, entry.rule.name)
     return Outcome(Rank.ALLOW, "default-allow")
+
+
+def _together(parts: Sequence[tuple[_Item, ...]]) -> tuple[_Item, ...]:
+    return parts[0] if len(parts) == 1 else tuple(chain.from_iterable(parts))
 
 
 def _audited(full: View, call: ApiCall) -> Outcome:

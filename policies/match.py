@@ -143,15 +143,13 @@ class PatternTable:
 
     def matching(self, text: str) -> list[int]:
         """The ids whose conditions hold for ``text`` (Latin-1)."""
-        found: list[int] = []
         literal = self._literals.get(text)
-        if literal is not None:
-            found.append(literal)
+        found = [] if literal is None else [literal]
         if self._set is not None:
             hits = self._set.Match(text.encode("latin-1"))
             if not hits or 0 not in hits:
                 raise UndecidedError("a set of patterns ran out of memory")
-            found.extend(self._set_ids[hit] for hit in hits if hit)
+            found += [self._set_ids[hit] for hit in hits if hit]
         return found
 
 
@@ -176,9 +174,9 @@ class RuleIndex:
             self._add(order, rule)
         for table in (self._target, self._bare, self._method, self._host):
             table.compile()
-        # Header actions of every matching rule run, so with one such rule the first match is not enough.
         wanted = [match for rule in rules if isinstance(rule, HttpRule) for match in rule.header_matches]
-        self._needs_all = bool(wanted)
+        # Header actions of every matching rule run, so with one such rule the first match is not enough.
+        self.changes_headers = bool(wanted)
         self.lacks_secrets = any(match.secret is not None and self._expected(match) is None for match in wanted)
 
     def _add(self, order: int, rule: HttpRule | GrpcRule) -> None:
@@ -248,13 +246,14 @@ class RuleIndex:
         secret_missing = False
         reading = Reading(call)
         for order in self._candidates(call):
-            if not all(condition.holds(reading) for condition in self._rest[order]):
+            rest = self._rest[order]
+            if rest and not all(condition.holds(reading) for condition in rest):
                 continue
+            if not self.changes_headers:
+                return [Match(order)], False
             match = self._header_actions(order, reading)
             if isinstance(match, Match):
                 found.append(match)
-                if not self._needs_all:
-                    break
             else:
                 secret_missing = secret_missing or match == SECRET_MISSING
         return found, secret_missing
