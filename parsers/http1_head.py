@@ -6,7 +6,7 @@ then is it asked line by line why. Nothing is repaired: the server gets the byte
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TypeVar
 
@@ -28,7 +28,8 @@ LENGTH_DIGITS_MAX = 18  # digits of Content-Length: every such number fits a sig
 CHUNKED = -1  # the body is chunked
 UNTIL_CLOSE = -2  # the body of a reply ends with the connection
 
-# For heads, and for lines of such heads. 1024 of at most 4 KiB are 4 MiB of keys, some five times that with what they say.
+# For heads, for the field lines of a head together, and for single lines. 1024 of at most 4 KiB are 4 MiB of keys, some five
+# times that with what they say.
 MEMO_ENTRIES_MAX = 1024
 MEMO_HEAD_MAX = 4096  # bytes; a longer head is rarely sent twice
 
@@ -70,6 +71,16 @@ FRAMING_FIELDS = frozenset(
 )
 
 _Fields = tuple[tuple[str, str], ...]
+_Special = Mapping[str, Sequence[str]]  # every value of the fields that matter for framing and routing
+
+
+class _Section(msgspec.Struct, frozen=True, eq=False):
+    """What the field lines of a request say, whatever line stands above them."""
+
+    fields: _Fields
+    special: _Special
+    connection: tuple[str, ...]
+    expects_continue: bool
 
 
 class RequestHead(msgspec.Struct, frozen=True, eq=False):
@@ -130,10 +141,9 @@ def read_request(head: bytes) -> RequestHead:
     http11 = match[3] == b"1"
     if method == "CONNECT":
         raise Refused(faults.CONNECT_REFUSED)
-    fields = _fields(head, line_end)
-    special = _special(fields)
+    section = _SECTIONS[head[line_end:]]
+    special, options = section.special, section.connection
     path, host, path_fault = _target_and_host(method, match[2].decode("ascii"), special, http11)
-    options = _options(special, "connection")
     if not _CONNECTION_OPTIONS.issuperset(options):
         raise Refused(faults.CONNECTION_NOMINATES)
     call = ApiCall(
@@ -141,7 +151,7 @@ def read_request(head: bytes) -> RequestHead:
         method=method,
         path=path,
         host=host,
-        headers=fields,
+        headers=section.fields,
         wire_length=len(head),
         path_fault=path_fault,
     )
@@ -152,7 +162,7 @@ def read_request(head: bytes) -> RequestHead:
         body=0 if body is None else body,
         http11=http11,
         keep_alive="close" not in options and (http11 or "keep-alive" in options),
-        expects_continue="100-continue" in _options(special, "expect"),
+        expects_continue=section.expects_continue,
         upgrade=_upgrade(special, options, http11),
     )
 
@@ -167,7 +177,7 @@ def read_reply(head: bytes) -> ReplyHead:
         raise Refused(faults.LINE_TOO_LONG)
     http11 = match[1] == b"1"
     status = int(match[2])
-    special = _special(_fields(head, line_end))
+    special = _special(_fields(head[line_end:]))
     options = _options(special, "connection")
     body = _framing(special, http11)
     if status < 200 or status == 204:
@@ -267,14 +277,29 @@ def edit_head(head: bytes, edits: Sequence[HeaderEdit]) -> bytes | None:
     return b"\r\n".join(lines) + HEAD_END
 
 
-def _fields(head: bytes, start: int) -> _Fields:
-    """Split field lines that are known to fit the grammar."""
-    if start + 2 == len(head):
+def _read_section(section: bytes) -> _Section:
+    fields = _fields(section)
+    special = _special(fields)
+    return _Section(
+        fields=fields,
+        special=special,
+        connection=_options(special, "connection"),
+        expects_continue="100-continue" in _options(special, "expect"),
+    )
+
+
+# Where requests differ, most of them do in their first line only.
+_SECTIONS: Memo[_Section] = Memo(_read_section)
+
+
+def _fields(section: bytes) -> _Fields:
+    """Split field lines, with the empty line behind them, that are known to fit the grammar."""
+    if section == b"\r\n":
         return ()
-    lines = head[start : -len(HEAD_END)].decode("latin-1").split("\r\n")
+    lines = section[: -len(HEAD_END)].decode("latin-1").split("\r\n")
     if len(lines) > FIELDS_MAX:
         raise Refused(faults.TOO_MANY_FIELDS)
-    return tuple(map(_remembered_field if len(head) <= MEMO_HEAD_MAX else _field, lines))
+    return tuple(map(_remembered_field if len(section) <= MEMO_HEAD_MAX else _field, lines))
 
 
 def _field(line: str) -> tuple[str, str]:
@@ -295,7 +320,7 @@ def _special(fields: _Fields) -> dict[str, list[str]]:
     return special
 
 
-def _options(special: dict[str, list[str]], name: str) -> tuple[str, ...]:
+def _options(special: _Special, name: str) -> tuple[str, ...]:
     """Split the values of a list field into lower-cased members (RFC 9110 section 5.6.1)."""
     if name not in special:
         return ()
@@ -303,7 +328,7 @@ def _options(special: dict[str, list[str]], name: str) -> tuple[str, ...]:
     return tuple(member for member in members if member)
 
 
-def _target_and_host(method: str, text: str, special: dict[str, list[str]], http11: bool) -> tuple[str, str | None, str | None]:
+def _target_and_host(method: str, text: str, special: _Special, http11: bool) -> tuple[str, str | None, str | None]:
     """Return canonical path, host and path fault (RFC 9112 section 3.2 and 3.2.2)."""
     hosts = special.get("host", [])
     if len(hosts) > 1:
@@ -323,7 +348,7 @@ def _target_and_host(method: str, text: str, special: dict[str, list[str]], http
     return target.path, host, target.fault
 
 
-def _framing(special: dict[str, list[str]], http11: bool) -> int | None:
+def _framing(special: _Special, http11: bool) -> int | None:
     """Return the length that a head announces, CHUNKED, or None if it announces none (RFC 9112 section 6)."""
     codings = special.get("transfer-encoding")
     lengths = special.get("content-length")
@@ -348,7 +373,7 @@ def _framing(special: dict[str, list[str]], http11: bool) -> int | None:
     return int(lengths[0])
 
 
-def _upgrade(special: dict[str, list[str]], options: tuple[str, ...], http11: bool) -> tuple[str, ...]:
+def _upgrade(special: _Special, options: tuple[str, ...], http11: bool) -> tuple[str, ...]:
     """Return the protocols of a request's Upgrade field (RFC 9110 section 7.8)."""
     if "upgrade" not in special:
         return ()
