@@ -9,7 +9,6 @@ Bytes of a request are forwarded only under a ``Permit``, and a ``Permit`` can b
 """
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -185,7 +184,7 @@ class Side:
         self.credit = 0  # bytes that a Pass or Drop still covers
         self.call: int | None = None  # the call to which that credit belongs
         self.dropping = False
-        self.queue: deque[Verb] = deque()
+        self.queue: list[Verb] = []  # behind that Pass or Drop
         self.held = False
         self.ended = False
         self.shut = False
@@ -393,8 +392,7 @@ class Flow:
             if side.credit and not self._spend(direction, side):
                 break
             if side.queue:
-                verbs = list(side.queue)
-                side.queue.clear()
+                verbs, side.queue = side.queue, []
                 self._perform(direction, verbs)
                 continue
             if side.credit:
@@ -429,7 +427,7 @@ class Flow:
             return True
         if side.ended:
             side.credit = 0  # the parser is told of the end and knows what is missing
-            side.queue.clear()
+            side.queue = []
             return True
         if side.credit >= CARRY_MIN and not side.dropping:
             self._out.append(Carry(self._permit(side.call), direction, side.credit))
@@ -442,7 +440,7 @@ class Flow:
             if isinstance(verb, (Pass, Drop)):
                 side.credit, side.call, side.dropping = verb.n, verb.call, isinstance(verb, Drop)
                 if side.credit and not self._spend(direction, side):
-                    side.queue.extend(waiting)
+                    side.queue += waiting
                     return
             elif isinstance(verb, Judge):
                 self._judge(verb)

@@ -285,13 +285,15 @@ class Relay:
     def _watch(self, direction: Direction) -> None:
         """Read a direction only while its bytes can be used."""
         lane = self._lanes[direction]
+        if lane.source is None:
+            return
         waiting = lane.size
         wanted = waiting < (HIGH_WATER if lane.reading else LOW_WATER) and not lane.broken and self.flow.wants(direction)
         if lane.carry and (lane.in_pipe or waiting):
             wanted = False  # what is behind those bytes stays where it is until they are gone
         if direction is REQUEST and self._unread_answers:
             wanted = False  # a client that asks and does not listen must not fill our memory with answers
-        if wanted == lane.reading or lane.source is None:
+        if wanted == lane.reading:
             return
         lane.reading = wanted
         if wanted:
