@@ -329,21 +329,29 @@ class Worker:
             complain=self._complain,
         )
 
-        def dial() -> SocketType:
-            return dialled or self._connect(origin, expected=origin.peer)
+        parser = _parser(pair)
+        # Of HTTP alone it is certain that the client's first bytes are here when the server is dialled.
+        request_waits = isinstance(parser, Http1Parser)
 
-        flow = Flow(scene, _parser(pair))
+        def dial() -> SocketType:
+            return dialled or self._connect(origin, origin.peer, request_waits)
+
+        flow = Flow(scene, parser)
         relay = Relay(self._loop, self._poller, down, dial, flow, self._audit, self._pipes, self._moved, self._gone)
         self._relays[relay] = scene
         self._metrics.connections.add(("open",))
         relay.start()
 
-    def _connect(self, origin: Origin, expected: int | None = None) -> SocketType:
+    def _connect(self, origin: Origin, expected: int | None = None, request_waits: bool = False) -> SocketType:
         """Start to connect to the server; ``expected`` is whom the policy was asked about."""
         family = socket.AF_INET6 if ":" in origin.address else socket.AF_INET
         up = SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             up.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if request_waits:
+                # The handshake's last ACK travels with the request (tcp(7); haproxy's tcp-smart-connect): a packet less, and a
+                # server that wakes once, not twice.
+                up.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
             error = up.connect_ex((origin.address, origin.port))
             if error not in (0, errno.EINPROGRESS):
                 raise OSError(error, "connect")
