@@ -16,10 +16,12 @@ from bench.contenders import CONTENDERS, version
 from bench.layouts import LAYOUTS
 from bench.processes import BenchError
 from bench.run import Plan, Result, execute
+from bench.scenarios import SCENARIOS
 
 RESULTS = Path(__file__).parent / "results"
 CONTENDER_NAMES = [contender.name for contender in CONTENDERS]
 LAYOUT_NAMES = [layout.name for layout in LAYOUTS]
+SCENARIO_NAMES = [scenario.name for scenario in SCENARIOS]
 TOOLS = ("nginx", "wrk", "curl", "taskset")  # without these there is nothing to measure or to measure with
 BUSY_WARNING = 10.0  # percent of all CPUs used by others before the start
 
@@ -41,6 +43,9 @@ def _names(known: list[str]) -> object:
 @click.command()
 @click.option("--only", default=",".join(CONTENDER_NAMES), callback=_names(CONTENDER_NAMES), help="Contenders, by comma.")
 @click.option("--layouts", default=",".join(LAYOUT_NAMES), callback=_names(LAYOUT_NAMES), help="CPU layouts, by comma.")
+@click.option(
+    "--scenarios", default=",".join(SCENARIO_NAMES), callback=_names(SCENARIO_NAMES), help="What is measured, by comma."
+)
 @click.option("--rounds", type=click.IntRange(1), help=f"Default {DEFAULT[0]}.")
 @click.option("--seconds", type=click.IntRange(1), help=f"Length of one run of wrk. Default {DEFAULT[1]}.")
 @click.option("--body-mib", type=click.IntRange(1), help=f"Size of a body. Default {DEFAULT[2]}.")
@@ -50,6 +55,7 @@ def _names(known: list[str]) -> object:
 def main(
     only: list[str],
     layouts: list[str],
+    scenarios: list[str],
     rounds: int | None,
     seconds: int | None,
     body_mib: int | None,
@@ -65,6 +71,7 @@ def main(
     plan = Plan(
         contenders=[contender for contender in CONTENDERS if contender.name in only],
         layouts=[layout for layout in LAYOUTS if layout.name in layouts and layout.cpus <= os.sched_getaffinity(0)],
+        scenarios=[scenario for scenario in SCENARIOS if scenario.name in scenarios],
         rounds=rounds or preset[0],
         seconds=seconds or preset[1],
         body_mib=body_mib or preset[2],

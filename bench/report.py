@@ -8,7 +8,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from bench.layouts import LAYOUTS, ONE_CPU, SPLIT
+from bench.layouts import LAYOUTS, ONE_CPU, SPLIT, UNPINNED
 from bench.run import Result, Visit
 from bench.scenarios import DOWNLOAD, KEEP_ALIVE_64, MEMORY, METRICS, NEW_CONNECTIONS, SCENARIOS, UPLOAD, Scenario
 from bench.summary import Figure, Key, Target, Verdict, judge, ratio, summarise
@@ -22,11 +22,12 @@ def _target(text: str, scenario: Scenario, metric: str, peer: str, limit: float,
 
 
 PINNED = (ONE_CPU.name, SPLIT.name)  # "on one core" may be read in both ways
+FAIR = (ONE_CPU.name, UNPINNED.name)  # in split a direct transfer has half the CPU of a proxied one: no floor to compare with
 TARGETS = (
     _target("64 keep-alive connections: at least 1.0 x Envoy", KEEP_ALIVE_64, "rate", PEER, 1.0, PINNED),
     _target("new connections: at least 0.7 x Envoy", NEW_CONNECTIONS, "rate", PEER, 0.7, PINNED),
-    _target("download: at least 0.8 x direct", DOWNLOAD, "mib_s", FLOOR, 0.8, DOWNLOAD.layouts),
-    _target("upload: at least 0.8 x direct", UPLOAD, "mib_s", FLOOR, 0.8, UPLOAD.layouts),
+    _target("download: at least 0.8 x direct", DOWNLOAD, "mib_s", FLOOR, 0.8, FAIR),
+    _target("upload: at least 0.8 x direct", UPLOAD, "mib_s", FLOOR, 0.8, FAIR),
     Target("idle: at most 64 MiB of memory", MEMORY.title, "pss", None, 64.0, False, MEMORY.layouts),
 )
 

@@ -13,7 +13,7 @@ from bench.contenders import Contender, requests_of_verify, running
 from bench.layouts import Layout
 from bench.machine import Others
 from bench.processes import BenchError, StartError
-from bench.scenarios import SCENARIOS, Settings, Tally
+from bench.scenarios import Scenario, Settings, Tally
 from bench.summary import Sample, rotated
 
 SPACE_BESIDE_BODY = 3 * 2**30  # bytes: the log of one visit of a fast proxy at 15 runs of a second each, and some air
@@ -55,6 +55,7 @@ class Plan:
 
     contenders: Sequence[Contender]
     layouts: Sequence[Layout]
+    scenarios: Sequence[Scenario]
     rounds: int
     seconds: int
     body_mib: int
@@ -75,7 +76,7 @@ def execute(plan: Plan, result: Result) -> None:
                 _complain(result, f"the {plan.limit:.0f} s are over: stopped before {place}")
                 return
             try:
-                _visit(contender, number, layout, settings, folder, result)
+                _visit(contender, number, layout, plan.scenarios, settings, folder, result)
             except StartError as error:
                 lost.add(contender.name)
                 _complain(result, f"CANNOT RUN: {place}: {error}")
@@ -91,14 +92,22 @@ def _order(plan: Plan) -> Iterator[tuple[int, Layout, Contender]]:
                 yield number, layout, contender
 
 
-def _visit(contender: Contender, number: int, layout: Layout, settings: Settings, folder: Path, result: Result) -> None:
+def _visit(
+    contender: Contender,
+    number: int,
+    layout: Layout,
+    scenarios: Sequence[Scenario],
+    settings: Settings,
+    folder: Path,
+    result: Result,
+) -> None:
     """One contender, alone on the machine: start, measure all scenarios, stop, count its log."""
     print(f"round {number + 1}  {layout.name:9} {contender.name:8}", end="", file=sys.stderr, flush=True)
     tally = Tally(finished=requests_of_verify(contender))
     others = Others()
     try:
         with running(contender, folder, layout.pins()) as up:
-            for scenario in [scenario for scenario in SCENARIOS if layout.name in scenario.layouts]:
+            for scenario in [scenario for scenario in scenarios if layout.name in scenario.layouts]:
                 if values := scenario.measure(settings, up, tally):
                     result.samples.append(Sample(number, layout.name, contender.name, scenario.title, values))
                 print(".", end="", file=sys.stderr, flush=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench import wrk
 from bench.contenders import HERE, Running
-from bench.layouts import LAYOUTS, ONE_CPU, UNPINNED
+from bench.layouts import LAYOUTS, ONE_CPU
 from bench.processes import BenchError, held_client, run_client
 
 BODY_SECONDS = 60.0  # bound of one transfer: 1 GiB at 18 MiB/s
@@ -65,6 +65,7 @@ Values = dict[str, float]
 class Scenario:
     """What is measured, and in which layouts."""
 
+    name: str
     title: str
     measure: Callable[[Settings, Running, Tally], Values]
     layouts: tuple[str, ...]
@@ -129,14 +130,14 @@ def _move_body(verb: str, port: int, path: str, settings: Settings, running: Run
 
 
 LOAD = tuple(layout.name for layout in LAYOUTS)
-# Memory does not depend on the CPU. In "split" a direct transfer has half the CPU of a proxied one: no floor to compare with.
-MEMORY = Scenario("memory, fresh and 1,000 idle connections", memory, (ONE_CPU.name,))
-KEEP_ALIVE_1 = Scenario("keep-alive, 1 connection", keep_alive_1, LOAD)
-KEEP_ALIVE_64 = Scenario("keep-alive, 64 connections", keep_alive_64, LOAD)
-VARIED_PATHS = Scenario("keep-alive, 64 connections, varied paths", varied_paths, LOAD)
-NEW_CONNECTIONS = Scenario("new connection per request, 16 at a time", new_connections, LOAD)
-DOWNLOAD = Scenario("body, download", download, (ONE_CPU.name, UNPINNED.name))
-UPLOAD = Scenario("body, upload", upload, (ONE_CPU.name, UNPINNED.name))
+# Memory does not depend on the CPU.
+MEMORY = Scenario("memory", "memory, fresh and 1,000 idle connections", memory, (ONE_CPU.name,))
+KEEP_ALIVE_1 = Scenario("keep-alive-1", "keep-alive, 1 connection", keep_alive_1, LOAD)
+KEEP_ALIVE_64 = Scenario("keep-alive-64", "keep-alive, 64 connections", keep_alive_64, LOAD)
+VARIED_PATHS = Scenario("varied-paths", "keep-alive, 64 connections, varied paths", varied_paths, LOAD)
+NEW_CONNECTIONS = Scenario("new-connections", "new connection per request, 16 at a time", new_connections, LOAD)
+DOWNLOAD = Scenario("download", "body, download", download, LOAD)
+UPLOAD = Scenario("upload", "body, upload", upload, LOAD)
 
 # In the order of measuring: memory first, because load changes what an allocator keeps.
 SCENARIOS = (MEMORY, KEEP_ALIVE_1, KEEP_ALIVE_64, VARIED_PATHS, NEW_CONNECTIONS, DOWNLOAD, UPLOAD)
