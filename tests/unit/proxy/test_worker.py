@@ -85,7 +85,7 @@ def test_the_address_of_a_workload_that_is_removed_may_be_anothers(worker: Worke
 
 def test_an_address_that_has_become_a_workload_is_that_workload(worker: Worker) -> None:
     worker.apply(policies(workload("backend", "addresses: [192.0.2.0/24]")), NAMES)
-    assert worker.endpoint(abi.Identity.FIRST_CLASS, ADDRESS, again=True).workload == "backend"
+    assert worker.endpoint(abi.Identity.FIRST_CLASS, ADDRESS).workload == "backend"
 
 
 def test_a_workload_of_this_host_that_is_removed_is_the_host(worker: Worker) -> None:
