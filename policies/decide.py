@@ -169,10 +169,10 @@ class L7Plan:
         self.kinds = frozenset(entry.port_rule.kind for entry in entries if entry.port_rule is not None)
         self._protocols = frozenset.intersection(*(PROTOCOLS_OF_KIND[kind] for kind in self.kinds if kind is not None))
         self.opaque_allowed = any(entry.port_rule.opaque_allowed for entry in entries if entry.port_rule is not None)
-        self._open_by = open_by
+        self.open_by = open_by
         self._entries = entries
         # Non-matching calls pass (``enableDefaultDeny: false``), or pass and are recorded (the rule's ``mode: audit``).
-        self._default_allow = next((entry for entry in entries if not entry.section.default_deny), None)
+        self.default_allow = next((entry for entry in entries if not entry.section.default_deny), None)
         self._tolerant = next((entry for entry in entries if entry.rule.audit), None)
         labelled = [(entry, rule) for entry in entries if entry.port_rule is not None for rule in entry.port_rule.rules]
         denying = [(e, r, r.audit or e.rule.audit) for e, r in labelled if r.deny]
@@ -208,13 +208,13 @@ class L7Plan:
         return msgspec.structs.replace(tolerated, edits=allowed.edits, notes=allowed.notes)
 
     def _allowed(self, call: ApiCall) -> Outcome:
-        if self._open_by is not None:
-            return Outcome(Rank.ALLOW, "connection-allowed", self._open_by.policy.name, self._open_by.rule.name)
+        if self.open_by is not None:
+            return Outcome(Rank.ALLOW, "connection-allowed", self.open_by.policy.name, self.open_by.rule.name)
         allowed = self.allow.first(call)
         if allowed is not None:
             return allowed
-        if self._default_allow is not None:
-            return Outcome(Rank.ALLOW, "default-allow", self._default_allow.policy.name)
+        if self.default_allow is not None:
+            return Outcome(Rank.ALLOW, "default-allow", self.default_allow.policy.name)
         audited = self.audit_allow.first(call)
         if audited is not None:
             return audited

@@ -1,0 +1,291 @@
+"""What policy demands of a request head, in the order in which a head can show it.
+
+A pair's rules become one list of `Demand`s over *facts*: the method, which path patterns match the target, which patterns
+the host and the named headers match. When the request line has been read, what is left is a `Residue` over headers only. It
+shrinks with every header that has been read, and equal residues are one state for the kernel.
+
+The one direction in which this may err is towards the proxy. A rule that allows and cannot be read exactly is left out. Of a
+rule that denies, a condition that cannot be read exactly is taken to hold. A rule that would change headers or leave a note
+counts as one that denies, because the kernel can do neither. Each header that a rule names counts as read once: a head in
+which it occurs twice is for the proxy (docs/policies.md, "Several values").
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
+
+import msgspec
+
+from policies.automaton import ANYTHING, Node, Sequenced, Unsupported, literal, parse
+from policies.decide import Entry, L7Plan, Pair, Rank, View
+from policies.match import UndecidedError, compile_pattern, is_literal, on_wire, path_regex
+from policies.model import HeaderMatch, HttpRule, Mismatch, PathKind, PathMatch, ValueKind, ValueMatch
+
+# Rules of one pair. A table has room for some 3,000 states of paths, and a path that differs from the others needs three or
+# more of them; so more rules than this would be work for nothing.
+MAX_RULES = 1000
+
+# Methods that are proven although no rule names them. Any other that a rule names literally comes on top.
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+_METHOD_MAX = 32  # characters, as in the parser
+
+HOST = ":host"  # stands for the host, which rules compare in its canonical form; no header has this name
+
+Atom = tuple[str, int]  # a header's name (or HOST), and the number of one of the patterns that are asked of it
+Terms = frozenset[frozenset[Atom]]  # one of these must hold in full
+
+
+class NotProvableError(Exception):
+    """No head of this pair can be proven; ``reason`` is a stable kebab-case token."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Reading(Enum):
+    """What of a target a path pattern is compared with."""
+
+    WHOLE = 0
+    BARE = 1  # without the query
+    EITHER = 2  # a deny rule's: with the query or without
+
+
+class Demand(msgspec.Struct, frozen=True, eq=False):
+    """One rule. ``view`` is the view that it allows the call in, None when a call that it matches is not proven."""
+
+    view: int | None
+    methods: frozenset[str] | None
+    path: int | None
+    headers: frozenset[Atom]
+    query: bool = False  # it has conditions on the query, which are taken to hold as soon as there is one
+
+
+class Residue(msgspec.Struct, frozen=True):
+    """What headers have still to show: every one of ``allow`` must come to hold, ``forbid`` must not."""
+
+    allow: frozenset[Terms]
+    forbid: Terms
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The headers that still matter."""
+        return frozenset(name for terms in (*self.allow, self.forbid) for term in terms for name, _ in term)
+
+    def asked(self, name: str) -> frozenset[int]:
+        """The patterns that are still asked of one header."""
+        return frozenset(
+            number for terms in (*self.allow, self.forbid) for term in terms for of, number in term if of == name
+        )
+
+    def after(self, name: str, matched: frozenset[int]) -> "Residue | None":
+        """What is left when the header ``name`` has been read and matches exactly these patterns; None: not proven."""
+        return _residue([_known(terms, name, matched) for terms in self.allow], _known(self.forbid, name, matched))
+
+
+def _known(terms: Terms, name: str, matched: frozenset[int]) -> Iterable[frozenset[Atom]]:
+    for term in terms:
+        if all(of != name or number in matched for of, number in term):
+            yield frozenset(atom for atom in term if atom[0] != name)
+
+
+def _residue(allow: Iterable[Iterable[frozenset[Atom]]], forbid: Iterable[frozenset[Atom]]) -> Residue | None:
+    wanted = {_simplest(terms) for terms in allow}
+    forbidden = _simplest(forbid)
+    if frozenset() in wanted or frozenset() in forbidden:  # nothing can allow it, or a rule without a condition forbids it
+        return None
+    return Residue(frozenset(terms for terms in wanted if frozenset() not in terms), forbidden)
+
+
+def _simplest(terms: Iterable[frozenset[Atom]]) -> Terms:
+    """Without terms that another one implies. This form is unique, because no condition is negated."""
+    different = frozenset(terms)
+    return frozenset(term for term in different if not any(other < term for other in different))
+
+
+class Demands:
+    """All rules of a pair. Raises `NotProvableError`.
+
+    ``unasked`` says of a header's name that the head's grammar keeps it to itself. Rules with more than ``most_headers``
+    conditions on headers are not read exactly. ``left_out`` has the reason for every allow rule that is missing, by the names
+    of policy and rule.
+    """
+
+    def __init__(self, pair: Pair, unasked: Callable[[str], bool], most_headers: int | None = None) -> None:
+        self._unasked = unasked
+        self._most_headers = most_headers
+        self.paths: list[tuple[Reading, Node]] = []
+        self.values: dict[str, list[Node]] = {}
+        self.left_out: dict[tuple[str, str], str] = {}
+        self.headers_limited = False
+        self._numbers: dict[object, int] = {}
+        self._rules: list[Demand] = []
+        self._views = 0
+        self._method_matches: dict[str, frozenset[str]] = {}
+        views = [view for side in pair.sides for view in side.views]
+        self.methods = METHODS + tuple(sorted(_named_methods(views)))
+        for view in views:
+            self._add_view(view)
+
+    def of_method(self, method: str) -> tuple[int, ...]:
+        """The numbers of the rules that a call with this method can match."""
+        return tuple(n for n, rule in enumerate(self._rules) if rule.methods is None or method in rule.methods)
+
+    def paths_of(self, rules: Iterable[int]) -> tuple[int, ...]:
+        """The numbers of the path patterns of these rules."""
+        return tuple(sorted({path for number in rules if (path := self._rules[number].path) is not None}))
+
+    def residue(self, rules: Iterable[int], paths: frozenset[int], has_query: bool) -> Residue | None:
+        """What is left of ``rules`` behind a target that matches exactly these path patterns; None: not proven."""
+        allow: list[list[frozenset[Atom]]] = [[] for _ in range(self._views)]
+        forbid: list[frozenset[Atom]] = []
+        for number in rules:
+            rule = self._rules[number]
+            if (rule.path is None or rule.path in paths) and (has_query or not rule.query):
+                (forbid if rule.view is None else allow[rule.view]).append(rule.headers)
+        return _residue(allow, forbid)
+
+    def _add_view(self, view: View) -> None:
+        if view.connection.rank is not Rank.ALLOW:
+            raise NotProvableError("connection-not-allowed")
+        plan = view.l7
+        if plan is None:
+            return
+        if not plan.kinds <= {"http"}:
+            raise NotProvableError("protocol")
+        if sum(len(rules.rules) for _, rules in plan.lists) + len(self._rules) > MAX_RULES:
+            raise NotProvableError("too-many-rules")
+        _try_out(plan)
+        for rules in (plan.deny, plan.audit_deny):
+            for _, rule in _http(rules.entries, rules.rules):
+                self._forbid(rule)
+        if plan.open_by is not None:  # allow rules are not asked, so they change nothing either
+            return
+        number: int | None = None
+        if plan.default_allow is None:
+            number = self._views
+            self._views += 1
+        for entry, rule in _http(plan.allow.entries, plan.allow.rules):
+            reason = self._changes(rule)
+            if reason is not None:
+                self._forbid(rule)
+            elif number is not None:
+                reason = self._allow(number, rule)
+            if reason is not None:
+                self.left_out[(entry.policy.name, rule.name)] = reason
+
+    @staticmethod
+    def _changes(rule: HttpRule) -> str | None:
+        """Why a call that the rule allows may be more than allowed: its headers are changed, or a note is taken."""
+        if any(match.secret is not None for match in rule.header_matches):
+            return "secret"
+        return "header-actions" if any(match.mismatch is not Mismatch.FAIL for match in rule.header_matches) else None
+
+    def _allow(self, view: int, rule: HttpRule) -> str | None:
+        """Add a rule that allows, or say why it is left out."""
+        wanted = (*rule.headers, *map(_as_condition, rule.header_matches))
+        if rule.query:
+            return "query"
+        if any(self._unasked(header.name) for header in wanted):
+            return "framing-header"
+        if self._is_too_much(len(wanted)):
+            return "too-many-states"
+        try:
+            path = None if rule.path is None else self._path(rule.path, deny=False)
+            atoms = [self._header(header, deny=False) for header in wanted]
+            if rule.host is not None:
+                atoms.append(self._atom(HOST, parse(rule.host)))
+        except Unsupported:
+            return "unsupported-pattern"
+        self._rules.append(Demand(view, self._methods_of(rule), path, frozenset(atoms)))
+        return None
+
+    def _forbid(self, rule: HttpRule) -> None:
+        """Add a rule that denies, or that does what the kernel cannot."""
+        path = None
+        atoms: list[Atom] = []
+        for condition in (*rule.headers, rule.host):
+            try:
+                if isinstance(condition, str):
+                    atoms.append(self._atom(HOST, parse(condition, dot_nl=True)))
+                elif condition is not None and not self._unasked(condition.name):
+                    if not self._is_too_much(len(rule.headers)):
+                        atoms.append(self._header(condition, deny=True))
+            except Unsupported:
+                continue  # it is taken to hold
+        if rule.path is not None:
+            try:
+                path = self._path(rule.path, deny=True)
+            except Unsupported:
+                path = None
+        self._rules.append(Demand(None, self._methods_of(rule), path, frozenset(atoms), bool(rule.query)))
+
+    def _is_too_much(self, headers: int) -> bool:
+        self.headers_limited = self.headers_limited or headers > 0
+        return self._most_headers is not None and headers > self._most_headers
+
+    def _methods_of(self, rule: HttpRule) -> frozenset[str] | None:
+        if rule.method is None:
+            return None
+        known = self._method_matches.get(rule.method)
+        if known is None:
+            pattern = compile_pattern(rule.method)
+            known = frozenset(method for method in self.methods if pattern.fullmatch(method.encode()) is not None)
+            self._method_matches[rule.method] = known
+        return known
+
+    def _path(self, path: PathMatch, deny: bool) -> int:
+        reading = Reading.BARE
+        if path.kind is PathKind.REGEX:
+            reading = Reading.EITHER if deny else Reading.WHOLE
+        key = (reading, path.kind, path.text)
+        number = self._numbers.get(key)
+        if number is None:
+            self.paths.append((reading, parse(path_regex(path), deny)))
+            number = self._numbers[key] = len(self.paths) - 1
+        return number
+
+    def _header(self, wanted: ValueMatch, deny: bool) -> Atom:
+        value = on_wire(wanted.value).encode("latin-1")
+        if wanted.kind is ValueKind.PRESENT:
+            return self._atom(wanted.name, ANYTHING)
+        if wanted.kind is ValueKind.REGEX:
+            return self._atom(wanted.name, parse(wanted.value, deny))
+        if wanted.kind is ValueKind.PREFIX:
+            return self._atom(wanted.name, Sequenced((literal(value), ANYTHING)))
+        return self._atom(wanted.name, literal(value))
+
+    def _atom(self, name: str, node: Node) -> Atom:
+        number = self._numbers.get((name, node))
+        if number is None:
+            nodes = self.values.setdefault(name, [])
+            nodes.append(node)
+            number = self._numbers[(name, node)] = len(nodes) - 1
+        return name, number
+
+
+def _http(entries: Sequence[Entry], rules: Sequence[object]) -> list[tuple[Entry, HttpRule]]:
+    return [(entry, rule) for entry, rule in zip(entries, rules, strict=True) if isinstance(rule, HttpRule)]
+
+
+def _named_methods(views: Iterable[View]) -> set[str]:
+    rules = (rule for view in views if view.l7 is not None for _, listed in view.l7.lists for rule in listed.rules)
+    named = {rule.method for rule in rules if isinstance(rule, HttpRule) and rule.method is not None}
+    return {
+        method
+        for method in named.difference(METHODS)
+        if is_literal(method) and method.isalpha() and method.isupper() and len(method) <= _METHOD_MAX and method != "CONNECT"
+    }
+
+
+def _as_condition(match: HeaderMatch) -> ValueMatch:
+    """A ``headerMatches`` entry that changes nothing is a condition like any other."""
+    return ValueMatch(match.name, ValueKind.PRESENT if match.value is None else ValueKind.EXACT, match.value or "")
+
+
+def _try_out(plan: L7Plan) -> None:
+    """Rules that the proxy cannot evaluate deny every call, so the kernel must not allow any."""
+    try:
+        for _, rules in plan.lists:
+            _ = rules.index
+    except UndecidedError:
+        raise NotProvableError("pattern-undecided") from None

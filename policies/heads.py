@@ -1,0 +1,498 @@
+"""HTTP/1.1 request heads that are allowed for certain, as one table for the kernel: policy and framing in one automaton.
+
+`prove` makes the table of a pair. Whatever the table accepts is a head that the proxy's parser accepts and that
+`Pair.decide` allows, with nothing to change and nothing to note; it is far from accepting all such heads. A head that it does
+not accept is not denied: it goes to the proxy. `run` is the reference for the kernel's runner.
+
+**The grammar here is a small part of the parser's** (`parsers/http1_head.py`): what follows is left to the proxy on purpose,
+because proving it would cost states or because servers read it in different ways. tests/property/test_heads_differential.py
+compares both.
+
+* Target: origin-form only, without ``%``, ``\\``, ``#``; a path without ``;``, empty segments and dot segments.
+* Version 1.1 only.
+* Host: exactly one, a name in lower case of at most `HOST_PROOF_MAX` characters without trailing dot, and a port.
+* Content-Length: at most one, of 1 to `LENGTH_DIGITS` digits. Connection: only keep-alive.
+* No Transfer-Encoding, Upgrade, Expect, TE, Trailer, HTTP2-Settings, Keep-Alive, Proxy-Anything; nor any name that begins as
+  these do up to the point that tells them from others in use. Nor a capital letter in the middle of a word of what may still
+  become one of the names that are looked at: so the table needs few classes of bytes.
+* Field values: no tabs. A field line has at least `FIELD_LINE_MIN` bytes.
+
+**States.** Behind the request line a state knows four things: where in a line it is, whether Host and Content-Length have been
+seen, which headers that rules name have been seen, and the `Residue` of policy. So every combination of the last three, a
+*section*, costs a hundred states, and the sections are what fills a table.
+"""
+
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+
+import msgspec
+
+from policies.automaton import (
+    LABELS,
+    Automaton,
+    Budget,
+    TooLarge,
+    bits,
+    mask_of,
+    masks,
+    merged_columns,
+    minimised,
+    partition,
+    trimmed,
+)
+from policies.decide import Action, Pair
+from policies.demands import HOST, Demands, NotProvableError, Reading, Residue
+
+# The table's format, which bpf/ shares.
+CLASSES = 64  # cells of a row: one per class of bytes
+STATE_BITS = 13  # of a cell: the next state; the action is above them
+MAX_STATES = 4096  # 512 KiB of rows for one pair. Half of what a cell can name, so that a table can be put behind another one.
+DEAD = 0
+DIGIT, NO_REPLY_BODY, ACCEPT = 1, 2, 3
+
+# What the grammar bounds, for want of counters in the kernel.
+LENGTH_DIGITS = 15  # fits a signed 64-bit integer however it is summed up
+HOST_PROOF_MAX = 48  # characters of the name; the parser's HOST_MAX is 261. One or two states each, in every section.
+# Together these keep a head below the parser's FIELDS_MAX of 100 field lines: with 101 lines it has at least 16 bytes of
+# request line, 8 of Host, 4 for each of the few headers that rules name (once each), FIELD_LINE_MIN for each of the 92
+# others, and the empty line: 16 + 8 + 8 * 4 + 92 * 12 + 2 = 1162.
+FIELD_LINE_MIN = 12  # bytes with CRLF; "Accept:*/*" is the shortest line that clients commonly send
+NAMES_MAX = 8  # different headers that the rules of a pair name
+HEAD_PROOF_MAX = 1161  # bytes: the runner gives up behind so many
+
+# What making a table may cost. Both are reached in less than two seconds.
+MAX_BUILT_STATES = 4 * MAX_STATES  # before equal ones are merged
+MAX_WORK = 1_000_000
+
+_TOKEN = mask_of(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+_CAPITALS = mask_of(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+_DIGITS = mask_of(b"0123456789")
+_TEXT = mask_of([*range(0x20, 0x7F), *range(0x80, 0x100)])
+_TARGET = mask_of(range(0x21, 0x7F)) & ~mask_of(b"%\\#")
+_HOST_NAME = mask_of(b"0123456789abcdefghijklmnopqrstuvwxyz-_")
+_VERSION = b"HTTP/1.1\r\n"
+_KEEP_ALIVE = b"keep-alive"
+
+_LENGTH, _CONNECTION = "content-length", "connection"
+# Names that lead to the proxy: whole ones, and beginnings.
+_REFUSED = frozenset({"te", "upgrade"})
+_REFUSED_BEGINNINGS = frozenset({"transf", "trail", "expect", "proxy-", "keep-", "http2"})
+
+_Key = tuple[object, ...]
+
+
+class HeadTable(msgspec.Struct, frozen=True):
+    """The automaton of one pair.
+
+    ``classes`` has the class of every byte. ``rows`` has `CLASSES` cells for every state, each a native 16-bit integer: the
+    next state in its low `STATE_BITS` bits, and above them the action of the move (`DIGIT`: length = length * 10 + digit,
+    `NO_REPLY_BODY`: the method is HEAD, `ACCEPT`: the head ends with this byte). State `DEAD` is "not proven".
+
+    ``left_out`` has the reason for every allow rule that the table does not know, by the names of policy and rule.
+    """
+
+    classes: bytes
+    rows: bytes
+    start: int
+    left_out: tuple[tuple[str, str, str], ...] = ()
+
+    @property
+    def states(self) -> int:
+        return len(self.rows) // (2 * CLASSES)
+
+
+class NotProvable(msgspec.Struct, frozen=True):
+    """Every call of the pair is for the proxy. ``reason`` is a stable kebab-case token (docs/policies.md has a table)."""
+
+    reason: str
+
+
+class Proof(msgspec.Struct, frozen=True):
+    """A head that is allowed: its length in bytes, that of the body behind it, and whether the reply has no body (HEAD)."""
+
+    head_length: int
+    body_length: int
+    no_reply_body: bool
+
+
+def run(table: HeadTable, data: bytes) -> Proof | None:
+    """What the kernel does with the first bytes of a message. None: not proven."""
+    cells = memoryview(table.rows).cast("H")
+    state = table.start
+    length = 0
+    no_reply_body = False
+    for at, byte in enumerate(data[:HEAD_PROOF_MAX]):
+        cell = cells[state * CLASSES + table.classes[byte]]
+        action = cell >> STATE_BITS
+        if action == ACCEPT:
+            return Proof(at + 1, length, no_reply_body)
+        if action == DIGIT:
+            length = length * 10 + byte - ord("0")
+        elif action == NO_REPLY_BODY:
+            no_reply_body = True
+        state = cell & (1 << STATE_BITS) - 1
+        if state == DEAD:
+            return None
+    return None
+
+
+def prove(pair: Pair) -> HeadTable | NotProvable:
+    """The table of a pair, or why there is none. Pure and bounded; some milliseconds for the policies that people write."""
+    if pair.action is not Action.REDIRECT:
+        return NotProvable("not-redirected")
+    if not pair.acceleration:
+        return NotProvable("acceleration-off")
+    if pair.protocol != "http":
+        return NotProvable("protocol")
+    # Conditions on headers multiply the sections. When they are too many, the rules with most of them go to the proxy.
+    for most_headers in (None, 1, 0):
+        try:
+            demands = Demands(pair, _is_framing, most_headers)
+        except NotProvableError as error:
+            return NotProvable(error.reason)
+        try:
+            return _Compiler(demands).table()
+        except NotProvableError as error:
+            return NotProvable(error.reason)
+        except TooLarge:
+            if not demands.headers_limited:
+                break
+    return NotProvable("too-many-states")
+
+
+def _is_framing(name: str) -> bool:
+    """Whether rules cannot ask for a header, because the grammar needs it for itself or has no head with it."""
+    known = name in _REFUSED or name in ("host", _LENGTH, _CONNECTION)
+    return known or any(name.startswith(beginning) for beginning in _REFUSED_BEGINNINGS)
+
+
+class _Section(msgspec.Struct, frozen=True):
+    """What is known at the beginning of a field line."""
+
+    host: bool
+    length: bool
+    named: frozenset[str]  # headers that rules name and that must not occur again
+    residue: Residue
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The headers that rules name and that matter here."""
+        return self.named | self.residue.names - {HOST}
+
+
+class _Compiler:
+    """Makes one table. Every state has a key, which is the method that makes its row, with the method's arguments."""
+
+    def __init__(self, demands: Demands) -> None:
+        self._demands = demands
+        self._budget = Budget(MAX_WORK)
+        patterns = [node for _, node in demands.paths] + [node for nodes in demands.values.values() for node in nodes]
+        if len(demands.values.keys() - {HOST}) > NAMES_MAX:
+            raise TooLarge("NAMES_MAX")
+        # Every byte that the grammar may treat by itself, then whatever patterns tell apart.
+        single = [1 << byte for byte in (*range(0x20, 0x7F), *b"\r\n")]
+        parts = partition([*single, _TEXT, *{mask for node in patterns for mask in masks(node)}])
+        self._symbols = [next(bits(part)) for part in parts]
+        self._symbol_of = {byte: number for number, part in enumerate(parts) for byte in bits(part)}
+        self._numbers: dict[_Key, int] = {}
+        self._waiting: deque[_Key] = deque()
+        self._paths: dict[tuple[int, ...], tuple[Automaton, tuple[int, ...]]] = {}
+        self._values: dict[str, Automaton] = {}
+        self._fills: dict[int, list[int]] = {}
+        self._tries: dict[frozenset[str], dict[str, set[str]]] = {}
+
+    def table(self) -> HeadTable:
+        """Raises `TooLarge` and `NotProvableError`."""
+        self._state(self._method, "")
+        rows = [[0] * len(self._symbols)]
+        while self._waiting:
+            make, *arguments = self._waiting.popleft()
+            assert callable(make)
+            row = [0] * len(self._symbols)
+            make(row, *arguments)
+            rows.append(row)
+            self._budget.spend(10)
+        rows = trimmed(rows, ACCEPT)
+        if not any(rows[1]):
+            raise NotProvableError(self._why_nothing())
+        column_of, rows = merged_columns(rows)
+        again, rows = merged_columns(minimised(rows))
+        column_of = [again[column] for column in column_of]
+        if len(rows) > MAX_STATES:
+            raise TooLarge("MAX_STATES")
+        if len(rows[0]) > CLASSES:
+            raise NotProvableError("too-many-classes")
+        cells = array("H")
+        padding = [0] * (CLASSES - len(rows[0]))
+        for row in rows:
+            cells.extend([cell // LABELS | cell % LABELS << STATE_BITS for cell in row] + padding)
+        classes = bytes(column_of[self._symbol_of[byte]] for byte in range(256))
+        return HeadTable(classes, cells.tobytes(), 1, self._left_out)
+
+    @cached_property
+    def _left_out(self) -> tuple[tuple[str, str, str], ...]:
+        return tuple(sorted((policy, rule, reason) for (policy, rule), reason in self._demands.left_out.items()))
+
+    def _why_nothing(self) -> str:
+        return self._left_out[0][2] if self._left_out else "nothing-to-prove"
+
+    # Rows
+
+    def _state(self, make: Callable[..., None], *arguments: object) -> int:
+        """A move to the state that ``make`` fills the row of."""
+        key = (make, *arguments)
+        number = self._numbers.get(key)
+        if number is None:
+            number = len(self._numbers) + 1
+            if number > MAX_BUILT_STATES:
+                raise TooLarge("MAX_BUILT_STATES")
+            self._numbers[key] = number
+            self._waiting.append(key)
+        return number * LABELS
+
+    def _set(self, row: list[int], text: str, move: int) -> None:
+        """One character's move."""
+        row[self._symbol_of[ord(text)]] = move
+
+    def _fill(self, row: list[int], mask: int, move: int) -> None:
+        """The same move for all bytes of a set."""
+        for symbol in self._symbols_in(mask):
+            row[symbol] = move
+
+    def _symbols_in(self, mask: int) -> list[int]:
+        known = self._fills.get(mask)
+        if known is None:
+            known = [number for number, byte in enumerate(self._symbols) if mask >> byte & 1]
+            self._fills[mask] = known
+        return known
+
+    # The request line
+
+    def _method(self, row: list[int], read: str) -> None:
+        for method in self._demands.methods:
+            if method == read:
+                rules = self._demands.of_method(method)
+                self._set(row, " ", self._state(self._target_start, rules) | (NO_REPLY_BODY if method == "HEAD" else 0))
+            elif method.startswith(read):
+                self._set(row, method[len(read)], self._state(self._method, method[: len(read) + 1]))
+
+    def _target_start(self, row: list[int], rules: tuple[int, ...]) -> None:
+        automaton, _ = self._path_automaton(rules)
+        after = automaton.row(automaton.start)[self._symbol_of[ord("/")]]
+        self._set(row, "/", self._state(self._path, rules, "/", after))
+
+    def _path_automaton(self, rules: tuple[int, ...]) -> tuple[Automaton, tuple[int, ...]]:
+        """All path patterns of some rules, and the numbers that they have in `Demands.paths`."""
+        numbers = self._demands.paths_of(rules)
+        known = self._paths.get(numbers)
+        if known is None:
+            nodes = [self._demands.paths[number][1] for number in numbers]
+            known = self._paths[numbers] = Automaton(nodes, self._symbols, self._budget), numbers
+        return known
+
+    def _path(self, row: list[int], rules: tuple[int, ...], segment: str, state: int) -> None:
+        """In the path. ``segment`` is the beginning of the segment as far as it matters: "/", "/.", "/..", or ""."""
+        automaton, numbers = self._path_automaton(rules)
+        after = automaton.row(state)
+        for symbol in self._symbols_in(_TARGET & ~mask_of(b"/.?;")):
+            row[symbol] = self._state(self._path, rules, "", after[symbol])
+        dot = self._symbol_of[ord(".")]
+        row[dot] = self._state(self._path, rules, segment + "." if segment in ("/", "/.") else "", after[dot])
+        if segment in ("/.", "/.."):
+            return
+        if segment != "/":
+            slash = self._symbol_of[ord("/")]
+            row[slash] = self._state(self._path, rules, "/", after[slash])
+        matched = frozenset(numbers[pattern] for pattern in automaton.accepted(state))
+        reading = self._demands.paths
+        held = frozenset(number for number in matched if reading[number][0] is not Reading.WHOLE)
+        going_on = [own for own, number in enumerate(numbers) if reading[number][0] is not Reading.BARE]
+        mark = self._symbol_of[ord("?")]
+        row[mark] = self._state(self._query, rules, held, automaton.restricted(after[mark], going_on))
+        self._end_target(row, rules, matched, False)
+
+    def _query(self, row: list[int], rules: tuple[int, ...], held: frozenset[int], state: int) -> None:
+        """In the query. ``held`` are the patterns that the path alone has satisfied."""
+        automaton, numbers = self._path_automaton(rules)
+        after = automaton.row(state)
+        for symbol in self._symbols_in(_TARGET):
+            row[symbol] = self._state(self._query, rules, held, after[symbol])
+        self._end_target(row, rules, held.union(numbers[pattern] for pattern in automaton.accepted(state)), True)
+
+    def _end_target(self, row: list[int], rules: tuple[int, ...], matched: frozenset[int], has_query: bool) -> None:
+        residue = self._demands.residue(rules, matched, has_query)
+        if residue is not None:
+            self._set(row, " ", self._state(self._version, residue, 0))
+
+    def _version(self, row: list[int], residue: Residue, read: int) -> None:
+        if read + 1 < len(_VERSION):
+            move = self._state(self._version, residue, read + 1)
+        else:
+            move = self._state(self._line, _Section(False, False, frozenset(), residue))
+        self._set(row, chr(_VERSION[read]), move)
+
+    # Field lines
+
+    def _line(self, row: list[int], section: _Section) -> None:
+        """At the beginning of a line: a field, or the end."""
+        self._name(row, section, "")
+        if section.host and not section.residue.allow:
+            self._set(row, "\r", self._state(self._end))
+
+    def _end(self, row: list[int]) -> None:
+        self._set(row, "\n", ACCEPT)
+
+    def _name(self, row: list[int], section: _Section, read: str) -> None:
+        """In a name of which ``read`` (lower-cased) can still become one that matters."""
+        trie = self._trie(section.names)
+        self._fill(row, _TOKEN, self._state(self._other_name, section, min(len(read) + 1, FIELD_LINE_MIN)))
+        in_word = read != "" and not read.endswith("-")
+        if in_word:
+            self._fill(row, _CAPITALS, 0)
+        for character in trie.get(read, ()):
+            name = read + character
+            move = 0 if name in _REFUSED_BEGINNINGS else self._state(self._name, section, name)
+            self._set(row, character, move)
+            if not in_word or any(named.startswith(name) for named in section.names):
+                self._set(row, character.upper(), move)
+        if read:
+            self._set(row, ":", self._after_colon(section, read))
+
+    def _trie(self, names: frozenset[str]) -> dict[str, set[str]]:
+        """For every beginning of a name that matters, the characters by which it goes on."""
+        trie = self._tries.get(names)
+        if trie is None:
+            trie = self._tries[names] = {}
+            for name in {*names, "host", _LENGTH, _CONNECTION, *_REFUSED, *_REFUSED_BEGINNINGS}:
+                for at, character in enumerate(name):
+                    trie.setdefault(name[:at], set()).add(character)
+        return trie
+
+    def _after_colon(self, section: _Section, name: str) -> int:
+        if name in _REFUSED:
+            return 0
+        if name == "host":
+            if section.host:
+                return 0
+            return self._state(self._host_start, section)
+        if name == _LENGTH:
+            return 0 if section.length else self._state(self._length, section, 0)
+        if name == _CONNECTION:
+            return self._state(self._connection, section, 0)
+        if name in section.names:
+            return 0 if name in section.named else self._state(self._value_start, section, name)
+        return self._state(self._other_value, section, min(len(name) + 1, FIELD_LINE_MIN))
+
+    def _other_name(self, row: list[int], section: _Section, length: int) -> None:
+        """In a name that does not matter. ``length`` bytes of the line have been read, or more than can matter."""
+        longer = min(length + 1, FIELD_LINE_MIN)
+        self._fill(row, _TOKEN, self._state(self._other_name, section, longer))
+        self._set(row, ":", self._state(self._other_value, section, longer))
+
+    def _other_value(self, row: list[int], section: _Section, length: int) -> None:
+        self._fill(row, _TEXT, self._state(self._other_value, section, min(length + 1, FIELD_LINE_MIN)))
+        if length + len("\r\n") >= FIELD_LINE_MIN:
+            self._end_line(row, section)
+
+    def _end_line(self, row: list[int], section: _Section) -> None:
+        self._set(row, "\r", self._state(self._line_feed, section))
+
+    def _line_feed(self, row: list[int], section: _Section) -> None:
+        self._set(row, "\n", self._state(self._line, section))
+
+    def _connection(self, row: list[int], section: _Section, read: int) -> None:
+        """Exactly keep-alive, as often as the client likes: saying it again says nothing new."""
+        if read in (0, len(_KEEP_ALIVE)):
+            self._set(row, " ", self._state(self._connection, section, read))
+        if read == len(_KEEP_ALIVE):
+            self._end_line(row, section)
+            return
+        move = self._state(self._connection, section, read + 1)
+        self._set(row, chr(_KEEP_ALIVE[read]), move)
+        if read == 0 or _KEEP_ALIVE[read - 1 : read] == b"-":
+            self._set(row, chr(_KEEP_ALIVE[read]).upper(), move)
+
+    def _length(self, row: list[int], section: _Section, digits: int) -> None:
+        if digits < LENGTH_DIGITS:
+            self._fill(row, _DIGITS, self._state(self._length, section, digits + 1) | DIGIT)
+        if digits:
+            self._length_end(row, section)
+        else:
+            self._set(row, " ", self._state(self._length, section, 0))
+
+    def _length_end(self, row: list[int], section: _Section) -> None:
+        self._set(row, " ", self._state(self._length_end, section))
+        self._end_line(row, msgspec.structs.replace(section, length=True))
+
+    # Values that policy looks at
+
+    def _automaton(self, name: str) -> Automaton:
+        known = self._values.get(name)
+        if known is None:
+            known = self._values[name] = Automaton(self._demands.values.get(name, ()), self._symbols, self._budget)
+        return known
+
+    def _start_of(self, section: _Section, name: str) -> int:
+        """The state in which only what is still asked of a header is looked for."""
+        automaton = self._automaton(name)
+        return automaton.restricted(automaton.start, section.residue.asked(name))
+
+    def _host_start(self, row: list[int], section: _Section) -> None:
+        self._set(row, " ", self._state(self._host_start, section))
+        after = self._automaton(HOST).row(self._start_of(section, HOST))
+        for symbol in self._symbols_in(_HOST_NAME):
+            row[symbol] = self._state(self._host, section, 1, after[symbol])
+
+    def _host(self, row: list[int], section: _Section, length: int, state: int) -> None:
+        """Behind a character of the name that is no dot."""
+        after = self._automaton(HOST).row(state)
+        if length < HOST_PROOF_MAX:
+            for symbol in self._symbols_in(_HOST_NAME):
+                row[symbol] = self._state(self._host, section, length + 1, after[symbol])
+            dot = self._symbol_of[ord(".")]
+            row[dot] = self._state(self._host_dot, section, length + 1, after[dot])
+        colon = self._symbol_of[ord(":")]
+        row[colon] = self._state(self._port, section, 0, after[colon])
+        self._end_host(row, section, state)
+
+    def _host_dot(self, row: list[int], section: _Section, length: int, state: int) -> None:
+        if length < HOST_PROOF_MAX:
+            after = self._automaton(HOST).row(state)
+            for symbol in self._symbols_in(_HOST_NAME):
+                row[symbol] = self._state(self._host, section, length + 1, after[symbol])
+
+    def _port(self, row: list[int], section: _Section, digits: int, state: int) -> None:
+        if digits < len("65535"):
+            after = self._automaton(HOST).row(state)
+            for symbol in self._symbols_in(_DIGITS if digits else _DIGITS & ~mask_of(b"0")):
+                row[symbol] = self._state(self._port, section, digits + 1, after[symbol])
+        if digits:
+            self._end_host(row, section, state)
+
+    def _end_host(self, row: list[int], section: _Section, state: int) -> None:
+        residue = section.residue.after(HOST, self._automaton(HOST).accepted(state))
+        if residue is not None:
+            self._end_value(row, msgspec.structs.replace(section, host=True, residue=residue))
+
+    def _end_value(self, row: list[int], section: _Section) -> None:
+        """Behind a value that has been judged: spaces, or the end of the line. ``section`` is what the next line finds."""
+        self._set(row, " ", self._state(self._end_value, section))
+        self._end_line(row, section)
+
+    def _value_start(self, row: list[int], section: _Section, name: str) -> None:
+        start = self._start_of(section, name)
+        self._value(row, section, name, start, start)
+        self._set(row, " ", self._state(self._value_start, section, name))
+
+    def _value(self, row: list[int], section: _Section, name: str, state: int, stripped: int) -> None:
+        """In the value of a header that rules name. ``stripped`` is the state before the spaces that were read last."""
+        after = self._automaton(name).row(state)
+        for symbol in self._symbols_in(_TEXT & ~mask_of(b" ")):
+            row[symbol] = self._state(self._value, section, name, after[symbol], after[symbol])
+        space = self._symbol_of[ord(" ")]
+        row[space] = self._state(self._value, section, name, after[space], stripped)
+        residue = section.residue.after(name, self._automaton(name).accepted(stripped))
+        if residue is not None:
+            self._end_line(row, msgspec.structs.replace(section, named=section.named | {name}, residue=residue))
