@@ -483,20 +483,21 @@ _Rows = Sequence[Sequence[int]]
 
 def trimmed(rows: _Rows, final: int) -> list[list[int]]:
     """The table without moves from which no move labelled ``final`` can follow: they become 0."""
-    sources: defaultdict[int, list[int]] = defaultdict(list)
-    for number, row in enumerate(rows):
-        for cell in set(row):
+    cells = [set(row) for row in rows]
+    sources: list[list[int]] = [[] for _ in rows]
+    reached: list[int] = []
+    for number, different in enumerate(cells):
+        for cell in different:
             sources[cell // LABELS].append(number)
-    ending = [number for number, row in enumerate(rows) if any(cell % LABELS == final for cell in set(row))]
-    alive = set(ending)
-    while ending:
-        fresh = [source for source in sources[ending.pop()] if source not in alive]
-        alive.update(fresh)
-        ending += fresh
-    kept = {
-        cell: cell if cell % LABELS == final or cell // LABELS in alive else 0 for row in rows for cell in set(row)
-    }
-    return [[kept[cell] for cell in row] for row in rows]
+        if any(cell % LABELS == final for cell in different):
+            reached.append(number)
+    alive = set(reached)
+    for number in reached:  # which grows
+        fresh = set(sources[number]) - alive
+        alive |= fresh
+        reached += fresh
+    lost = {cell for different in cells for cell in different if cell % LABELS != final and cell // LABELS not in alive}
+    return [list(row) if lost.isdisjoint(row) else [0 if cell in lost else cell for cell in row] for row in rows]
 
 
 def merged_columns(rows: _Rows) -> tuple[list[int], list[list[int]]]:
@@ -537,7 +538,7 @@ def minimised(rows: _Rows) -> list[list[int]]:
             for number in part:
                 block[number] = new
         affected = {source for _, part in moved for number in part for source in sources[number]}
-    return _in_order(rows, targets, block)
+    return _in_order(rows, block)
 
 
 def _numbered(signatures: Iterable[tuple[int, ...]]) -> list[int]:
@@ -545,7 +546,7 @@ def _numbered(signatures: Iterable[tuple[int, ...]]) -> list[int]:
     return [numbers.setdefault(signature, len(numbers)) for signature in signatures]
 
 
-def _in_order(rows: _Rows, targets: _Rows, block: Sequence[int]) -> list[list[int]]:
+def _in_order(rows: _Rows, block: Sequence[int]) -> list[list[int]]:
     """One row per block that can be reached, numbered as a walk from the start meets them."""
     numbers = {block[0]: 0, block[1]: 1}
     if len(numbers) == 1:
@@ -553,11 +554,12 @@ def _in_order(rows: _Rows, targets: _Rows, block: Sequence[int]) -> list[list[in
     order = [0, 1]
     smaller: list[list[int]] = []
     for number in order:
-        row = []
-        for cell, target in zip(rows[number], targets[number], strict=True):
+        moves = dict.fromkeys(rows[number], 0)
+        for cell in moves:
+            target = cell // LABELS
             if block[target] not in numbers:
                 numbers[block[target]] = len(order)
                 order.append(target)
-            row.append(numbers[block[target]] * LABELS + cell % LABELS)
-        smaller.append(row)
+            moves[cell] = numbers[block[target]] * LABELS + cell % LABELS
+        smaller.append([moves[cell] for cell in rows[number]])
     return smaller

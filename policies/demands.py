@@ -51,16 +51,18 @@ class Reading(Enum):
 
 
 class Demand(msgspec.Struct, frozen=True, eq=False):
-    """One rule. ``view`` is the view that it allows the call in, None when a call that it matches is not proven."""
+    """One rule. ``view`` is the view that it allows the call in, None when a call that it matches is not proven.
+
+    ``targets`` are the numbers of patterns of the target, all of which must match.
+    """
 
     view: int | None
     methods: frozenset[str] | None
-    path: int | None
+    targets: frozenset[int]
     headers: frozenset[Atom]
-    query: bool = False  # it has conditions on the query, which are taken to hold as soon as there is one
 
 
-class Residue(msgspec.Struct, frozen=True):
+class Residue(msgspec.Struct, frozen=True, cache_hash=True):
     """What headers have still to show: every one of ``allow`` must come to hold, ``forbid`` must not."""
 
     allow: frozenset[Terms]
@@ -73,9 +75,7 @@ class Residue(msgspec.Struct, frozen=True):
 
     def asked(self, name: str) -> frozenset[int]:
         """The patterns that are still asked of one header."""
-        return frozenset(
-            number for terms in (*self.allow, self.forbid) for term in terms for of, number in term if of == name
-        )
+        return frozenset(number for terms in (*self.allow, self.forbid) for term in terms for of, number in term if of == name)
 
     def after(self, name: str, matched: frozenset[int]) -> "Residue | None":
         """What is left when the header ``name`` has been read and matches exactly these patterns; None: not proven."""
@@ -113,7 +113,7 @@ class Demands:
     def __init__(self, pair: Pair, unasked: Callable[[str], bool], most_headers: int | None = None) -> None:
         self._unasked = unasked
         self._most_headers = most_headers
-        self.paths: list[tuple[Reading, Node]] = []
+        self.targets: list[tuple[Reading, Node]] = []
         self.values: dict[str, list[Node]] = {}
         self.left_out: dict[tuple[str, str], str] = {}
         self.headers_limited = False
@@ -130,17 +130,17 @@ class Demands:
         """The numbers of the rules that a call with this method can match."""
         return tuple(n for n, rule in enumerate(self._rules) if rule.methods is None or method in rule.methods)
 
-    def paths_of(self, rules: Iterable[int]) -> tuple[int, ...]:
-        """The numbers of the path patterns of these rules."""
-        return tuple(sorted({path for number in rules if (path := self._rules[number].path) is not None}))
+    def targets_of(self, rules: Iterable[int]) -> tuple[int, ...]:
+        """The numbers of the target's patterns in these rules."""
+        return tuple(sorted({target for number in rules for target in self._rules[number].targets}))
 
-    def residue(self, rules: Iterable[int], paths: frozenset[int], has_query: bool) -> Residue | None:
-        """What is left of ``rules`` behind a target that matches exactly these path patterns; None: not proven."""
+    def residue(self, rules: Iterable[int], targets: frozenset[int]) -> Residue | None:
+        """What is left of ``rules`` behind a target that matches exactly these patterns; None: not proven."""
         allow: list[list[frozenset[Atom]]] = [[] for _ in range(self._views)]
         forbid: list[frozenset[Atom]] = []
         for number in rules:
             rule = self._rules[number]
-            if (rule.path is None or rule.path in paths) and (has_query or not rule.query):
+            if rule.targets <= targets:
                 (forbid if rule.view is None else allow[rule.view]).append(rule.headers)
         return _residue(allow, forbid)
 
@@ -190,34 +190,29 @@ class Demands:
         if self._is_too_much(len(wanted)):
             return "too-many-states"
         try:
-            path = None if rule.path is None else self._path(rule.path, deny=False)
+            targets = frozenset() if rule.path is None else frozenset({self._path(rule.path, deny=False)})
             atoms = [self._header(header, deny=False) for header in wanted]
             if rule.host is not None:
                 atoms.append(self._atom(HOST, parse(rule.host)))
         except Unsupported:
             return "unsupported-pattern"
-        self._rules.append(Demand(view, self._methods_of(rule), path, frozenset(atoms)))
+        self._rules.append(Demand(view, self._methods_of(rule), targets, frozenset(atoms)))
         return None
 
     def _forbid(self, rule: HttpRule) -> None:
-        """Add a rule that denies, or that does what the kernel cannot."""
-        path = None
-        atoms: list[Atom] = []
-        for condition in (*rule.headers, rule.host):
-            try:
-                if isinstance(condition, str):
-                    atoms.append(self._atom(HOST, parse(condition, dot_nl=True)))
-                elif condition is not None and not self._unasked(condition.name):
-                    if not self._is_too_much(len(rule.headers)):
-                        atoms.append(self._header(condition, deny=True))
-            except Unsupported:
-                continue  # it is taken to hold
-        if rule.path is not None:
-            try:
-                path = self._path(rule.path, deny=True)
-            except Unsupported:
-                path = None
-        self._rules.append(Demand(None, self._methods_of(rule), path, frozenset(atoms), bool(rule.query)))
+        """Add a rule that denies, or that does what the kernel cannot. What cannot be read is taken to hold."""
+        wanted = [] if self._is_too_much(len(rule.headers)) else [h for h in rule.headers if not self._unasked(h.name)]
+        atoms = [self._header(header, deny=True) for header in wanted if self._is_readable(header)]
+        if rule.host is not None and _is_known(rule.host):
+            atoms.append(self._atom(HOST, parse(rule.host, dot_nl=True)))
+        targets = {self._target(Reading.WHOLE, _query_with(parameter.name)) for parameter in rule.query}
+        if rule.path is not None and _is_known(path_regex(rule.path)):
+            targets.add(self._path(rule.path, deny=True))
+        self._rules.append(Demand(None, self._methods_of(rule), frozenset(targets), frozenset(atoms)))
+
+    @staticmethod
+    def _is_readable(header: ValueMatch) -> bool:
+        return header.kind is not ValueKind.REGEX or _is_known(header.value)
 
     def _is_too_much(self, headers: int) -> bool:
         self.headers_limited = self.headers_limited or headers > 0
@@ -237,11 +232,13 @@ class Demands:
         reading = Reading.BARE
         if path.kind is PathKind.REGEX:
             reading = Reading.EITHER if deny else Reading.WHOLE
-        key = (reading, path.kind, path.text)
-        number = self._numbers.get(key)
+        return self._target(reading, parse(path_regex(path), deny))
+
+    def _target(self, reading: Reading, node: Node) -> int:
+        number = self._numbers.get((reading, node))
         if number is None:
-            self.paths.append((reading, parse(path_regex(path), deny)))
-            number = self._numbers[key] = len(self.paths) - 1
+            self.targets.append((reading, node))
+            number = self._numbers[(reading, node)] = len(self.targets) - 1
         return number
 
     def _header(self, wanted: ValueMatch, deny: bool) -> Atom:
@@ -265,6 +262,21 @@ class Demands:
 
 def _http(entries: Sequence[Entry], rules: Sequence[object]) -> list[tuple[Entry, HttpRule]]:
     return [(entry, rule) for entry, rule in zip(entries, rules, strict=True) if isinstance(rule, HttpRule)]
+
+
+def _query_with(name: str) -> Node:
+    """Targets whose query may have a parameter of this name, whatever separates parameters."""
+    if any(character in name for character in " +%"):  # "+" may be read as a space, and "%" never comes here
+        return parse(r"[^?]*\?.*")
+    return Sequenced((parse(r"[^?]*\?(.*[&;])?"), literal(on_wire(name).encode("latin-1")), parse("([=&;].*)?")))
+
+
+def _is_known(pattern: str) -> bool:
+    try:
+        parse(pattern)
+    except Unsupported:
+        return False
+    return True
 
 
 def _named_methods(views: Iterable[View]) -> set[str]:

@@ -24,7 +24,7 @@ seen, which headers that rules name have been seen, and the `Residue` of policy.
 
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 
 import msgspec
@@ -55,12 +55,12 @@ DIGIT, NO_REPLY_BODY, ACCEPT = 1, 2, 3
 # What the grammar bounds, for want of counters in the kernel.
 LENGTH_DIGITS = 15  # fits a signed 64-bit integer however it is summed up
 HOST_PROOF_MAX = 48  # characters of the name; the parser's HOST_MAX is 261. One or two states each, in every section.
-# Together these keep a head below the parser's FIELDS_MAX of 100 field lines: with 101 lines it has at least 16 bytes of
+# Together these keep a head within the parser's FIELDS_MAX of 100 field lines: with 101 lines it has at least 14 bytes of
 # request line, 8 of Host, 4 for each of the few headers that rules name (once each), FIELD_LINE_MIN for each of the 92
-# others, and the empty line: 16 + 8 + 8 * 4 + 92 * 12 + 2 = 1162.
+# others, and the empty line: 14 + 8 + 8 * 4 + 92 * 12 + 2 = 1160.
 FIELD_LINE_MIN = 12  # bytes with CRLF; "Accept:*/*" is the shortest line that clients commonly send
 NAMES_MAX = 8  # different headers that the rules of a pair name
-HEAD_PROOF_MAX = 1161  # bytes: the runner gives up behind so many
+HEAD_PROOF_MAX = 1159  # bytes: the runner gives up behind so many
 
 # What making a table may cost. Both are reached in less than two seconds.
 MAX_BUILT_STATES = 4 * MAX_STATES  # before equal ones are merged
@@ -168,7 +168,7 @@ def _is_framing(name: str) -> bool:
     return known or any(name.startswith(beginning) for beginning in _REFUSED_BEGINNINGS)
 
 
-class _Section(msgspec.Struct, frozen=True):
+class _Section(msgspec.Struct, frozen=True, cache_hash=True):
     """What is known at the beginning of a field line."""
 
     host: bool
@@ -188,7 +188,7 @@ class _Compiler:
     def __init__(self, demands: Demands) -> None:
         self._demands = demands
         self._budget = Budget(MAX_WORK)
-        patterns = [node for _, node in demands.paths] + [node for nodes in demands.values.values() for node in nodes]
+        patterns = [node for _, node in demands.targets] + [node for nodes in demands.values.values() for node in nodes]
         if len(demands.values.keys() - {HOST}) > NAMES_MAX:
             raise TooLarge("NAMES_MAX")
         # Every byte that the grammar may treat by itself, then whatever patterns tell apart.
@@ -214,10 +214,10 @@ class _Compiler:
             make(row, *arguments)
             rows.append(row)
             self._budget.spend(10)
+        column_of, rows = merged_columns(rows)  # at once, because everything below takes time for every column
         rows = trimmed(rows, ACCEPT)
         if not any(rows[1]):
             raise NotProvableError(self._why_nothing())
-        column_of, rows = merged_columns(rows)
         again, rows = merged_columns(minimised(rows))
         column_of = [again[column] for column in column_of]
         if len(rows) > MAX_STATES:
@@ -261,6 +261,15 @@ class _Compiler:
         for symbol in self._symbols_in(mask):
             row[symbol] = move
 
+    def _follow(self, row: list[int], mask: int, after: list[int], make: Callable[..., None], *arguments: object) -> None:
+        """Moves for the bytes of a set that differ by the state that a pattern's automaton has ``after`` them."""
+        moves: dict[int, int] = {}
+        for symbol in self._symbols_in(mask):
+            state = after[symbol]
+            if state not in moves:
+                moves[state] = self._state(make, *arguments, state)
+            row[symbol] = moves[state]
+
     def _symbols_in(self, mask: int) -> list[int]:
         known = self._fills.get(mask)
         if known is None:
@@ -284,11 +293,11 @@ class _Compiler:
         self._set(row, "/", self._state(self._path, rules, "/", after))
 
     def _path_automaton(self, rules: tuple[int, ...]) -> tuple[Automaton, tuple[int, ...]]:
-        """All path patterns of some rules, and the numbers that they have in `Demands.paths`."""
-        numbers = self._demands.paths_of(rules)
+        """All path patterns of some rules, and the numbers that they have in `Demands.targets`."""
+        numbers = self._demands.targets_of(rules)
         known = self._paths.get(numbers)
         if known is None:
-            nodes = [self._demands.paths[number][1] for number in numbers]
+            nodes = [self._demands.targets[number][1] for number in numbers]
             known = self._paths[numbers] = Automaton(nodes, self._symbols, self._budget), numbers
         return known
 
@@ -296,8 +305,7 @@ class _Compiler:
         """In the path. ``segment`` is the beginning of the segment as far as it matters: "/", "/.", "/..", or ""."""
         automaton, numbers = self._path_automaton(rules)
         after = automaton.row(state)
-        for symbol in self._symbols_in(_TARGET & ~mask_of(b"/.?;")):
-            row[symbol] = self._state(self._path, rules, "", after[symbol])
+        self._follow(row, _TARGET & ~mask_of(b"/.?;"), after, self._path, rules, "")
         dot = self._symbol_of[ord(".")]
         row[dot] = self._state(self._path, rules, segment + "." if segment in ("/", "/.") else "", after[dot])
         if segment in ("/.", "/.."):
@@ -306,23 +314,22 @@ class _Compiler:
             slash = self._symbol_of[ord("/")]
             row[slash] = self._state(self._path, rules, "/", after[slash])
         matched = frozenset(numbers[pattern] for pattern in automaton.accepted(state))
-        reading = self._demands.paths
+        reading = self._demands.targets
         held = frozenset(number for number in matched if reading[number][0] is not Reading.WHOLE)
         going_on = [own for own, number in enumerate(numbers) if reading[number][0] is not Reading.BARE]
         mark = self._symbol_of[ord("?")]
         row[mark] = self._state(self._query, rules, held, automaton.restricted(after[mark], going_on))
-        self._end_target(row, rules, matched, False)
+        self._end_target(row, rules, matched)
 
     def _query(self, row: list[int], rules: tuple[int, ...], held: frozenset[int], state: int) -> None:
         """In the query. ``held`` are the patterns that the path alone has satisfied."""
         automaton, numbers = self._path_automaton(rules)
         after = automaton.row(state)
-        for symbol in self._symbols_in(_TARGET):
-            row[symbol] = self._state(self._query, rules, held, after[symbol])
-        self._end_target(row, rules, held.union(numbers[pattern] for pattern in automaton.accepted(state)), True)
+        self._follow(row, _TARGET, after, self._query, rules, held)
+        self._end_target(row, rules, held.union(numbers[pattern] for pattern in automaton.accepted(state)))
 
-    def _end_target(self, row: list[int], rules: tuple[int, ...], matched: frozenset[int], has_query: bool) -> None:
-        residue = self._demands.residue(rules, matched, has_query)
+    def _end_target(self, row: list[int], rules: tuple[int, ...], matched: frozenset[int]) -> None:
+        residue = self._demands.residue(rules, matched)
         if residue is not None:
             self._set(row, " ", self._state(self._version, residue, 0))
 
@@ -442,15 +449,13 @@ class _Compiler:
     def _host_start(self, row: list[int], section: _Section) -> None:
         self._set(row, " ", self._state(self._host_start, section))
         after = self._automaton(HOST).row(self._start_of(section, HOST))
-        for symbol in self._symbols_in(_HOST_NAME):
-            row[symbol] = self._state(self._host, section, 1, after[symbol])
+        self._follow(row, _HOST_NAME, after, self._host, section, 1)
 
     def _host(self, row: list[int], section: _Section, length: int, state: int) -> None:
         """Behind a character of the name that is no dot."""
         after = self._automaton(HOST).row(state)
         if length < HOST_PROOF_MAX:
-            for symbol in self._symbols_in(_HOST_NAME):
-                row[symbol] = self._state(self._host, section, length + 1, after[symbol])
+            self._follow(row, _HOST_NAME, after, self._host, section, length + 1)
             dot = self._symbol_of[ord(".")]
             row[dot] = self._state(self._host_dot, section, length + 1, after[dot])
         colon = self._symbol_of[ord(":")]
@@ -460,14 +465,12 @@ class _Compiler:
     def _host_dot(self, row: list[int], section: _Section, length: int, state: int) -> None:
         if length < HOST_PROOF_MAX:
             after = self._automaton(HOST).row(state)
-            for symbol in self._symbols_in(_HOST_NAME):
-                row[symbol] = self._state(self._host, section, length + 1, after[symbol])
+            self._follow(row, _HOST_NAME, after, self._host, section, length + 1)
 
     def _port(self, row: list[int], section: _Section, digits: int, state: int) -> None:
         if digits < len("65535"):
             after = self._automaton(HOST).row(state)
-            for symbol in self._symbols_in(_DIGITS if digits else _DIGITS & ~mask_of(b"0")):
-                row[symbol] = self._state(self._port, section, digits + 1, after[symbol])
+            self._follow(row, _DIGITS if digits else _DIGITS & ~mask_of(b"0"), after, self._port, section, digits + 1)
         if digits:
             self._end_host(row, section, state)
 
@@ -482,17 +485,16 @@ class _Compiler:
         self._end_line(row, section)
 
     def _value_start(self, row: list[int], section: _Section, name: str) -> None:
-        start = self._start_of(section, name)
-        self._value(row, section, name, start, start)
+        self._value(row, section, name, None, self._start_of(section, name))
         self._set(row, " ", self._state(self._value_start, section, name))
 
-    def _value(self, row: list[int], section: _Section, name: str, state: int, stripped: int) -> None:
-        """In the value of a header that rules name. ``stripped`` is the state before the spaces that were read last."""
+    def _value(self, row: list[int], section: _Section, name: str, stripped: int | None, state: int) -> None:
+        """In the value of a header that rules name. ``stripped`` is the state before the spaces that were read last, if any."""
         after = self._automaton(name).row(state)
-        for symbol in self._symbols_in(_TEXT & ~mask_of(b" ")):
-            row[symbol] = self._state(self._value, section, name, after[symbol], after[symbol])
-        space = self._symbol_of[ord(" ")]
-        row[space] = self._state(self._value, section, name, after[space], stripped)
+        self._follow(row, _TEXT & ~mask_of(b" "), after, self._value, section, name, None)
+        if stripped is None:
+            stripped = state
+        self._set(row, " ", self._state(self._value, section, name, stripped, after[self._symbol_of[ord(" ")]]))
         residue = section.residue.after(name, self._automaton(name).accepted(stripped))
         if residue is not None:
             self._end_line(row, msgspec.structs.replace(section, named=section.named | {name}, residue=residue))
