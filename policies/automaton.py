@@ -24,6 +24,9 @@ MAX_DEPTH = 32
 # bounds both memory (1 KiB per state) and the time of one step.
 MAX_POSITIONS = 8192
 
+# A set of so many places is cheaper to look at place by place.
+_FEW_PLACES = 8
+
 BYTES = 256
 _ALL = (1 << BYTES) - 1
 _NEWLINE = 1 << ord("\n")
@@ -348,6 +351,8 @@ class _Parser:
 
 # From trees to an automaton
 
+_NOTHING: frozenset[int] = frozenset()
+
 
 class Automaton:
     """Several patterns as one deterministic automaton. States are numbers; 0 is the one in which nothing can match any more.
@@ -373,8 +378,13 @@ class Automaton:
             start |= first | (1 << end if nullable else 0)
             self._ends.append(1 << end)
             self._owned.append((1 << end + 1) - (1 << before))
-        # The places that read a class of bytes.
-        self._readers = [mask_of(p for p, mask in enumerate(self._reads) if mask >> byte & 1) for byte in symbols]
+        self._symbols = symbols
+        self._symbols_in: dict[int, list[int]] = {}
+        self._all_ends = mask_of(end.bit_length() - 1 for end in self._ends)
+        self._readers = [0] * len(symbols)  # the places that read a class of bytes
+        for mask, places in self._readers_of().items():
+            for symbol in self._symbols_of(mask):
+                self._readers[symbol] |= places
         self._numbers = {0: 0}
         self._sets = [0]
         self._rows: list[list[int] | None] = [[0] * len(symbols)]
@@ -385,16 +395,39 @@ class Automaton:
         """The next state for every class of bytes. Raises `TooLarge`."""
         row = self._rows[state]
         if row is None:
-            places = self._sets[state]
-            row = [self._number(self._after(places & readers)) for readers in self._readers]
-            self._budget.spend(len(row) * (1 + places.bit_length() // 1024))
-            self._rows[state] = row
+            row = self._rows[state] = [self._number(places) for places in self._moves(self._sets[state])]
         return row
+
+    def _moves(self, places: int) -> list[int]:
+        """The places behind each class of bytes, found by place where they are few, else by class."""
+        if places.bit_count() > _FEW_PLACES:
+            self._budget.spend(len(self._readers) * (1 + places.bit_length() // 4096))
+            return [self._after(places & readers) for readers in self._readers]
+        moves = [0] * len(self._readers)
+        for place in bits(places):
+            for symbol in self._symbols_of(self._reads[place]):
+                moves[symbol] |= self._follow[place]
+        self._budget.spend(len(moves) // 4)
+        return moves
+
+    def _readers_of(self) -> dict[int, int]:
+        """For every set of bytes the places that read it."""
+        found: defaultdict[int, list[int]] = defaultdict(list)
+        for place, mask in enumerate(self._reads):
+            found[mask].append(place)
+        return {mask: mask_of(places) for mask, places in found.items()}
+
+    def _symbols_of(self, mask: int) -> list[int]:
+        known = self._symbols_in.get(mask)
+        if known is None:
+            known = [number for number, byte in enumerate(self._symbols) if mask >> byte & 1]
+            self._symbols_in[mask] = known
+        return known
 
     def accepted(self, state: int) -> frozenset[int]:
         """The patterns that match what has been read."""
-        places = self._sets[state]
-        return frozenset(pattern for pattern, end in enumerate(self._ends) if places & end)
+        places = self._sets[state] & self._all_ends
+        return frozenset(pattern for pattern, end in enumerate(self._ends) if places & end) if places else _NOTHING
 
     def restricted(self, state: int, patterns: Iterable[int]) -> int:
         """The state with only these patterns kept."""

@@ -116,7 +116,6 @@ class Demands:
         self.targets: list[tuple[Reading, Node]] = []
         self.values: dict[str, list[Node]] = {}
         self.left_out: dict[tuple[str, str], str] = {}
-        self.headers_limited = False
         self._numbers: dict[object, int] = {}
         self._rules: list[Demand] = []
         self._views = 0
@@ -125,6 +124,11 @@ class Demands:
         self.methods = METHODS + tuple(sorted(_named_methods(views)))
         for view in views:
             self._add_view(view)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The headers that rules name."""
+        return frozenset(self.values.keys() - {HOST})
 
     def of_method(self, method: str) -> tuple[int, ...]:
         """The numbers of the rules that a call with this method can match."""
@@ -215,7 +219,6 @@ class Demands:
         return header.kind is not ValueKind.REGEX or _is_known(header.value)
 
     def _is_too_much(self, headers: int) -> bool:
-        self.headers_limited = self.headers_limited or headers > 0
         return self._most_headers is not None and headers > self._most_headers
 
     def _methods_of(self, rule: HttpRule) -> frozenset[str] | None:

@@ -63,7 +63,7 @@ NAMES_MAX = 8  # different headers that the rules of a pair name
 HEAD_PROOF_MAX = 1159  # bytes: the runner gives up behind so many
 
 # What making a table may cost. Both are reached in less than two seconds.
-MAX_BUILT_STATES = 4 * MAX_STATES  # before equal ones are merged
+MAX_BUILT_STATES = 2 * MAX_STATES  # before equal ones are merged
 MAX_WORK = 1_000_000
 
 _TOKEN = mask_of(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
@@ -79,6 +79,12 @@ _LENGTH, _CONNECTION = "content-length", "connection"
 # Names that lead to the proxy: whole ones, and beginnings.
 _REFUSED = frozenset({"te", "upgrade"})
 _REFUSED_BEGINNINGS = frozenset({"transf", "trail", "expect", "proxy-", "keep-", "http2"})
+
+# What is given up, one after the other, when a table is too large: conditions on headers multiply the sections. How many
+# conditions on headers a rule may have, and whether Content-Length must come behind Host.
+_ATTEMPTS = ((None, False), (None, True), (1, True), (0, False))
+# Requests with these methods are proven without Content-Length only, if no other method has the same rules: half the sections.
+_BODILESS = frozenset({"GET", "HEAD"})
 
 _Key = tuple[object, ...]
 
@@ -146,19 +152,15 @@ def prove(pair: Pair) -> HeadTable | NotProvable:
         return NotProvable("acceleration-off")
     if pair.protocol != "http":
         return NotProvable("protocol")
-    # Conditions on headers multiply the sections. When they are too many, the rules with most of them go to the proxy.
-    for most_headers in (None, 1, 0):
+    for most_headers, host_first in _ATTEMPTS:
         try:
             demands = Demands(pair, _is_framing, most_headers)
-        except NotProvableError as error:
-            return NotProvable(error.reason)
-        try:
-            return _Compiler(demands).table()
+            return _Compiler(demands, host_first).table()
         except NotProvableError as error:
             return NotProvable(error.reason)
         except TooLarge:
-            if not demands.headers_limited:
-                break
+            if not demands.names:
+                break  # it is the paths that are too many
     return NotProvable("too-many-states")
 
 
@@ -172,7 +174,7 @@ class _Section(msgspec.Struct, frozen=True, cache_hash=True):
     """What is known at the beginning of a field line."""
 
     host: bool
-    length: bool
+    length: bool  # Content-Length has been seen, or must not come
     named: frozenset[str]  # headers that rules name and that must not occur again
     residue: Residue
 
@@ -182,14 +184,31 @@ class _Section(msgspec.Struct, frozen=True, cache_hash=True):
         return self.named | self.residue.names - {HOST}
 
 
+class _Targets:
+    """The target's patterns of some rules: ``numbers`` are those of `Demands.targets`, ``in_query`` who can match a query."""
+
+    def __init__(self, automaton: Automaton, numbers: tuple[int, ...], in_query: list[int]) -> None:
+        self.automaton = automaton
+        self.in_query = in_query
+        self._numbers = numbers
+
+    def matched(self, state: int) -> frozenset[int]:
+        return frozenset(self._numbers[pattern] for pattern in self.automaton.accepted(state))
+
+
 class _Compiler:
     """Makes one table. Every state has a key, which is the method that makes its row, with the method's arguments."""
 
-    def __init__(self, demands: Demands) -> None:
+    def __init__(self, demands: Demands, host_first: bool) -> None:
         self._demands = demands
+        self._host_first = host_first
+        methods_of: dict[tuple[int, ...], set[str]] = {}
+        for method in demands.methods:
+            methods_of.setdefault(demands.of_method(method), set()).add(method)
+        self._bodiless = {rules for rules, methods in methods_of.items() if methods <= _BODILESS}
         self._budget = Budget(MAX_WORK)
         patterns = [node for _, node in demands.targets] + [node for nodes in demands.values.values() for node in nodes]
-        if len(demands.values.keys() - {HOST}) > NAMES_MAX:
+        if len(demands.names) > NAMES_MAX:
             raise TooLarge("NAMES_MAX")
         # Every byte that the grammar may treat by itself, then whatever patterns tell apart.
         single = [1 << byte for byte in (*range(0x20, 0x7F), *b"\r\n")]
@@ -198,7 +217,7 @@ class _Compiler:
         self._symbol_of = {byte: number for number, part in enumerate(parts) for byte in bits(part)}
         self._numbers: dict[_Key, int] = {}
         self._waiting: deque[_Key] = deque()
-        self._paths: dict[tuple[int, ...], tuple[Automaton, tuple[int, ...]]] = {}
+        self._targets: dict[tuple[int, ...], _Targets] = {}
         self._values: dict[str, Automaton] = {}
         self._fills: dict[int, list[int]] = {}
         self._tries: dict[frozenset[str], dict[str, set[str]]] = {}
@@ -288,23 +307,24 @@ class _Compiler:
                 self._set(row, method[len(read)], self._state(self._method, method[: len(read) + 1]))
 
     def _target_start(self, row: list[int], rules: tuple[int, ...]) -> None:
-        automaton, _ = self._path_automaton(rules)
+        automaton = self._targets_of(rules).automaton
         after = automaton.row(automaton.start)[self._symbol_of[ord("/")]]
         self._set(row, "/", self._state(self._path, rules, "/", after))
 
-    def _path_automaton(self, rules: tuple[int, ...]) -> tuple[Automaton, tuple[int, ...]]:
-        """All path patterns of some rules, and the numbers that they have in `Demands.targets`."""
-        numbers = self._demands.targets_of(rules)
-        known = self._paths.get(numbers)
+    def _targets_of(self, rules: tuple[int, ...]) -> _Targets:
+        known = self._targets.get(rules)
         if known is None:
-            nodes = [self._demands.targets[number][1] for number in numbers]
-            known = self._paths[numbers] = Automaton(nodes, self._symbols, self._budget), numbers
+            numbers = self._demands.targets_of(rules)
+            chosen = [self._demands.targets[number] for number in numbers]
+            automaton = Automaton([node for _, node in chosen], self._symbols, self._budget)
+            in_query = [own for own, (reading, _) in enumerate(chosen) if reading is not Reading.BARE]
+            known = self._targets[rules] = _Targets(automaton, numbers, in_query)
         return known
 
     def _path(self, row: list[int], rules: tuple[int, ...], segment: str, state: int) -> None:
         """In the path. ``segment`` is the beginning of the segment as far as it matters: "/", "/.", "/..", or ""."""
-        automaton, numbers = self._path_automaton(rules)
-        after = automaton.row(state)
+        targets = self._targets_of(rules)
+        after = targets.automaton.row(state)
         self._follow(row, _TARGET & ~mask_of(b"/.?;"), after, self._path, rules, "")
         dot = self._symbol_of[ord(".")]
         row[dot] = self._state(self._path, rules, segment + "." if segment in ("/", "/.") else "", after[dot])
@@ -313,31 +333,27 @@ class _Compiler:
         if segment != "/":
             slash = self._symbol_of[ord("/")]
             row[slash] = self._state(self._path, rules, "/", after[slash])
-        matched = frozenset(numbers[pattern] for pattern in automaton.accepted(state))
-        reading = self._demands.targets
-        held = frozenset(number for number in matched if reading[number][0] is not Reading.WHOLE)
-        going_on = [own for own, number in enumerate(numbers) if reading[number][0] is not Reading.BARE]
+        matched = targets.matched(state)
+        held = frozenset(number for number in matched if self._demands.targets[number][0] is not Reading.WHOLE)
         mark = self._symbol_of[ord("?")]
-        row[mark] = self._state(self._query, rules, held, automaton.restricted(after[mark], going_on))
+        row[mark] = self._state(self._query, rules, held, targets.automaton.restricted(after[mark], targets.in_query))
         self._end_target(row, rules, matched)
 
     def _query(self, row: list[int], rules: tuple[int, ...], held: frozenset[int], state: int) -> None:
         """In the query. ``held`` are the patterns that the path alone has satisfied."""
-        automaton, numbers = self._path_automaton(rules)
-        after = automaton.row(state)
-        self._follow(row, _TARGET, after, self._query, rules, held)
-        self._end_target(row, rules, held.union(numbers[pattern] for pattern in automaton.accepted(state)))
+        targets = self._targets_of(rules)
+        self._follow(row, _TARGET, targets.automaton.row(state), self._query, rules, held)
+        self._end_target(row, rules, held | targets.matched(state))
 
     def _end_target(self, row: list[int], rules: tuple[int, ...], matched: frozenset[int]) -> None:
         residue = self._demands.residue(rules, matched)
         if residue is not None:
-            self._set(row, " ", self._state(self._version, residue, 0))
+            section = _Section(False, rules in self._bodiless, frozenset(), residue)
+            self._set(row, " ", self._state(self._version, section, 0))
 
-    def _version(self, row: list[int], residue: Residue, read: int) -> None:
-        if read + 1 < len(_VERSION):
-            move = self._state(self._version, residue, read + 1)
-        else:
-            move = self._state(self._line, _Section(False, False, frozenset(), residue))
+    def _version(self, row: list[int], section: _Section, read: int) -> None:
+        following = (self._version, section, read + 1) if read + 1 < len(_VERSION) else (self._line, section)
+        move = self._state(*following)
         self._set(row, chr(_VERSION[read]), move)
 
     # Field lines
@@ -385,7 +401,8 @@ class _Compiler:
                 return 0
             return self._state(self._host_start, section)
         if name == _LENGTH:
-            return 0 if section.length else self._state(self._length, section, 0)
+            is_late = section.length or (self._host_first and not section.host)
+            return 0 if is_late else self._state(self._length, section, 0)
         if name == _CONNECTION:
             return self._state(self._connection, section, 0)
         if name in section.names:

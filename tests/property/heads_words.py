@@ -345,9 +345,10 @@ def plausible(random: Random, body: bool = False) -> bytes:
     added = {line.partition(":")[0].lower(): line for line in random.choices(RULE_LINES, k=random.choice([0, 0, 1, 1, 2, 3]))}
     for line in added.values():
         lines.insert(random.randint(0, len(lines)), line)
+    method = random.choice(["POST", "PUT", "PATCH", "DELETE"] if body else METHODS)
     if body:
         lines.insert(random.randint(0, len(lines)), f"Content-Length: {random.choice([0, 1, 17, 4096, 10**9])}")
-    start = f"{random.choice(METHODS)} {random.choice(PATHS)}{random.choice(QUERIES)} HTTP/1.1"
+    start = f"{method} {random.choice(PATHS)}{random.choice(QUERIES)} HTTP/1.1"
     return "\r\n".join([start, *lines, "", ""]).encode("latin-1")
 
 
