@@ -10,12 +10,12 @@ counts as one that denies, because the kernel can do neither. Each header that a
 which it occurs twice is for the proxy (docs/policies.md, "Several values").
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 
 import msgspec
 
-from policies.automaton import ANYTHING, Node, Sequenced, Unsupported, literal, parse
+from policies.automaton import ANYTHING, Budget, Node, Sequenced, Unsupported, literal, parse
 from policies.decide import Entry, L7Plan, Pair, Rank, View
 from policies.match import UndecidedError, compile_pattern, is_literal, on_wire, path_regex
 from policies.model import HeaderMatch, HttpRule, Mismatch, PathKind, PathMatch, ValueKind, ValueMatch
@@ -31,7 +31,10 @@ _METHOD_MAX = 32  # characters, as in the parser
 HOST = ":host"  # stands for the host, which rules compare in its canonical form; no header has this name
 
 Atom = tuple[str, int]  # a header's name (or HOST), and the number of one of the patterns that are asked of it
-Terms = frozenset[frozenset[Atom]]  # one of these must hold in full
+Term = frozenset[Atom]  # all of these must hold
+Terms = frozenset[Term]  # one of these must hold
+_ALWAYS: Terms = frozenset({frozenset()})
+_NEVER: Terms = frozenset()
 
 
 class NotProvableError(Exception):
@@ -59,7 +62,7 @@ class Demand(msgspec.Struct, frozen=True, eq=False):
     view: int | None
     methods: frozenset[str] | None
     targets: frozenset[int]
-    headers: frozenset[Atom]
+    headers: Term
 
 
 class Residue(msgspec.Struct, frozen=True, cache_hash=True):
@@ -77,40 +80,24 @@ class Residue(msgspec.Struct, frozen=True, cache_hash=True):
         """The patterns that are still asked of one header."""
         return frozenset(number for terms in (*self.allow, self.forbid) for term in terms for of, number in term if of == name)
 
-    def after(self, name: str, matched: frozenset[int]) -> "Residue | None":
-        """What is left when the header ``name`` has been read and matches exactly these patterns; None: not proven."""
-        return _residue([_known(terms, name, matched) for terms in self.allow], _known(self.forbid, name, matched))
 
-
-def _known(terms: Terms, name: str, matched: frozenset[int]) -> Iterable[frozenset[Atom]]:
+def _known(terms: Terms, name: str, matched: frozenset[int]) -> Iterator[Term]:
+    """What is left of terms when it is known which patterns a header matches."""
     for term in terms:
         if all(of != name or number in matched for of, number in term):
             yield frozenset(atom for atom in term if atom[0] != name)
 
 
-def _residue(allow: Iterable[Iterable[frozenset[Atom]]], forbid: Iterable[frozenset[Atom]]) -> Residue | None:
-    wanted = {_simplest(terms) for terms in allow}
-    forbidden = _simplest(forbid)
-    if frozenset() in wanted or frozenset() in forbidden:  # nothing can allow it, or a rule without a condition forbids it
-        return None
-    return Residue(frozenset(terms for terms in wanted if frozenset() not in terms), forbidden)
-
-
-def _simplest(terms: Iterable[frozenset[Atom]]) -> Terms:
-    """Without terms that another one implies. This form is unique, because no condition is negated."""
-    different = frozenset(terms)
-    return frozenset(term for term in different if not any(other < term for other in different))
-
-
 class Demands:
     """All rules of a pair. Raises `NotProvableError`.
 
-    ``unasked`` says of a header's name that the head's grammar keeps it to itself. Rules with more than ``most_headers``
-    conditions on headers are not read exactly. ``left_out`` has the reason for every allow rule that is missing, by the names
-    of policy and rule.
+    ``budget`` pays for what is asked later, which then raises `TooLarge`. ``unasked`` says of a header's name that the head's
+    grammar keeps it to itself. Rules with more than ``most_headers`` conditions on headers are not read exactly. ``left_out``
+    has the reason for every allow rule that is missing, by the names of policy and rule.
     """
 
-    def __init__(self, pair: Pair, unasked: Callable[[str], bool], most_headers: int | None = None) -> None:
+    def __init__(self, pair: Pair, budget: Budget, unasked: Callable[[str], bool], most_headers: int | None = None) -> None:
+        self._budget = budget
         self._unasked = unasked
         self._most_headers = most_headers
         self.targets: list[tuple[Reading, Node]] = []
@@ -120,6 +107,7 @@ class Demands:
         self._rules: list[Demand] = []
         self._views = 0
         self._method_matches: dict[str, frozenset[str]] = {}
+        self._simple: dict[Terms, Terms] = {}
         views = [view for side in pair.sides for view in side.views]
         self.methods = METHODS + tuple(sorted(_named_methods(views)))
         for view in views:
@@ -140,13 +128,37 @@ class Demands:
 
     def residue(self, rules: Iterable[int], targets: frozenset[int]) -> Residue | None:
         """What is left of ``rules`` behind a target that matches exactly these patterns; None: not proven."""
-        allow: list[list[frozenset[Atom]]] = [[] for _ in range(self._views)]
-        forbid: list[frozenset[Atom]] = []
+        self._budget.spend(len(self._rules) // 4)
+        allow: list[list[Term]] = [[] for _ in range(self._views)]
+        forbid: list[Term] = []
         for number in rules:
             rule = self._rules[number]
             if rule.targets <= targets:
                 (forbid if rule.view is None else allow[rule.view]).append(rule.headers)
-        return _residue(allow, forbid)
+        return self._residue(allow, forbid)
+
+    def after(self, residue: Residue, name: str, matched: frozenset[int]) -> Residue | None:
+        """What is left when the header ``name`` has been read and matches exactly these patterns; None: not proven."""
+        return self._residue([_known(terms, name, matched) for terms in residue.allow], _known(residue.forbid, name, matched))
+
+    def _residue(self, allow: Iterable[Iterable[Term]], forbid: Iterable[Term]) -> Residue | None:
+        wanted = {self._simplest(frozenset(terms)) for terms in allow}
+        forbidden = self._simplest(frozenset(forbid))
+        if _NEVER in wanted or forbidden == _ALWAYS:
+            return None
+        return Residue(frozenset(wanted - {_ALWAYS}), forbidden)
+
+    def _simplest(self, terms: Terms) -> Terms:
+        """Without terms that another one implies. This form is unique, because no condition is negated."""
+        known = self._simple.get(terms)
+        if known is None:
+            known = terms
+            if len({len(term) for term in terms}) > 1:
+                self._budget.spend(len(terms) ** 2 // 8)
+                known = frozenset(term for term in terms if not any(other < term for other in terms))
+            self._budget.spend(len(terms))
+            self._simple[terms] = known
+        return known
 
     def _add_view(self, view: View) -> None:
         if view.connection.rank is not Rank.ALLOW:

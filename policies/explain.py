@@ -4,11 +4,16 @@ Nothing is decided here. The decision is `Pair.decide`'s, and the reasons come f
 the port ranges and the rule indexes of the pair.
 """
 
+from collections.abc import Iterable
+
 import msgspec
 
 from parsers.contract import ApiCall
-from policies.decide import Action, Decision, Pair, PolicySet, Side
+from policies.decide import Action, Decision, Pair, PolicySet, Side, Verdict
+from policies.heads import NotProvable, prove, run
 from policies.model import Direction, Endpoint, Place, Policy, PortRule, Rule
+
+PROVEN = "proven"
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,29 +29,55 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
-    """``policies`` are the ones that were asked, per direction; ``candidates`` are all of their rules."""
+    """``policies`` are the ones that were asked, per direction; ``candidates`` are all of their rules.
+
+    ``kernel`` is `PROVEN` when the kernel path may carry the call without the proxy, else the reason why it asks the proxy;
+    None when the call is no HTTP/1.1 request on a connection that the proxy reads.
+    """
 
     decision: Decision
     action: Action
     protocol: str
     policies: dict[Direction, tuple[str, ...]]
     candidates: tuple[Candidate, ...]
+    kernel: str | None = None
 
 
-def explain(policy_set: PolicySet, subject: Endpoint, peer: Endpoint, port: int, call: ApiCall) -> Explanation:
-    """The decision for a call of ``subject`` to TCP ``port`` of ``peer``, with every rule's part in it."""
+def explain(
+    policy_set: PolicySet, subject: Endpoint, peer: Endpoint, port: int, call: ApiCall, head: bytes | None = None
+) -> Explanation:
+    """The decision for a call of ``subject`` to TCP ``port`` of ``peer``, with every rule's part in it.
+
+    ``head`` is the call as an HTTP/1.1 request head on the wire, if it is one.
+    """
     pair = policy_set.pair(subject, peer, port)
     candidates: list[Candidate] = []
     for side in pair.sides:
         other = peer if side.direction is Direction.EGRESS else subject
         candidates += _SideReader(policy_set, side, other, port, call).candidates()
+    decision = _decision(pair, call)
     return Explanation(
-        decision=_decision(pair, call),
+        decision=decision,
         action=pair.action,
         protocol=pair.protocol,
         policies={side.direction: tuple(dict.fromkeys(policy.name for policy in side.policies)) for side in pair.sides},
         candidates=tuple(candidates),
+        kernel=None if head is None or pair.action is not Action.REDIRECT else _kernel(pair, head, decision, candidates),
     )
+
+
+def _kernel(pair: Pair, head: bytes, decision: Decision, candidates: Iterable[Candidate]) -> str:
+    """`PROVEN`, or the first reason that speaks against it."""
+    table = prove(pair)
+    if isinstance(table, NotProvable):
+        return table.reason
+    if run(table, head) is not None:
+        return PROVEN
+    if decision.verdict is not Verdict.ALLOWED:
+        return "not-allowed"
+    left_out = {(policy, rule): reason for policy, rule, reason in table.left_out}
+    matching = ((one.policy, one.rule) for one in candidates if one.mismatch is None)
+    return next((left_out[names] for names in matching if names in left_out), "head-form")
 
 
 def _decision(pair: Pair, call: ApiCall) -> Decision:

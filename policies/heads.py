@@ -154,8 +154,9 @@ def prove(pair: Pair) -> HeadTable | NotProvable:
         return NotProvable("protocol")
     for most_headers, host_first in _ATTEMPTS:
         try:
-            demands = Demands(pair, _is_framing, most_headers)
-            return _Compiler(demands, host_first).table()
+            budget = Budget(MAX_WORK)
+            demands = Demands(pair, budget, _is_framing, most_headers)
+            return _Compiler(demands, budget, host_first).table()
         except NotProvableError as error:
             return NotProvable(error.reason)
         except TooLarge:
@@ -199,14 +200,14 @@ class _Targets:
 class _Compiler:
     """Makes one table. Every state has a key, which is the method that makes its row, with the method's arguments."""
 
-    def __init__(self, demands: Demands, host_first: bool) -> None:
+    def __init__(self, demands: Demands, budget: Budget, host_first: bool) -> None:
         self._demands = demands
+        self._budget = budget
         self._host_first = host_first
         methods_of: dict[tuple[int, ...], set[str]] = {}
         for method in demands.methods:
             methods_of.setdefault(demands.of_method(method), set()).add(method)
         self._bodiless = {rules for rules, methods in methods_of.items() if methods <= _BODILESS}
-        self._budget = Budget(MAX_WORK)
         patterns = [node for _, node in demands.targets] + [node for nodes in demands.values.values() for node in nodes]
         if len(demands.names) > NAMES_MAX:
             raise TooLarge("NAMES_MAX")
@@ -492,7 +493,7 @@ class _Compiler:
             self._end_host(row, section, state)
 
     def _end_host(self, row: list[int], section: _Section, state: int) -> None:
-        residue = section.residue.after(HOST, self._automaton(HOST).accepted(state))
+        residue = self._demands.after(section.residue, HOST, self._automaton(HOST).accepted(state))
         if residue is not None:
             self._end_value(row, msgspec.structs.replace(section, host=True, residue=residue))
 
@@ -512,6 +513,6 @@ class _Compiler:
         if stripped is None:
             stripped = state
         self._set(row, " ", self._state(self._value, section, name, stripped, after[self._symbol_of[ord(" ")]]))
-        residue = section.residue.after(name, self._automaton(name).accepted(stripped))
+        residue = self._demands.after(section.residue, name, self._automaton(name).accepted(stripped))
         if residue is not None:
             self._end_line(row, msgspec.structs.replace(section, named=section.named | {name}, residue=residue))

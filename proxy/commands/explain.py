@@ -12,7 +12,7 @@ from parsers.contract import ApiCall, Direction, Fail, Judge
 from parsers.http1 import Http1Parser
 from parsers.target import BadTarget, parse_target
 from policies.decide import Action, PolicySet, parse_address
-from policies.explain import Candidate, Explanation
+from policies.explain import PROVEN, Candidate, Explanation
 from policies.explain import explain as find
 from policies.load import LoadError, load
 from policies.model import Direction as Side
@@ -56,8 +56,8 @@ def explain(
         policy_set = PolicySet(load(read_sources(paths)), generation=0)
         subject = _endpoint(policy_set, from_)
         peer, port = _destination(policy_set, to)
-        call = _call(request, host or _default_host(to), headers)
-        explanation = find(policy_set, subject, peer, port, call)
+        call, head = _call(request, host or _default_host(to), headers)
+        explanation = find(policy_set, subject, peer, port, call, head)
     except LoadError as error:
         raise click.exceptions.Exit(_fail(str(error))) from None
     except OSError as error:
@@ -128,23 +128,24 @@ def _default_host(to: str) -> str:
     return to.removesuffix(":80")
 
 
-def _call(request: str, host: str, headers: tuple[str, ...]) -> ApiCall:
+def _call(request: str, host: str, headers: tuple[str, ...]) -> tuple[ApiCall, bytes | None]:
+    """The call, and its bytes if it is an HTTP/1.1 request."""
     method, _, target = request.strip().partition(" ")
     target = target.strip()
     if method == "kafka":
         raise click.UsageError("Kafka is not supported yet")
     if not target:
         raise click.UsageError("REQUEST is 'METHOD TARGET', such as 'GET /orders/1', or 'grpc pkg.Svc/Method'")
-    return _grpc_call(target, host, headers) if method == "grpc" else _http_call(method, target, host, headers)
+    return (_grpc_call(target, host, headers), None) if method == "grpc" else _http_call(method, target, host, headers)
 
 
-def _http_call(method: str, target: str, host: str, headers: tuple[str, ...]) -> ApiCall:
+def _http_call(method: str, target: str, host: str, headers: tuple[str, ...]) -> tuple[ApiCall, bytes]:
     """The call as the proxy would see it: its own parser reads a request made of these words."""
     lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", *headers, "", ""]
-    verbs = Http1Parser().on_data(Direction.REQUEST, "\r\n".join(lines).encode("utf-8", "surrogateescape"), False)
-    for verb in verbs:
+    head = "\r\n".join(lines).encode("utf-8", "surrogateescape")
+    for verb in Http1Parser().on_data(Direction.REQUEST, head, False):
         if isinstance(verb, Judge):
-            return verb.call
+            return verb.call, head
         if isinstance(verb, Fail):
             raise BadRequestError(verb.reason)
     raise BadRequestError("incomplete")
@@ -192,6 +193,9 @@ def _as_text(explanation: Explanation, request: str, from_: str, to: str) -> str
     lines += [f"  {name:8} {value}" for name, value in (("policy", decision.policy), ("rule", decision.rule)) if value]
     if decision.direction is not None:
         lines.append(f"  side     {decision.direction}")
+    if explanation.kernel is not None:
+        kernel = explanation.kernel if explanation.kernel == PROVEN else f"asks the proxy ({explanation.kernel})"
+        lines.append(f"  kernel   {kernel}")
     if explanation.action is not Action.REDIRECT:
         how = "refused when it is made" if explanation.action is Action.REFUSE else "not read: nothing is enforced on its calls"
         lines.append(f"  note     the connection is {how}")
