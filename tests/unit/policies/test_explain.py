@@ -1,7 +1,7 @@
 """An explanation is the decision itself, with the first thing that spoke against every rule."""
 
 from policies.decide import Action, PolicySet, Verdict
-from policies.explain import explain
+from policies.explain import PROVEN, explain
 
 from .words import get, http_policy, pair, policy, policy_set
 
@@ -65,3 +65,29 @@ def test_an_empty_list_of_rules_says_that_it_allows_nothing() -> None:
     found = explain(policies, policies.endpoint("web"), policies.endpoint("orders"), 8080, get())
     assert not found.decision.allowed
     assert found.candidates[0].note == "an empty list of rules allows no call"
+
+
+def kernel(rules: str, request: str = "GET /a", extra: str = "") -> str | None:
+    """What the kernel does with a request for /a."""
+    policies = policy_set(http_policy(rules, extra=extra))
+    head = f"{request} HTTP/1.1\r\nHost: orders\r\n\r\n".encode()
+    return explain(policies, policies.endpoint("web"), policies.endpoint("orders"), 8080, get("/a"), head).kernel
+
+
+def test_a_call_that_the_kernel_may_carry_is_told() -> None:
+    assert kernel("[{path: /a}]") == PROVEN
+
+
+def test_why_the_kernel_asks_the_proxy_is_told() -> None:
+    assert kernel("[{path: /b}]") == "not-allowed"
+    assert kernel("[{path: /a}]", "GET /%61") == "head-form"
+    assert kernel("[{path: '/a\\b'}, {path: /c}]") == "unsupported-pattern"
+    assert kernel("[{headerMatches: [{name: X-A, value: '1', mismatch: LOG}]}, {path: /c}]") == "header-actions"
+    assert kernel("[{path: /.*a.*b.{12}}, {path: /a}]") == "too-many-states"
+
+
+def test_the_kernel_is_asked_only_about_heads_on_connections_that_the_proxy_reads() -> None:
+    policies = policy_set(http_policy("[{}]"))
+    head = b"GET / HTTP/1.1\r\nHost: orders\r\n\r\n"
+    assert explain(policies, policies.endpoint("web"), policies.endpoint("orders"), 8080, get()).kernel is None
+    assert explain(policies, policies.endpoint("batch"), policies.endpoint("orders"), 8080, get(), head).kernel is None

@@ -39,6 +39,15 @@ def test_the_verdict_is_the_exit_code(from_: str, request_: str, more: tuple[str
     assert (result.exit_code, says in result.output) == (exit_code, True), result.output
 
 
+def test_the_kernel_path_is_told() -> None:
+    said = {request: run("http-orders.yaml", "web", "orders", request).output for request in ("GET /orders", "GET /ord%65rs")}
+    assert "kernel   proven" in said["GET /orders"]
+    assert "kernel   asks the proxy (head-form)" in said["GET /ord%65rs"]
+    assert "kernel" not in run("http-orders.yaml", "web", "orders", "grpc pkg.Svc/Get").output
+    found = json.loads(run("http-orders.yaml", "web", "orders", "GET /orders", "-o", "json").output)
+    assert found["kernel"] == "proven"
+
+
 def test_the_only_port_of_a_workload_need_not_be_said() -> None:
     assert run("http-orders.yaml", "web", "orders", "GET /orders").exit_code == 0
     assert "say which port" in run("egress-cidr.yaml", "crawler", "resolver", "GET /").output
