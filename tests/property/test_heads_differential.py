@@ -87,8 +87,8 @@ def test_what_the_kernel_accepts_the_proxy_allows(name: str) -> None:
 def test_no_single_byte_makes_an_accepted_head_a_wrongly_accepted_one(name: str) -> None:
     pair, table = PAIRS[name], table_of(name)
     random = Random(name)
-    found = [head for head in (plausible(random) for _ in range(1000)) if len(head) < 300 and run(table, head) is not None]
-    for head in found[: 20 if SOAK else 2]:
+    found = [head for head in (plausible(random) for _ in range(1000)) if len(head) < 200 and run(table, head) is not None]
+    for head in found[:1]:
         for at in range(len(head)):
             for byte in (
                 range(256)
