@@ -7,17 +7,21 @@ from random import Random
 
 import pytest
 import re2
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from parsers.http1_answers import Refused
 from parsers.http1_head import FIELDS_MAX, HEAD_END, HEAD_MAX, LINE_MAX, RequestHead, read_request
 from parsers.target import HOST_MAX
 from policies import heads
 from policies.automaton import Automaton, Budget, Unsupported, bits, masks, parse, partition
-from policies.decide import Pair, Verdict
+from policies.decide import Pair, PolicySet, Verdict
 from policies.heads import HeadTable, Proof, prove, run
+from policies.load import Source, load
 from policies.match import compile_pattern
 
 from .heads_words import PAIRS, hostile, one_byte, plausible
+from .policies_words import document, http_rules, workload_documents
 
 SOAK = os.environ.get("SLUICE_SOAK") == "1"
 HEADS = 4_000 if SOAK else 200  # of each kind, per policy
@@ -113,6 +117,49 @@ def test_chains_of_changes_are_never_wrongly_accepted(name: str) -> None:
         changed = one_byte(random, head)
         if check(pair, table, changed) is not None:
             head = changed
+
+
+HEADS_OF_ANY_POLICY = [
+    "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode()
+    for method in ("GET", "POST", "HEAD")
+    for path in ("/", "/a", "/a/", "/a/b", "/a/bc", "/abc", "/a?q=1", "/a/b?q=2", "/a?x&q=1")
+    for lines in (
+        ["Host: orders"],
+        ["Host: other", "Accept: */*"],
+        ["X-A: 1", "Host: orders"],
+        ["Host: orders", "X-A: 2"],
+        ["Host: orders", "X-A: 1", "X-A: 2"],
+    )
+]
+
+
+def _policy(direction: str, rules: object, mode: str, default_deny: bool, is_open: bool) -> str:
+    ports: dict[str, object] = {"ports": [{"port": "80", "protocol": "TCP"}]}
+    entries = [{"toPorts": [{**ports, "rules": {"http": rules}}, *([ports] if is_open else [])]}]
+    default = {"enableDefaultDeny": {direction: default_deny}}
+    return document({"endpointSelector": {}, direction: entries, "mode": mode, **default})
+
+
+policies_of_port_80 = st.builds(
+    _policy,
+    st.sampled_from(["ingress", "egress"]),
+    http_rules,
+    st.sampled_from(["enforce", "enforce", "audit"]),
+    st.sampled_from([True, True, False]),
+    st.sampled_from([False, False, False, True]),
+)
+
+
+@settings(max_examples=1500 if SOAK else 60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(texts=st.lists(policies_of_port_80, min_size=1, max_size=4))
+def test_whatever_the_policies_what_the_kernel_accepts_the_proxy_allows(texts: list[str]) -> None:
+    numbered = [text.replace("NAME", f"p{number}") for number, text in enumerate(texts)]
+    policies = PolicySet(load([Source(f"{n}.yaml", text) for n, text in enumerate([*workload_documents, *numbered])]), 1)
+    pair = policies.pair(policies.endpoint("web"), policies.endpoint("orders"), 80)
+    table = prove(pair)
+    if isinstance(table, HeadTable):
+        for head in HEADS_OF_ANY_POLICY:
+            check(pair, table, head)
 
 
 def coverage(body: bool) -> tuple[int, int]:
