@@ -48,7 +48,7 @@ from policies.demands import HOST, Demands, NotProvableError, Reading, Residue
 # The table's format, which bpf/ shares.
 CLASSES = 64  # cells of a row: one per class of bytes
 STATE_BITS = 13  # of a cell: the next state; the action is above them
-MAX_STATES = 4096  # 512 KiB of rows for one pair. Half of what a cell can name, so that a table can be put behind another one.
+MAX_STATES = 4096  # 512 KiB of rows for one pair: more of the kernel's memory than one set of rules should have
 DEAD = 0
 DIGIT, NO_REPLY_BODY, ACCEPT = 1, 2, 3
 
@@ -62,7 +62,7 @@ FIELD_LINE_MIN = 12  # bytes with CRLF; "Accept:*/*" is the shortest line that c
 NAMES_MAX = 8  # different headers that the rules of a pair name
 HEAD_PROOF_MAX = 1159  # bytes: the runner gives up behind so many
 
-# What making a table may cost. Both are reached in less than two seconds.
+# What making a table may cost. Either is reached in about a second.
 MAX_BUILT_STATES = 2 * MAX_STATES  # before equal ones are merged
 MAX_WORK = 1_000_000
 
