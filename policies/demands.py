@@ -15,7 +15,7 @@ from enum import Enum
 
 import msgspec
 
-from policies.automaton import ANYTHING, Budget, Node, Sequenced, Unsupported, literal, parse
+from policies.automaton import ANYTHING, Budget, Choice, Node, Sequenced, Unsupported, literal, parse
 from policies.decide import Entry, L7Plan, Pair, Rank, View
 from policies.match import UndecidedError, compile_pattern, is_literal, on_wire, path_regex
 from policies.model import HeaderMatch, HttpRule, Mismatch, PathKind, PathMatch, ValueKind, ValueMatch
@@ -33,6 +33,9 @@ HOST = ":host"  # stands for the host, which rules compare in its canonical form
 Atom = tuple[str, int]  # a header's name (or HOST), and the number of one of the patterns that are asked of it
 Term = frozenset[Atom]  # all of these must hold
 Terms = frozenset[Term]  # one of these must hold
+# What a deny rule for a host, and for a value of a header, holds for as well (policies/match.py).
+_PORT = parse("(:[0-9]+)?")
+_SEVERAL = parse("(?s).*,.*")
 _ALWAYS: Terms = frozenset({frozenset()})
 _NEVER: Terms = frozenset()
 
@@ -220,7 +223,7 @@ class Demands:
         wanted = [] if self._is_too_much(len(rule.headers)) else [h for h in rule.headers if not self._unasked(h.name)]
         atoms = [self._header(header, deny=True) for header in wanted if self._is_readable(header)]
         if rule.host is not None and _is_known(rule.host):
-            atoms.append(self._atom(HOST, parse(rule.host, dot_nl=True)))
+            atoms.append(self._atom(HOST, Sequenced((parse(rule.host, dot_nl=True), _PORT))))
         targets = {self._target(Reading.WHOLE, _query_with(parameter.name)) for parameter in rule.query}
         if rule.path is not None and _is_known(path_regex(rule.path)):
             targets.add(self._path(rule.path, deny=True))
@@ -257,14 +260,20 @@ class Demands:
         return number
 
     def _header(self, wanted: ValueMatch, deny: bool) -> Atom:
+        value = self._value(wanted, deny)
+        # One line may have several values, any of which may be what is denied.
+        return self._atom(wanted.name, Choice((value, _SEVERAL)) if deny else value)
+
+    @staticmethod
+    def _value(wanted: ValueMatch, deny: bool) -> Node:
         value = on_wire(wanted.value).encode("latin-1")
         if wanted.kind is ValueKind.PRESENT:
-            return self._atom(wanted.name, ANYTHING)
+            return ANYTHING
         if wanted.kind is ValueKind.REGEX:
-            return self._atom(wanted.name, parse(wanted.value, deny))
+            return parse(wanted.value, deny)
         if wanted.kind is ValueKind.PREFIX:
-            return self._atom(wanted.name, Sequenced((literal(value), ANYTHING)))
-        return self._atom(wanted.name, literal(value))
+            return Sequenced((literal(value), ANYTHING))
+        return literal(value)
 
     def _atom(self, name: str, node: Node) -> Atom:
         number = self._numbers.get((name, node))

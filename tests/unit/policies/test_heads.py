@@ -349,6 +349,13 @@ class TestDenyRules:
         assert is_proven(rules, "GET /a")
         assert not is_proven(rules, "POST /x")
 
+    def test_a_port_and_a_list_of_values_escape_no_deny_rule(self) -> None:
+        rules = "[{}, {deny: true, headers: ['X-Role: admin']}, {deny: true, host: 'vault'}]"
+        assert is_proven(rules, "GET /", "X-Role: user", host="Host: orders:80")
+        assert not is_proven(rules, "GET /", host="Host: vault:80")
+        assert not is_proven(rules, "GET /", "X-Role: user, admin")
+        assert not is_proven(rules, "GET /", "X-Role: admin ,user")
+
     def test_deny_rules_in_audit_mode_count(self) -> None:
         assert not is_proven("[{}, {deny: true, mode: audit, pathPrefix: /a}]", "GET /a")
 
