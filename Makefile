@@ -7,7 +7,7 @@ STAMP := .build
 APT_build := clang llvm libbpf-dev libbpf1 bpftool python3-venv
 APT_try := nginx-light curl iproute2 util-linux wrk
 APT_bench := haproxy
-BPF_OBJECTS := bpf/redirect.bpf.o
+BPF_OBJECTS := bpf/redirect.bpf.o bpf/verdict.bpf.o
 ARCH_INCLUDE := /usr/include/$(shell uname -m)-linux-gnu
 
 .PHONY: help demo test lint type bench soak image bpf abi setup fuzz clean
@@ -43,7 +43,7 @@ image: ## Build the container image
 bpf: $(BPF_OBJECTS) ## Compile the BPF programs
 
 abi: bpf $(STAMP)/venv ## Generate bpf/abi.py from the compiled objects
-	@$(PY) -m bpf.generate_abi bpf/redirect.bpf.o > bpf/abi.py.new && mv bpf/abi.py.new bpf/abi.py
+	@$(PY) -m bpf.generate_abi $(BPF_OBJECTS) > bpf/abi.py.new && mv bpf/abi.py.new bpf/abi.py
 	@.venv/bin/ruff format -q bpf/abi.py
 
 setup: $(STAMP)/apt-try $(STAMP)/venv $(BPF_OBJECTS)

@@ -26,10 +26,28 @@ class Event(IntEnum):
     EV_MAX = 0x8
 
 
+class Fallback(IntEnum):
+    FB_OFF = 0x0
+    FB_BUSY = 0x1
+    FB_EARLY = 0x2
+    FB_STALE = 0x3
+    FB_LEDGER = 0x4
+    FB_UNREAD = 0x5
+    FB_MEMORY = 0x6
+    FB_GONE = 0x7
+    FB_REQUEST = 0x8
+    FB_REPLY = 0x9
+    FB_OVERRUN = 0xA
+    FB_RECORDS = 0xB
+    FB_MAX = 0xC
+
+
 class Flag(IntEnum):
     CGROUP_UNSETTLED = 0x1
     ADDRESS_LOCAL = 0x1
     RULE_FAIL_OPEN = 0x1
+    CGROUP_ACCELERATE = 0x2
+    ORIGIN_ACCELERATE = 0x1
 
 
 class Identity(IntEnum):
@@ -50,6 +68,42 @@ class Limit(IntEnum):
     MAX_WRITERS = 0x4000
 
 
+class PathLimit(IntEnum):
+    MAX_FLOWS = 0x4000
+    MAX_TABLES = 0x400
+    MAX_ROWS = 0x10000
+    MAX_WORKERS = 0x40
+    HEAD_BYTES = 0x800
+    CELLS = 0x40
+    RING_BYTES = 0x100000
+    REPLY_TABLE = 0x0
+    QUEUE_BYTES = 0x400000
+
+
+class Role(IntEnum):
+    ROLE_CLIENT = 0x1
+    ROLE_UPSTREAM = 0x2
+    ROLE_SERVER = 0x3
+
+
+class Step(IntEnum):
+    STEP_PLAIN = 0x0
+    STEP_LENGTH = 0x1
+    STEP_NO_REPLY_BODY = 0x2
+    STEP_ACCEPT = 0x3
+    STEP_STATUS = 0x4
+    STEP_ACCEPT_BARE = 0x5
+
+
+class Wheel(IntEnum):
+    WHEEL_OFF = 0x0
+    WHEEL_BUSY = 0x1
+    WHEEL_IDLE = 0x2
+    WHEEL_REQUEST = 0x3
+    WHEEL_WAIT = 0x4
+    WHEEL_REPLY = 0x5
+
+
 class Address(NamedTuple):
     identity: int
     flags: int
@@ -65,6 +119,28 @@ class AddressKey(NamedTuple):
 
 
 SLUICE_ADDRESS_KEY = Struct("=II16s")
+
+
+class Call(NamedTuple):
+    began_ns: int
+    ended_ns: int
+    request_bytes: int
+    request_left: int
+    reply_bytes: int
+    reply_left: int
+    flow: int
+    generation: int
+    client: int
+    head_length: int
+    reply_head_length: int
+    status: int
+    no_reply_body: int
+    zero: int
+    head: bytes
+    reply_head: bytes
+
+
+SLUICE_CALL = Struct("=QQQQQQIIQHHHBB2048s2048s")
 
 
 class Cgroup(NamedTuple):
@@ -96,6 +172,47 @@ class Control(NamedTuple):
 SLUICE_CONTROL = Struct("=QII")
 
 
+class Ends(NamedTuple):
+    carried_ns: int
+    request_bytes: int
+    reply_bytes: int
+    server: int
+    client_sock: int
+    server_sock: int
+    client_received: int
+    server_received: int
+
+
+SLUICE_ENDS = Struct("=QQQQQQII")
+
+
+class Flow(NamedTuple):
+    wheel: int
+    generation: int
+    table: int
+    worker: int
+    down_read: int
+    down_written: int
+    up_read: int
+    up_written: int
+    client: int
+
+
+SLUICE_FLOW = Struct("=IIIIIIIIQ")
+
+
+class Lane(NamedTuple):
+    cookie: int
+    sock: int
+    role: int
+    flow: int
+    sent: int
+    received: int
+
+
+SLUICE_LANE = Struct("=QQIIII")
+
+
 class Origin(NamedTuple):
     addr: bytes
     port: int
@@ -106,9 +223,29 @@ class Origin(NamedTuple):
     cookie: int
     cgroup: int
     since_ns: int
+    flags: int
+    zero: int
 
 
-SLUICE_ORIGIN = Struct("=16sHHIIIQQQ")
+SLUICE_ORIGIN = Struct("=16sHHIIIQQQII")
+
+
+class Proof(NamedTuple):
+    length: int
+    head: int
+    status: int
+    no_reply_body: int
+    bare: int
+
+
+SLUICE_PROOF = Struct("=QIHBB")
+
+
+class Rows(NamedTuple):
+    cells: bytes
+
+
+SLUICE_ROWS = Struct("=8388608s")
 
 
 class Rule(NamedTuple):
@@ -132,6 +269,23 @@ class RuleKey(NamedTuple):
 SLUICE_RULE_KEY = Struct("=IIIIBBH")
 
 
+class Table(NamedTuple):
+    base: int
+    start: int
+    classes: bytes
+
+
+SLUICE_TABLE = Struct("=II256s")
+
+
+class Take(NamedTuple):
+    flow: int
+    zero: int
+
+
+SLUICE_TAKE = Struct("=II")
+
+
 class Tuple(NamedTuple):
     netns: int
     client: bytes
@@ -142,6 +296,14 @@ class Tuple(NamedTuple):
 
 
 SLUICE_TUPLE = Struct("=Q16s16sHHI")
+
+
+class Upstream(NamedTuple):
+    flow: int
+    sequence: int
+
+
+SLUICE_UPSTREAM = Struct("=II")
 
 
 class Writer(NamedTuple):

@@ -34,6 +34,8 @@ def _libbpf() -> ctypes.CDLL:
         ("bpf_map__key_size", c_uint32, [c_void_p]),
         ("bpf_map__value_size", c_uint32, [c_void_p]),
         ("bpf_map__set_initial_value", c_int, [c_void_p, c_void_p, c_size_t]),
+        ("bpf_map__reuse_fd", c_int, [c_void_p, c_int]),
+        ("bpf_map_create", c_int, [c_int, c_char_p, c_uint32, c_uint32, c_uint32, c_void_p]),
         ("bpf_map_lookup_elem", c_int, [c_int, c_void_p, c_void_p]),
         ("bpf_map_lookup_and_delete_elem", c_int, [c_int, c_void_p, c_void_p]),
         ("bpf_map_update_elem", c_int, [c_int, c_void_p, c_void_p, c_uint64]),
@@ -41,6 +43,9 @@ def _libbpf() -> ctypes.CDLL:
         ("bpf_map_get_next_key", c_int, [c_int, c_void_p, c_void_p]),
         ("bpf_map_update_batch", c_int, [c_int, c_void_p, c_void_p, POINTER(c_uint32), c_void_p]),
         ("bpf_program__attach_cgroup", c_void_p, [c_void_p, c_int]),
+        ("bpf_program__fd", c_int, [c_void_p]),
+        ("bpf_prog_attach", c_int, [c_int, c_int, c_int, c_uint32]),
+        ("bpf_prog_test_run_opts", c_int, [c_int, c_void_p]),
         ("bpf_link__fd", c_int, [c_void_p]),
         ("bpf_link__destroy", c_int, [c_void_p]),
         ("libbpf_num_possible_cpus", c_int, []),
@@ -166,8 +171,11 @@ class Map:
 class Object:
     """A compiled BPF object, loaded into the kernel. Closing it drops its maps and links, unless others hold them too."""
 
-    def __init__(self, path: Path, config: bytes) -> None:
-        """Load ``path`` with ``config`` as the contents of its section .rodata.config."""
+    def __init__(self, path: Path, config: bytes, shared: Iterable[Map] = ()) -> None:
+        """Load ``path`` with ``config`` as the contents of its section .rodata.config.
+
+        Maps with the names of those in ``shared`` are those, instead of new ones.
+        """
         self._lib = lib = _libbpf()
         self._complaints = _Complaints(lib)
         self._links: list[int] = []
@@ -179,6 +187,10 @@ class Object:
         section = lib.bpf_object__find_map_by_name(self._object, b".rodata.config")
         if not section or lib.bpf_map__set_initial_value(section, config, len(config)) != 0:
             raise self._error(f"cannot configure {path} (built from another sluice.h?)")
+        for given in shared:
+            own = lib.bpf_object__find_map_by_name(self._object, given.name.encode())
+            if not own or lib.bpf_map__reuse_fd(own, given.fd) != 0:
+                raise self._error(f"cannot share the map {given.name} with {path.name}")
         if lib.bpf_object__load(self._object) != 0:
             raise self._error(f"cannot load {path.name} into the kernel")
 
@@ -191,9 +203,7 @@ class Object:
 
     def attach(self, program: str, cgroup_fd: int) -> int:
         """Attach a program to a cgroup beside whatever else is there; returns the link's file descriptor."""
-        found = self._lib.bpf_object__find_program_by_name(self._object, program.encode())
-        if not found:
-            raise BpfError(f"the BPF object has no program {program}")
+        found = self._program(program)
         link = self._lib.bpf_program__attach_cgroup(found, cgroup_fd)
         if not link:
             # Having loaded the program we are not without rights: the kernel says EPERM of a neighbour that does not share.
@@ -202,6 +212,21 @@ class Object:
             raise self._error(f"cannot attach {program} to the cgroup")
         self._links.append(link)
         return int(self._lib.bpf_link__fd(link))
+
+    def attach_to_sockets(self, program: str, sockets: Map) -> None:
+        """Let a program see every message that is sent by the sockets in a map. It stays as long as the map does."""
+        if self._lib.bpf_prog_attach(self._lib.bpf_program__fd(self._program(program)), sockets.fd, _SK_MSG_VERDICT, 0) != 0:
+            raise self._error(f"cannot attach {program} to the map {sockets.name}")
+
+    def routine(self, program: str) -> "Routine":
+        """A program that is called, and not attached."""
+        return Routine(os.dup(self._lib.bpf_program__fd(self._program(program))))
+
+    def _program(self, name: str) -> int:
+        found = self._lib.bpf_object__find_program_by_name(self._object, name.encode())
+        if not found:
+            raise BpfError(f"the BPF object has no program {name}")
+        return int(found)
 
     def close(self) -> None:
         for link in self._links:
@@ -215,6 +240,57 @@ class Object:
         error = ctypes.get_errno()
         details = self._complaints.take()
         return BpfError(f"{what}: {_hint(error)}" + (f"\n{details}" if details else ""))
+
+
+class _TestRun(ctypes.Structure):
+    """struct bpf_test_run_opts of libbpf 1.0."""
+
+    _fields_ = (
+        ("size", c_size_t),
+        ("data_in", c_void_p),
+        ("data_out", c_void_p),
+        ("data_size_in", c_uint32),
+        ("data_size_out", c_uint32),
+        ("ctx_in", c_void_p),
+        ("ctx_out", c_void_p),
+        ("ctx_size_in", c_uint32),
+        ("ctx_size_out", c_uint32),
+        ("retval", c_uint32),
+        ("repeat", c_int),
+        ("duration", c_uint32),
+        ("flags", c_uint32),
+        ("cpu", c_uint32),
+        ("batch_size", c_uint32),
+    )
+
+
+class Routine:
+    """A program of type ``syscall``, by its file descriptor: called with one argument, a structure."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._lib = _libbpf()
+
+    def __call__(self, argument: bytes) -> int:
+        """What the program returned."""
+        buffer = ctypes.create_string_buffer(argument, len(argument))
+        run = _TestRun(size=ctypes.sizeof(_TestRun), ctx_in=ctypes.addressof(buffer), ctx_size_in=len(argument))
+        if self._lib.bpf_prog_test_run_opts(self.fd, byref(run)) != 0:
+            raise BpfError(f"cannot run a BPF program: {_hint(ctypes.get_errno())}")
+        return int(run.retval)
+
+
+_SK_MSG_VERDICT = 7  # enum bpf_attach_type
+_RINGBUF = 27  # enum bpf_map_type
+
+
+def new_ring(name: str, size: int) -> Map:
+    """A ring buffer of ``size`` bytes, a power of two and of pages."""
+    lib = _libbpf()
+    fd = lib.bpf_map_create(_RINGBUF, name.encode(), 0, 0, size, None)
+    if fd < 0:
+        raise BpfError(f"cannot make the ring buffer {name}: {_hint(ctypes.get_errno())}")
+    return Map(lib, name, fd, 0, 0)
 
 
 def map_from_fd(fd: int, name: str, key_size: int, value_size: int) -> Map:

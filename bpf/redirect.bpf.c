@@ -186,6 +186,7 @@ struct caller {
 	__u64 cgroup;
 	__u32 subject;
 	bool unsettled;	/* below a place where workloads appear, in a cgroup that is newer than the agent's last look */
+	bool accelerated;
 };
 
 /* The nearest ancestor of the caller's cgroup that the agent knows says who it is. */
@@ -207,6 +208,7 @@ __noinline int sluice_identify(struct caller *who)
 		who->unsettled = found && found->flags & SLUICE_CGROUP_UNSETTLED;
 	}
 	who->subject = found ? found->subject : SLUICE_HOST;
+	who->accelerated = found && found->flags & SLUICE_CGROUP_ACCELERATE;
 	return 0;
 }
 
@@ -376,6 +378,7 @@ static __always_inline int judge(struct bpf_sock_addr *ctx, const struct destina
 	sluice_identify(&who);
 	origin.cgroup = who.cgroup;
 	origin.subject = who.subject;
+	origin.flags = who.accelerated ? SLUICE_ORIGIN_ACCELERATE : 0;
 	if (who.subject == SLUICE_AGENT) {
 		/* Tell the agent whom it has really reached, before it sends a byte. */
 		origin.peer = peer(ctx, to, origin.generation);

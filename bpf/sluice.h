@@ -52,6 +52,8 @@ enum sluice_flag {
 	SLUICE_CGROUP_UNSETTLED = 1,	/* a glob may match a cgroup that is made below this one */
 	SLUICE_ADDRESS_LOCAL = 1,	/* an address of this host: the listening socket says who it is */
 	SLUICE_RULE_FAIL_OPEN = 1,	/* native instead of refused while the agent is dead */
+	SLUICE_CGROUP_ACCELERATE = 2,	/* its workload's connections may be carried by the kernel */
+	SLUICE_ORIGIN_ACCELERATE = 1,	/* the same of one connection */
 };
 
 /* config: fixed by the loader before the programs are loaded. */
@@ -107,6 +109,8 @@ struct sluice_origin {
 	__u64 cookie;		/* of the client's socket */
 	__u64 cgroup;		/* of the process that called connect() */
 	__u64 since_ns;		/* CLOCK_MONOTONIC, set when the SYN leaves */
+	__u32 flags;
+	__u32 zero;
 };
 
 /* pending: the client's end as the agent will see it -> origin. Tuples repeat across namespaces, hence the cookie. */
@@ -125,6 +129,150 @@ struct sluice_writer {
 	__u8 addr[16];
 	__be16 port;
 	__u16 zero[3];
+};
+
+/* The kernel path (verdict.bpf.c): who has the wheel of a connection. Only the agent leaves OFF, and only it goes back there. */
+enum sluice_wheel {
+	SLUICE_WHEEL_OFF = 0,		/* the relay; the programs let everything pass to it */
+	SLUICE_WHEEL_BUSY = 1,		/* a program is at it just now */
+	SLUICE_WHEEL_IDLE = 2,		/* the kernel, between two calls */
+	SLUICE_WHEEL_REQUEST = 3,	/* the kernel; a body is still to come from the client */
+	SLUICE_WHEEL_WAIT = 4,		/* the kernel; the server has a whole request and has not answered */
+	SLUICE_WHEEL_REPLY = 5,		/* the kernel; a body is still to come from the server */
+};
+
+/* Which end of a connection a socket is. */
+enum sluice_role {
+	SLUICE_ROLE_CLIENT = 1,		/* the application that called */
+	SLUICE_ROLE_UPSTREAM = 2,	/* the agent's, on its way to the server */
+	SLUICE_ROLE_SERVER = 3,		/* the application that was called */
+};
+
+/* What a cell of an automaton asks for, in its upper three bits. */
+enum sluice_step {
+	SLUICE_STEP_PLAIN = 0,
+	SLUICE_STEP_LENGTH = 1,		/* the byte is the next digit of the body's length */
+	SLUICE_STEP_NO_REPLY_BODY = 2,	/* whatever the reply's head says */
+	SLUICE_STEP_ACCEPT = 3,		/* the head ends here, and its body is as long as the digits say */
+	SLUICE_STEP_STATUS = 4,		/* the byte is the next digit of the status */
+	SLUICE_STEP_ACCEPT_BARE = 5,	/* the head ends here, and says nothing about a body */
+};
+
+/* Why bytes went to the relay; index of the counters. */
+enum sluice_fallback {
+	SLUICE_FB_OFF,			/* the relay has the wheel */
+	SLUICE_FB_BUSY,			/* the other end is at it just now */
+	SLUICE_FB_EARLY,		/* not this end's turn: a pipelined request, a reply before the end of its request */
+	SLUICE_FB_STALE,		/* no heartbeat, or the policy has changed */
+	SLUICE_FB_LEDGER,		/* bytes before these are still on their way through the relay */
+	SLUICE_FB_UNREAD,		/* the receiver has not read what came over TCP */
+	SLUICE_FB_MEMORY,		/* the receiver is slow */
+	SLUICE_FB_GONE,			/* the receiver is closing, or not ours any more */
+	SLUICE_FB_REQUEST,		/* a head that is not proven: incomplete, several, or to be judged by the proxy */
+	SLUICE_FB_REPLY,		/* the same of a reply */
+	SLUICE_FB_OVERRUN,		/* more bytes than the body has */
+	SLUICE_FB_RECORDS,		/* no room for the record */
+	SLUICE_FB_MAX,
+};
+
+enum sluice_path_limit {
+	SLUICE_MAX_FLOWS = 16384,	/* connections that the kernel may carry; more of them are relayed */
+	SLUICE_MAX_TABLES = 1024,	/* automata: one for each pair of workloads and port that is in use */
+	SLUICE_MAX_ROWS = 65536,	/* states of all automata: 8 MiB */
+	SLUICE_MAX_WORKERS = 64,
+	SLUICE_HEAD_BYTES = 2048,	/* a longer head is the relay's */
+	SLUICE_CELLS = 64,		/* classes of bytes */
+	SLUICE_RING_BYTES = 1048576,	/* records of one worker on their way to it */
+	SLUICE_REPLY_TABLE = 0,		/* the automaton of reply heads */
+	SLUICE_QUEUE_BYTES = 4194304,	/* what may wait for a receiver before its sender is slowed down by TCP again */
+};
+
+/* flows: what the agent says of a connection. Mapped into its memory; it fills this in before it lets go of the wheel. */
+struct sluice_flow {
+	__u32 wheel;
+	__u32 generation;
+	__u32 table;
+	__u32 worker;
+	/* The ledger: bytes that the relay has read from and written to its two sockets. While it has the wheel they move on;
+	 * they are right when it lets go. */
+	__u32 down_read;
+	__u32 down_written;
+	__u32 up_read;
+	__u32 up_written;
+	__u64 client;		/* cookie of the calling application's socket */
+};
+
+/* ends: what the programs know of the two applications' sockets of a flow. Mapped into the agent's memory. */
+struct sluice_ends {
+	__u64 carried_ns;	/* CLOCK_MONOTONIC when bytes were last carried */
+	__u64 request_bytes;	/* carried */
+	__u64 reply_bytes;
+	__u64 server;		/* cookie */
+	__u64 client_sock;	/* addresses */
+	__u64 server_sock;
+	__u32 client_received;	/* sequence numbers before the first byte */
+	__u32 server_received;
+};
+
+/* lanes: what the programs know of a socket, in its storage. */
+struct sluice_lane {
+	__u64 cookie;
+	__u64 sock;
+	__u32 role;
+	__u32 flow;			/* 0: not known yet */
+	__u32 sent;			/* sequence numbers before the first byte */
+	__u32 received;
+};
+
+/* upstreams: what a server's socket is recognised by. Tuples repeat across namespaces, first sequence numbers do not. */
+struct sluice_upstream {
+	__u32 flow;
+	__u32 sequence;
+};
+
+/* rows: what a state does with a class of bytes. State 0 is that of a head that is not proven. */
+struct sluice_rows {
+	__u16 cells[SLUICE_MAX_ROWS * SLUICE_CELLS];	/* next state, relative to its table's first row; a step in bits 13 to 15 */
+};
+struct sluice_table {
+	__u32 base;
+	__u32 start;
+	__u8 classes[256];		/* of bytes */
+};
+
+/* What a head says, once it is proven. */
+struct sluice_proof {
+	__u64 length;			/* of the body, in bytes */
+	__u32 head;			/* length of the head, in bytes */
+	__u16 status;
+	__u8 no_reply_body;
+	__u8 bare;			/* the head says nothing about a body */
+};
+
+/* calls: the call that the kernel carries on a flow. As far as the end of `head` it is also the record of a finished one. */
+struct sluice_call {
+	__u64 began_ns;			/* CLOCK_MONOTONIC */
+	__u64 ended_ns;
+	__u64 request_bytes;		/* carried so far */
+	__u64 request_left;
+	__u64 reply_bytes;
+	__u64 reply_left;
+	__u32 flow;
+	__u32 generation;
+	__u64 client;
+	__u16 head_length;
+	__u16 reply_head_length;
+	__u16 status;
+	__u8 no_reply_body;
+	__u8 zero;
+	__u8 head[SLUICE_HEAD_BYTES];
+	__u8 reply_head[SLUICE_HEAD_BYTES];
+};
+
+/* The argument of sluice_take. */
+struct sluice_take {
+	__u32 flow;
+	__u32 zero;
 };
 
 /* control: one entry, mapped into the agent's memory. */

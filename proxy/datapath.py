@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
@@ -128,13 +128,16 @@ class Hooks:
             agent_port=socket.htons(port),
             zero=b"\0" * 6,
         )
-        self._object = Object(object_file("redirect"), abi.SLUICE_CONFIG.pack(*config))
+        self.config = abi.SLUICE_CONFIG.pack(*config)
+        self._object = Object(object_file("redirect"), self.config)
         self._cgroups = self._object.map("cgroups")
         self._addresses = self._object.map("addresses")
         self._rules = self._object.map("rules")
         self._pending = self._object.map("pending")
         self._events = self._object.map("events")
-        self._control = self._object.map("control").memory(abi.SLUICE_CONTROL.size)
+        control = self._object.map("control")
+        self.shared = (control, self._object.map("origins"))  # with the programs of the kernel path
+        self._control = control.memory(abi.SLUICE_CONTROL.size)
         self._generation = 0
         self._known: dict[int, tuple[int, int]] = {}
         self._own: set[int] = set()
@@ -157,11 +160,20 @@ class Hooks:
         self._own.add(cgroup)
         self._cgroups.set(cgroup.to_bytes(8, sys.byteorder), abi.SLUICE_CGROUP.pack(abi.Identity.AGENT, 0))
 
-    def set_cgroups(self, cgroups: Mapping[int, int | None], unsettled: Iterable[int]) -> None:
-        """Who each cgroup is: cgroup id to subject. Entries that are not named any more are removed."""
+    def set_cgroups(
+        self, cgroups: Mapping[int, int | None], unsettled: Iterable[int], accelerated: Collection[int] = ()
+    ) -> None:
+        """Who each cgroup is: cgroup id to subject. Entries that are not named any more are removed.
+
+        ``accelerated`` are the subjects whose connections the kernel may carry.
+        """
         open_ended = set(unsettled)
         wanted = {
-            cgroup: (subject or abi.Identity.HOST, abi.Flag.CGROUP_UNSETTLED if cgroup in open_ended else 0)
+            cgroup: (
+                subject or abi.Identity.HOST,
+                (abi.Flag.CGROUP_UNSETTLED if cgroup in open_ended else 0)
+                | (abi.Flag.CGROUP_ACCELERATE if subject in accelerated else 0),
+            )
             for cgroup, subject in cgroups.items()
             if cgroup not in self._own
         }

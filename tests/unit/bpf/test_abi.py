@@ -19,13 +19,15 @@ def test_the_python_copy_is_what_the_compiler_derives(tmp_path: Path) -> None:
     for tool in ("clang", "bpftool"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
-    fresh = tmp_path / "redirect.bpf.o"
     machine = subprocess.run(["uname", "-m"], capture_output=True, check=True, text=True).stdout.strip()
     includes = f"-I/usr/include/{machine}-linux-gnu"
-    source = str(BPF / "redirect.bpf.c")
-    subprocess.run(["clang", "-g", "-O2", "-target", "bpf", "-mcpu=v3", includes, "-c", source, "-o", str(fresh)], check=True)
+    objects = []
+    for source in sorted(BPF.glob("*.bpf.c")):
+        objects.append(str(tmp_path / source.with_suffix(".o").name))
+        compiler = ["clang", "-g", "-O2", "-target", "bpf", "-mcpu=v3", includes]
+        subprocess.run([*compiler, "-c", str(source), "-o", objects[-1]], check=True)
     generated = tmp_path / "abi.py"
-    generated.write_text(generate(str(fresh)))
+    generated.write_text(generate(*objects))
     subprocess.run(
         [sys.executable, "-m", "ruff", "format", "-q", "--config", str(BPF.parent / "pyproject.toml"), str(generated)],
         check=True,

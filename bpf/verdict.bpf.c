@@ -1,0 +1,654 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+/* verdict.bpf.c: the kernel path. What policy provably allows goes from application to application, past the agent.
+ *
+ *   sock_ops   puts the sockets of both applications into one map, at ESTABLISHED, before any byte exists
+ *   sk_msg     runs when an application sends: carries the message into the other one's queue, or lets it go its TCP way
+ *   syscall    takes the wheel back, for the agent
+ *
+ * The programs hold no policy and no protocol: automata that the agent has made say which heads are allowed and how long
+ * their bodies are. They accept less than policy allows, never more. Whatever is not proven goes to the relay, by SK_PASS.
+ * SK_DROP is never returned: it would stay with the socket for ever. Sockets never leave the map before they close:
+ * that would lose what is queued.
+ *
+ * One side has the wheel at a time (struct sluice_flow). The agent lets go of it when it holds no byte of the connection,
+ * and writes down what it has moved so far. The programs compare that with the sockets' own sequence numbers: as long as
+ * they agree, no byte is on the relay's way, and a carried one can overtake none.
+ */
+#include <linux/bpf.h>
+#include <linux/types.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_core_read.h>
+#include "sluice.h"
+
+#define AF_INET 2
+#define TCP_ESTABLISHED 1
+#define EAGAIN 11
+#define STATE_MASK 0x1fff
+#define STEP_SHIFT 13
+
+/* Kernel structures, as far as we read them; CO-RE finds the real offsets on the running kernel. */
+typedef struct {
+	__s64 counter;
+} atomic64;
+typedef struct {
+	int counter;
+} atomic;
+struct sock_common {
+	volatile unsigned char skc_state;
+	atomic64 skc_cookie;
+} __attribute__((preserve_access_index));
+struct sock {
+	struct sock_common __sk_common;
+	struct {
+		atomic rmem_alloc;
+	} sk_backlog;
+} __attribute__((preserve_access_index));
+struct inet_sock {
+	struct sock sk;
+} __attribute__((preserve_access_index));
+struct inet_connection_sock {
+	struct inet_sock icsk_inet;
+} __attribute__((preserve_access_index));
+struct tcp_sock {
+	struct inet_connection_sock inet_conn;
+	__u32 rcv_nxt;
+	__u32 copied_seq;
+	__u32 write_seq;
+	bool is_mptcp;
+} __attribute__((preserve_access_index));
+
+/* Fixed by the loader before the programs are loaded; the same as that of redirect.bpf.c. */
+const volatile struct sluice_config config SEC(".rodata.config");
+
+/* From redirect.bpf.c, whose maps the loader gives to this object. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct sluice_control);
+} control SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct sluice_origin);
+} origins SEC(".maps");
+
+/* Our own. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKHASH);
+	__uint(max_entries, 2 * SLUICE_MAX_FLOWS);
+	__type(key, __u64);
+	__type(value, __u64);
+} sockets SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct sluice_lane);
+} lanes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, SLUICE_MAX_FLOWS);
+	__type(key, __u32);
+	__type(value, struct sluice_flow);
+} flows SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, SLUICE_MAX_FLOWS);
+	__type(key, __u32);
+	__type(value, struct sluice_ends);
+} ends SEC(".maps");
+
+/* Of a client's socket: cookie -> flow. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, SLUICE_MAX_FLOWS);
+	__type(key, __u64);
+	__type(value, __u32);
+} callers SEC(".maps");
+
+/* Entries of servers that are elsewhere are never taken out: the oldest give way. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, SLUICE_MAX_FLOWS);
+	__type(key, struct sluice_tuple);
+	__type(value, struct sluice_upstream);
+} upstreams SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, SLUICE_MAX_FLOWS);
+	__type(key, __u32);
+	__type(value, struct sluice_call);
+} calls SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SLUICE_MAX_TABLES);
+	__type(key, __u32);
+	__type(value, struct sluice_table);
+} tables SEC(".maps");
+
+/* One entry, so that a step of an automaton is one load; mapped into the agent's memory, which writes them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct sluice_rows);
+} rows SEC(".maps");
+
+struct ring {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, SLUICE_RING_BYTES);
+};
+/* Filled by the agent: one for each worker. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, SLUICE_MAX_WORKERS);
+	__type(key, __u32);
+	__array(values, struct ring);
+} rings SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, SLUICE_FB_MAX);
+	__type(key, __u32);
+	__type(value, __u64);
+} fallbacks SEC(".maps");
+
+static __always_inline bool fall_back(__u32 reason)
+{
+	__u64 *n = bpf_map_lookup_elem(&fallbacks, &reason);
+
+	if (n)
+		(*n)++;
+	return false;
+}
+
+/* Sockets. */
+
+static __always_inline void map_v4(__u8 *addr, __be32 ip)
+{
+	__builtin_memset(addr, 0, 10);
+	addr[10] = addr[11] = 0xff;
+	__builtin_memcpy(addr + 12, &ip, 4);
+}
+
+/* The connection from the agent's end to the server's, in the agent's words or in the server's. An IPv6 socket with an
+ * IPv4-mapped address names it as IPv6, an IPv4 one as IPv4: both are kept mapped.
+ * volatile: the verifier allows context fields one at a time, and clang would merge neighbours into one load.
+ */
+static __always_inline void name(const volatile struct bpf_sock_ops *ctx, bool server, struct sluice_tuple *tuple)
+{
+	__u8 *local = server ? tuple->agent : tuple->client;
+	__u8 *remote = server ? tuple->client : tuple->agent;
+	__u16 local_port = bpf_htons(ctx->local_port), remote_port = bpf_ntohl(ctx->remote_port);
+
+	remote_port = bpf_htons(remote_port);
+	if (ctx->family == AF_INET) {
+		map_v4(local, ctx->local_ip4);
+		map_v4(remote, ctx->remote_ip4);
+	} else {
+		__u32 here[4] = {ctx->local_ip6[0], ctx->local_ip6[1], ctx->local_ip6[2], ctx->local_ip6[3]};
+		__u32 there[4] = {ctx->remote_ip6[0], ctx->remote_ip6[1], ctx->remote_ip6[2], ctx->remote_ip6[3]};
+
+		__builtin_memcpy(local, here, 16);
+		__builtin_memcpy(remote, there, 16);
+	}
+	tuple->client_port = server ? remote_port : local_port;
+	tuple->agent_port = server ? local_port : remote_port;
+}
+
+/* Put an application's socket into the map. From now on its messages come by sluice_message. */
+static __always_inline struct sluice_lane *enlist(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tcp_sock *tcp,
+						  __u32 role, __u32 flow)
+{
+	struct sluice_lane lane = {.role = role, .flow = flow}, *kept;
+
+	if (tcp->is_mptcp)	/* a subflow carries more than its application's bytes */
+		return NULL;
+	lane.cookie = bpf_get_socket_cookie(ctx);
+	lane.sock = (__u64)tcp;
+	lane.sent = tcp->write_seq;
+	lane.received = tcp->rcv_nxt;
+	kept = bpf_sk_storage_get(&lanes, sk, &lane, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!kept)
+		return NULL;
+	*kept = lane;	/* a socket may connect again */
+	/* With TCP's fast open there are bytes before this moment; the ledger will never agree, and nothing is carried. */
+	return bpf_sock_hash_update(ctx, &sockets, &lane.cookie, BPF_ANY) ? NULL : kept;
+}
+
+static __always_inline void on_connect(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tcp_sock *tcp)
+{
+	struct sluice_lane *lane = bpf_sk_storage_get(&lanes, sk, 0, 0);
+	struct sluice_upstream upstream = {};
+	struct sluice_tuple tuple = {};
+
+	if (!lane || lane->role != SLUICE_ROLE_UPSTREAM)
+		return;
+	upstream.flow = lane->flow;
+	upstream.sequence = tcp->write_seq + 1;
+	name(ctx, false, &tuple);
+	bpf_map_update_elem(&upstreams, &tuple, &upstream, BPF_ANY);
+}
+
+static __always_inline void on_accept(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tcp_sock *tcp)
+{
+	struct sluice_upstream *upstream;
+	struct sluice_tuple tuple = {};
+	struct sluice_lane *lane;
+	struct sluice_ends *both;
+	__u32 index;
+
+	name(ctx, true, &tuple);
+	upstream = bpf_map_lookup_elem(&upstreams, &tuple);
+	if (!upstream || upstream->sequence != tcp->rcv_nxt)
+		return;
+	index = upstream->flow;
+	bpf_map_delete_elem(&upstreams, &tuple);
+	both = bpf_map_lookup_elem(&ends, &index);
+	if (!both)
+		return;
+	lane = enlist(ctx, sk, tcp, SLUICE_ROLE_SERVER, index);
+	if (!lane)
+		return;
+	both->server_sock = lane->sock;
+	both->server_received = lane->received;
+	both->server = lane->cookie;
+}
+
+SEC("sockops")
+int sluice_enlist(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct sluice_origin *origin;
+	struct tcp_sock *tcp;
+
+	if (!sk || (ctx->op != BPF_SOCK_OPS_TCP_CONNECT_CB && ctx->op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB &&
+		    ctx->op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB))
+		return 1;
+	tcp = bpf_skc_to_tcp_sock(sk);
+	if (!tcp)
+		return 1;
+	switch (ctx->op) {
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		on_connect(ctx, sk, tcp);
+		break;
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+		origin = bpf_sk_storage_get(&origins, sk, 0, 0);
+		if (origin && origin->flags & SLUICE_ORIGIN_ACCELERATE)
+			enlist(ctx, sk, tcp, SLUICE_ROLE_CLIENT, 0);
+		break;
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		on_accept(ctx, sk, tcp);
+		break;
+	}
+	return 1;
+}
+
+/* The engine. */
+
+/* A head as the argument of a global function, whose size the verifier must know. */
+struct head {
+	__u8 bytes[SLUICE_HEAD_BYTES];
+};
+
+/* Run an automaton over the head at the beginning of a message and keep a copy of it. Nonzero: the head is proven.
+ * Global, so that the verifier follows the loop once and for itself, without what comes before and after.
+ */
+__noinline int sluice_prove(struct sk_msg_md *msg, __u32 which, struct head *copy, struct sluice_proof *proof)
+{
+	const struct sluice_table *table = bpf_map_lookup_elem(&tables, &which);
+	const __u8 *at = msg->data, *end = msg->data_end;
+	const struct sluice_rows *all;
+	__u32 state, zero = 0;
+
+	all = bpf_map_lookup_elem(&rows, &zero);
+	if (!table || !all || !copy || !proof)
+		return 0;
+	state = table->start;
+	/* Few branches: the verifier remembers every one of them in every round, and 8,192 at the most. */
+	for (__u32 i = 0; i < SLUICE_HEAD_BYTES && at + 1 <= end; i++) {
+		__u8 byte = *at++;
+		__u32 class = table->classes[byte] & (SLUICE_CELLS - 1);
+		__u16 cell = all->cells[((table->base + state) * SLUICE_CELLS + class) & (SLUICE_MAX_ROWS * SLUICE_CELLS - 1)];
+
+		copy->bytes[i] = byte;
+		state = cell & STATE_MASK;
+		if ((__u16)(cell - 1) < STATE_MASK)
+			continue;
+		switch (cell >> STEP_SHIFT) {
+		case SLUICE_STEP_LENGTH:
+			proof->length = proof->length * 10 + (byte - '0');
+			break;
+		case SLUICE_STEP_STATUS:
+			proof->status = proof->status * 10 + (byte - '0');
+			break;
+		case SLUICE_STEP_NO_REPLY_BODY:
+			proof->no_reply_body = 1;
+			break;
+		case SLUICE_STEP_ACCEPT_BARE:
+			proof->bare = 1;
+			/* fall through */
+		case SLUICE_STEP_ACCEPT:
+			proof->head = i + 1;
+			return 1;
+		default:
+			return 0;	/* not proven */
+		}
+	}
+	return 0;
+}
+
+/* Prove the head at the beginning of a message: nonzero if it is proven. */
+static __always_inline bool prove(struct sk_msg_md *msg, __u32 table, __u8 *copy, struct sluice_proof *proof)
+{
+	__u32 size = msg->size;
+
+	/* A message may be in pieces, of which only the first is in sight. */
+	if (msg->data + size > msg->data_end && bpf_msg_pull_data(msg, 0, size < SLUICE_HEAD_BYTES ? size : SLUICE_HEAD_BYTES, 0))
+		return false;
+	return sluice_prove(msg, table, (struct head *)copy, proof);
+}
+
+/* The guards. */
+
+/* A connection as a program has it in hand. */
+struct path {
+	__u32 index;
+	__u64 now;
+	struct sluice_lane *lane;	/* of the sender */
+	struct sluice_flow *flow;
+	struct sluice_ends *ends;
+	struct sluice_call *call;
+};
+
+/* Whether every byte that this socket has sent by TCP went through the relay to its end. */
+static __always_inline bool settled(const struct sluice_lane *lane, __u32 read)
+{
+	const struct tcp_sock *tcp = (const struct tcp_sock *)lane->sock;
+	__u32 written = BPF_CORE_READ(tcp, write_seq);
+
+	return written - lane->sent == read || fall_back(SLUICE_FB_LEDGER);
+}
+
+/* Whether bytes may be put into a socket's queue. It is read before what came over TCP, so nothing of that may be unread, nor
+ * under way: the relay has written `written` bytes to it. The address may be that of a socket that is gone: its memory is
+ * never anything but a socket's, and the cookie tells.
+ */
+static __always_inline bool ready(__u64 sock, __u64 cookie, __u32 received, __u32 written)
+{
+	const struct tcp_sock *tcp = (const struct tcp_sock *)sock;
+	__u32 arrived, consumed;
+	int queued;
+
+	if (!sock || (__u64)BPF_CORE_READ(tcp, inet_conn.icsk_inet.sk.__sk_common.skc_cookie.counter) != cookie ||
+	    BPF_CORE_READ(tcp, inet_conn.icsk_inet.sk.__sk_common.skc_state) != TCP_ESTABLISHED)
+		return fall_back(SLUICE_FB_GONE);
+	arrived = BPF_CORE_READ(tcp, rcv_nxt);
+	consumed = BPF_CORE_READ(tcp, copied_seq);
+	if (arrived - received != written || consumed != arrived)
+		return fall_back(SLUICE_FB_UNREAD);
+	queued = BPF_CORE_READ(tcp, inet_conn.icsk_inet.sk.sk_backlog.rmem_alloc.counter);
+	return queued < SLUICE_QUEUE_BYTES || fall_back(SLUICE_FB_MEMORY);
+}
+
+/* Whether the agent lives and the policy that it armed the flow under is in force. */
+static __always_inline bool current(const struct sluice_flow *flow, __u64 now)
+{
+	struct sluice_control *control_now;
+	__u32 zero = 0;
+
+	control_now = bpf_map_lookup_elem(&control, &zero);
+	return (control_now && control_now->generation == flow->generation &&
+		(__s64)(now - control_now->heartbeat_ns) < (__s64)config.heartbeat_limit_ns) ||
+	       fall_back(SLUICE_FB_STALE);
+}
+
+/* Send the whole message into the queue of another socket: the last step, as a message that has been pointed somewhere goes
+ * there whatever the program returns. A redirect that finds no socket must become a pass.
+ */
+static __always_inline bool carry(struct sk_msg_md *msg, __u64 cookie)
+{
+	return bpf_msg_redirect_hash(msg, &sockets, &cookie, BPF_F_INGRESS) == SK_PASS || fall_back(SLUICE_FB_GONE);
+}
+
+/* What a message does to the flow: who has the wheel behind it, or OFF if it must go to the relay. */
+
+static __always_inline __u32 begin_request(struct sk_msg_md *msg, const struct path *on)
+{
+	struct sluice_call *call = on->call;
+	struct sluice_proof proof = {};
+	__u64 rest = msg->size;
+
+	if (!prove(msg, on->flow->table, call->head, &proof) || rest < proof.head || rest - proof.head > proof.length) {
+		fall_back(SLUICE_FB_REQUEST);
+		return SLUICE_WHEEL_OFF;
+	}
+	/* The automaton's rows are written anew only after the policy has changed: were they ours all the time? */
+	if (!current(on->flow, on->now) || !carry(msg, on->ends->server))
+		return SLUICE_WHEEL_OFF;
+	call->began_ns = on->now;
+	call->request_bytes = msg->size;
+	call->request_left = proof.length - (rest - proof.head);
+	call->reply_bytes = call->reply_left = 0;
+	call->flow = on->index;
+	call->generation = on->flow->generation;
+	call->client = on->flow->client;
+	call->head_length = proof.head;
+	call->reply_head_length = 0;
+	call->status = 0;
+	call->no_reply_body = proof.no_reply_body;
+	return call->request_left ? SLUICE_WHEEL_REQUEST : SLUICE_WHEEL_WAIT;
+}
+
+static __always_inline __u32 go_on_with_request(struct sk_msg_md *msg, const struct path *on)
+{
+	struct sluice_call *call = on->call;
+
+	if (msg->size > call->request_left) {
+		fall_back(SLUICE_FB_OVERRUN);
+		return SLUICE_WHEEL_OFF;
+	}
+	if (!carry(msg, on->ends->server))
+		return SLUICE_WHEEL_OFF;
+	call->request_bytes += msg->size;
+	call->request_left -= msg->size;
+	return call->request_left ? SLUICE_WHEEL_REQUEST : SLUICE_WHEEL_WAIT;
+}
+
+/* The record comes before the last bytes of the reply: where there is no room for it, the relay takes the call over. */
+static __always_inline bool record(const struct path *on, __u32 bytes)
+{
+	__u32 worker = on->flow->worker, head = on->call->head_length;
+	void *ring = bpf_map_lookup_elem(&rings, &worker);
+
+	if (head > SLUICE_HEAD_BYTES)
+		head = SLUICE_HEAD_BYTES;
+	on->call->ended_ns = on->now;
+	on->call->reply_bytes += bytes;
+	if (ring && !bpf_ringbuf_output(ring, on->call, offsetof(struct sluice_call, head) + head, 0))
+		return true;
+	on->call->reply_bytes -= bytes;
+	return fall_back(SLUICE_FB_RECORDS);
+}
+
+static __always_inline __u32 go_on_with_reply(struct sk_msg_md *msg, const struct path *on, __u64 left)
+{
+	__u32 size = msg->size;
+
+	if (size > left) {
+		fall_back(SLUICE_FB_OVERRUN);
+		return SLUICE_WHEEL_OFF;
+	}
+	if (size == left) {
+		if (!record(on, size))
+			return SLUICE_WHEEL_OFF;
+		carry(msg, on->flow->client);	/* if it fails the client is closing; the call has been recorded, and is over */
+		return SLUICE_WHEEL_IDLE;
+	}
+	if (!carry(msg, on->flow->client))
+		return SLUICE_WHEEL_OFF;
+	on->call->reply_bytes += size;
+	on->call->reply_left = left - size;
+	return SLUICE_WHEEL_REPLY;
+}
+
+static __always_inline __u32 begin_reply(struct sk_msg_md *msg, const struct path *on)
+{
+	struct sluice_call *call = on->call;
+	struct sluice_proof proof = {};
+
+	if (!prove(msg, SLUICE_REPLY_TABLE, call->reply_head, &proof)) {
+		fall_back(SLUICE_FB_REPLY);
+		return SLUICE_WHEEL_OFF;
+	}
+	if (call->no_reply_body || proof.no_reply_body) {
+		proof.length = 0;
+	} else if (proof.bare) {	/* it lasts until the server closes */
+		fall_back(SLUICE_FB_REPLY);
+		return SLUICE_WHEEL_OFF;
+	}
+	call->status = proof.status;
+	call->reply_head_length = proof.head;
+	return go_on_with_reply(msg, on, proof.head + proof.length);
+}
+
+static __always_inline __u32 from_client(struct sk_msg_md *msg, const struct path *on, __u32 wheel)
+{
+	if (!current(on->flow, on->now) || !settled(on->lane, on->flow->down_read) ||
+	    !ready(on->ends->server_sock, on->ends->server, on->ends->server_received, on->flow->up_written))
+		return SLUICE_WHEEL_OFF;
+	return wheel == SLUICE_WHEEL_IDLE ? begin_request(msg, on) : go_on_with_request(msg, on);
+}
+
+static __always_inline __u32 from_server(struct sk_msg_md *msg, const struct path *on, __u32 wheel)
+{
+	if (!settled(on->lane, on->flow->up_read) ||
+	    !ready(on->ends->client_sock, on->flow->client, on->ends->client_received, on->flow->down_written))
+		return SLUICE_WHEEL_OFF;
+	return wheel == SLUICE_WHEEL_WAIT ? begin_reply(msg, on) : go_on_with_reply(msg, on, on->call->reply_left);
+}
+
+/* Whose turn it is: a client's between calls and while it sends, a server's when it has a whole request. */
+static __always_inline bool has_turn(bool client, __u32 wheel)
+{
+	if (client ? wheel == SLUICE_WHEEL_IDLE || wheel == SLUICE_WHEEL_REQUEST
+		   : wheel == SLUICE_WHEEL_WAIT || wheel == SLUICE_WHEEL_REPLY)
+		return true;
+	return fall_back(wheel == SLUICE_WHEEL_OFF ? SLUICE_FB_OFF : wheel == SLUICE_WHEEL_BUSY ? SLUICE_FB_BUSY : SLUICE_FB_EARLY);
+}
+
+/* The flow of a socket. The agent names a client's by its cookie, when it lets go of the wheel for the first time. */
+static __always_inline bool find(struct sluice_lane *lane, bool client, struct path *on)
+{
+	__u32 *found;
+
+	on->lane = lane;
+	on->index = lane->flow;
+	if (client) {
+		on->flow = on->index ? bpf_map_lookup_elem(&flows, &on->index) : NULL;
+		if (!on->flow || on->flow->client != lane->cookie) {
+			found = bpf_map_lookup_elem(&callers, &lane->cookie);
+			if (!found)
+				return false;
+			on->index = lane->flow = *found;
+		}
+	}
+	on->flow = bpf_map_lookup_elem(&flows, &on->index);
+	on->ends = bpf_map_lookup_elem(&ends, &on->index);
+	if (!on->flow || !on->ends || (client ? on->flow->client : on->ends->server) != lane->cookie)
+		return false;
+	if (client) {
+		on->ends->client_sock = lane->sock;
+		on->ends->client_received = lane->received;
+	}
+	return true;
+}
+
+SEC("sk_msg")
+int sluice_message(struct sk_msg_md *msg)
+{
+	struct bpf_sock *sk = msg->sk;
+	struct sluice_lane *lane;
+	struct path on = {};
+	__u32 wheel, next;
+	bool client;
+
+	lane = sk ? bpf_sk_storage_get(&lanes, sk, 0, 0) : NULL;
+	if (!lane)
+		return SK_PASS;
+	client = lane->role == SLUICE_ROLE_CLIENT;
+	if (!find(lane, client, &on))
+		return SK_PASS;
+	wheel = *(volatile __u32 *)&on.flow->wheel;
+	if (!has_turn(client, wheel))
+		return SK_PASS;
+	if (__sync_val_compare_and_swap(&on.flow->wheel, wheel, SLUICE_WHEEL_BUSY) != wheel) {
+		fall_back(SLUICE_FB_BUSY);
+		return SK_PASS;
+	}
+	on.now = bpf_ktime_get_ns();
+	on.call = bpf_map_lookup_elem(&calls, &on.index);
+	if (!on.call)
+		next = SLUICE_WHEEL_OFF;
+	else if (client)
+		next = from_client(msg, &on, wheel);
+	else
+		next = from_server(msg, &on, wheel);
+	if (next != SLUICE_WHEEL_OFF) {
+		on.ends->carried_ns = on.now;
+		if (client)
+			on.ends->request_bytes += msg->size;
+		else
+			on.ends->reply_bytes += msg->size;
+	}
+	/* What was not carried changes nothing: the agent sees the bytes, and takes the wheel with what there is of a call. */
+	__sync_val_compare_and_swap(&on.flow->wheel, SLUICE_WHEEL_BUSY, next != SLUICE_WHEEL_OFF ? next : wheel);
+	return SK_PASS;
+}
+
+/* Take the wheel for the agent: who had it before, or BUSY to ask again. */
+SEC("syscall")
+int sluice_take(struct sluice_take *which)
+{
+	__u32 index = which->flow, wheel;
+	struct sluice_flow *flow = bpf_map_lookup_elem(&flows, &index);
+
+	if (!flow)
+		return SLUICE_WHEEL_OFF;
+	for (int i = 0; i < 4; i++) {
+		wheel = *(volatile __u32 *)&flow->wheel;
+		if (wheel == SLUICE_WHEEL_BUSY)
+			continue;
+		if (__sync_val_compare_and_swap(&flow->wheel, wheel, SLUICE_WHEEL_OFF) == wheel)
+			return wheel;
+	}
+	return SLUICE_WHEEL_BUSY;
+}
+
+/* Enums reach BTF, and with it bpf/abi.py, only where a type mentions them. */
+struct sluice_path_enums {
+	enum sluice_wheel wheel;
+	enum sluice_role role;
+	enum sluice_step step;
+	enum sluice_fallback fallback;
+	enum sluice_path_limit limit;
+} sluice_path_enums SEC(".data.abi");
+
+char _license[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,345 @@
+"""The kernel path as the agent sees it: who has the wheel of a connection, the relay or the kernel.
+
+A relay that holds no byte of its connection, between two calls, lets go of the wheel; from then on the programs of
+verdict.bpf.c carry what is proven to be allowed from application to application. They pass everything else on to the relay,
+which takes the wheel back before it looks at a single byte, together with what there is of a call that is still open. So the
+relay is right by itself, and the kernel only accelerates. See docs/kernel-path.md.
+
+``KernelPath`` is the agent's: it loads and attaches the programs. ``Wheels`` is a worker's, ``Wheel`` a connection's.
+"""
+
+import mmap
+import socket
+import struct
+import sys
+from array import array
+from time import monotonic_ns
+from typing import NamedTuple
+
+import msgspec
+
+from bpf import abi
+from bpf.loader import BpfError, Map, Object, Routine, map_from_fd, new_ring
+from policies.heads import HeadTable
+from proxy.datapath import Hooks, object_file
+
+# After bytes were carried, words of our own wait this long (seconds): the kernel says that it carries a message just before
+# the message is in its receiver's queue, and what we say must come behind it. It takes a microsecond, or as long as the
+# sender is kept from running.
+COOLING = 0.05
+# How long finished calls wait in the ring for others, so that their records are made in one go (seconds).
+RING_DELAY = 0.01
+# Finished calls that are recorded in one turn of the event loop.
+RING_BATCH = 512
+# A program is at the wheel for a microsecond, or for as long as it is kept from running.
+TAKE_ATTEMPTS = 1_000_000
+
+_PAGE = mmap.PAGESIZE
+_RING_BUSY, _RING_DISCARDED = 1 << 31, 1 << 30
+_RING_HEADER = 8
+_WHEEL = struct.Struct("=I")
+_POSITION = struct.Struct("=Q")
+_CALL_HEAD = abi.SLUICE_CALL.size - 2 * abi.PathLimit.HEAD_BYTES
+
+
+class Ledger(NamedTuple):
+    """Bytes that the relay has moved since the connection began, by socket: the client's (down) and the server's (up)."""
+
+    down_read: int
+    down_written: int
+    up_read: int
+    up_written: int
+
+
+class Carried(msgspec.Struct, frozen=True):
+    """What the kernel has carried of one call. Times in nanoseconds of the monotonic clock; ``ended_ns`` 0: still open."""
+
+    began_ns: int
+    ended_ns: int
+    head: bytes
+    request_bytes: int
+    reply_head: bytes
+    reply_bytes: int
+    status: int
+
+
+def _carried(call: bytes) -> Carried:
+    fields = abi.Call._make(abi.SLUICE_CALL.unpack(call))
+    return Carried(
+        fields.began_ns,
+        0,
+        fields.head[: fields.head_length],
+        fields.request_bytes,
+        fields.reply_head[: fields.reply_head_length],
+        fields.reply_bytes,
+        fields.status,
+    )
+
+
+class Files(msgspec.Struct, frozen=True):
+    """The descriptors that a worker process inherits."""
+
+    control: int
+    flows: int
+    ends: int
+    callers: int
+    calls: int
+    tables: int
+    rows: int
+    lanes: int
+    take: int
+    ring: int
+
+
+class KernelPath:
+    """The programs of verdict.bpf.c and their maps. Raises `BpfError` where the kernel does not have what they need."""
+
+    def __init__(self, hooks: Hooks, reply_table: HeadTable, workers: int) -> None:
+        if workers > abi.PathLimit.MAX_WORKERS:
+            raise BpfError(f"the kernel path has room for {abi.PathLimit.MAX_WORKERS} workers")
+        self._object = Object(object_file("verdict"), hooks.config, hooks.shared)
+        self._sockets = self._object.map("sockets")
+        self._object.attach_to_sockets("sluice_message", self._sockets)
+        self._fallbacks = self._object.map("fallbacks")
+        self._take = self._object.routine("sluice_take")
+        rings = self._object.map("rings")
+        self._rings = [new_ring("ring", abi.PathLimit.RING_BYTES) for _ in range(workers)]
+        for index, ring in enumerate(self._rings):
+            rings.set(_u32(index), _u32(ring.fd))
+        self.files = [self._files(hooks, ring) for ring in self._rings]
+        rows = _Rows(self._object.map("rows").fd)
+        if len(reply_table.rows) > RESERVED_ROWS:
+            raise BpfError("the automaton of reply heads has more states than there are rows for it")
+        rows.write(0, reply_table)
+        self._object.map("tables").set(_u32(abi.PathLimit.REPLY_TABLE), _table(0, reply_table))
+
+    def _files(self, hooks: Hooks, ring: Map) -> Files:
+        named = {name: self._object.map(name).fd for name in ("flows", "ends", "callers", "calls", "tables", "rows", "lanes")}
+        return Files(control=hooks.shared[0].fd, take=self._take.fd, ring=ring.fd, **named)
+
+    def attach(self, root: int) -> int:
+        """Attach to the root of the cgroup tree; the file descriptor of the link."""
+        return self._object.attach("sluice_enlist", root)
+
+    @property
+    def held(self) -> tuple[int, ...]:
+        """Descriptors that must outlive the agent as long as an application has unread bytes that the kernel has carried."""
+        return (self._sockets.fd,)
+
+    def fallbacks(self) -> dict[str, int]:
+        """How many messages went to the relay, by reason."""
+        counts = self._fallbacks.per_cpu_sums(abi.Fallback.FB_MAX)
+        return {abi.Fallback(number).name.removeprefix("FB_").lower(): count for number, count in enumerate(counts)}
+
+    def close(self) -> None:
+        self._object.close()
+
+
+def _u32(number: int) -> bytes:
+    return number.to_bytes(4, sys.byteorder)
+
+
+def _u64(number: int) -> bytes:
+    return number.to_bytes(8, sys.byteorder)
+
+
+def _table(base: int, table: HeadTable) -> bytes:
+    return abi.SLUICE_TABLE.pack(base, table.start, table.classes)
+
+
+class _Rows:
+    """The states of all automata, in the kernel's memory."""
+
+    def __init__(self, fd: int) -> None:
+        self._memory = mmap.mmap(fd, abi.SLUICE_ROWS.size)
+
+    def write(self, base: int, table: HeadTable) -> None:
+        at = base * abi.PathLimit.CELLS * 2
+        data = array("H")
+        for row in table.rows:
+            data.extend(row)
+        self._memory[at : at + 2 * len(data)] = data.tobytes()
+
+    def close(self) -> None:
+        self._memory.close()
+
+
+class Ring:
+    """Finished calls, oldest first: the reading end of a BPF ring buffer (linux/Documentation/bpf/ringbuf.rst)."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.fd = fd
+        self._mask = size - 1
+        self._consumer = mmap.mmap(fd, _PAGE)
+        self._producer = mmap.mmap(fd, _PAGE + 2 * size, prot=mmap.PROT_READ, offset=_PAGE)
+        self._at = _POSITION.unpack_from(self._consumer)[0]
+
+    def peek(self) -> bytes | None:
+        """The oldest one that was not taken. It keeps its place in the ring until `advance`."""
+        while self._at < _POSITION.unpack_from(self._producer)[0]:
+            start = _PAGE + (self._at & self._mask)
+            header = _WHEEL.unpack_from(self._producer, start)[0]
+            if header & _RING_BUSY:
+                return None
+            if not header & _RING_DISCARDED:
+                start += _RING_HEADER
+                return self._producer[start : start + header]
+            self.advance(header & ~_RING_DISCARDED)
+        return None
+
+    def advance(self, length: int) -> None:
+        """Give back the room of the oldest one, which is ``length`` bytes long."""
+        self._at += (length + _RING_HEADER + 7) & ~7
+        _POSITION.pack_into(self._consumer, 0, self._at)
+
+    def close(self) -> None:
+        self._consumer.close()
+        self._producer.close()
+
+
+# Rows in which no worker writes: those of the automaton of reply heads.
+RESERVED_ROWS = 512
+
+
+class Wheel:
+    """The wheel of one connection."""
+
+    __slots__ = ("_client", "_named", "_wheels", "held", "index")
+
+    def __init__(self, wheels: "Wheels", index: int, client: int) -> None:
+        self._wheels, self.index, self._client = wheels, index, client
+        self._named = False
+        self.held = False  # by the kernel, as far as we know
+        for memory, size in ((wheels.flows, abi.SLUICE_FLOW.size), (wheels.ends, abi.SLUICE_ENDS.size)):
+            memory[index * size : (index + 1) * size] = bytes(size)
+
+    def mark(self, up: socket.socket) -> None:
+        """Before it connects: the kernel will recognise the server's socket at the other end, if it is on this host."""
+        lane = abi.Lane(0, 0, abi.Role.ROLE_UPSTREAM, self.index, 0, 0)
+        self._wheels.lanes.set(_u32(up.fileno()), abi.SLUICE_LANE.pack(*lane))
+
+    def let_go(self, table: int, generation: int, ledger: Ledger) -> bool:
+        """Give the wheel to the kernel. False: it cannot have this connection."""
+        if not self._ends().server:
+            return False
+        wheels = self._wheels
+        flow = abi.Flow(
+            abi.Wheel.WHEEL_OFF, generation, table, wheels.worker, *(number & 0xFFFFFFFF for number in ledger), self._client
+        )
+        abi.SLUICE_FLOW.pack_into(wheels.flows, self.index * abi.SLUICE_FLOW.size, *flow)
+        if not self._named:
+            self._named = True
+            wheels.calls.set(_u32(self.index), bytes(abi.SLUICE_CALL.size))
+            wheels.callers.set(_u64(self._client), _u32(self.index))
+        self.held = True
+        _WHEEL.pack_into(wheels.flows, self.index * abi.SLUICE_FLOW.size, abi.Wheel.WHEEL_IDLE)
+        return True
+
+    def take(self) -> Carried | None:
+        """Take the wheel from the kernel; what there is of a call that it was carrying."""
+        self.held = False
+        for _ in range(TAKE_ATTEMPTS):
+            before = self._wheels.take(abi.SLUICE_TAKE.pack(self.index, 0))
+            if before != abi.Wheel.WHEEL_BUSY:
+                break
+        else:
+            raise BpfError("the kernel does not give the wheel back")
+        if before in (abi.Wheel.WHEEL_OFF, abi.Wheel.WHEEL_IDLE):
+            return None
+        call = self._wheels.calls.get(_u32(self.index))
+        return _carried(call) if call else None
+
+    @property
+    def cooling(self) -> float:
+        """For how long (seconds) our own words must still wait behind what was carried last."""
+        carried = self._ends().carried_ns
+        return max(0.0, COOLING - (monotonic_ns() - carried) / 1e9) if carried else 0.0
+
+    def _ends(self) -> abi.Ends:
+        return abi.Ends._make(abi.SLUICE_ENDS.unpack_from(self._wheels.ends, self.index * abi.SLUICE_ENDS.size))
+
+    def close(self) -> None:
+        """The connection is over, and the wheel has been taken."""
+        if self._named:
+            self._wheels.callers.delete(_u64(self._client))
+            self._wheels.calls.delete(_u32(self.index))
+        self._wheels.release(self)
+
+
+class Wheels:
+    """The wheels of one worker's connections, and the automata that its policies need."""
+
+    def __init__(self, files: Files, worker: int, workers: int) -> None:
+        self.worker = worker
+        self.flows = mmap.mmap(files.flows, _pages(abi.SLUICE_FLOW.size * abi.PathLimit.MAX_FLOWS))
+        self.ends = mmap.mmap(files.ends, _pages(abi.SLUICE_ENDS.size * abi.PathLimit.MAX_FLOWS))
+        self._control = mmap.mmap(files.control, _PAGE)
+        self.callers = map_from_fd(files.callers, "callers", 8, 4)
+        self.calls = map_from_fd(files.calls, "calls", 4, abi.SLUICE_CALL.size)
+        self.lanes = map_from_fd(files.lanes, "lanes", 4, abi.SLUICE_LANE.size)
+        self._tables = map_from_fd(files.tables, "tables", 4, abi.SLUICE_TABLE.size)
+        self._rows = _Rows(files.rows)
+        self.take = Routine(files.take)
+        self.ring = Ring(files.ring, abi.PathLimit.RING_BYTES)
+        # Every worker has its share of what there is. Number 0 means none, and the first rows are those of replies.
+        flows, tables = abi.PathLimit.MAX_FLOWS // workers, abi.PathLimit.MAX_TABLES // workers
+        rows = abi.PathLimit.MAX_ROWS // workers
+        self._free = list(range((worker + 1) * flows - 1, max(worker * flows, 1) - 1, -1))
+        self._wheels: dict[int, Wheel] = {}
+        self._table_range = range(max(worker * tables, 1), (worker + 1) * tables)
+        self._row_range = range(max(worker * rows, RESERVED_ROWS), (worker + 1) * rows)
+        self._generation = 0
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._next_table = self._table_range.start
+        self._next_row = self._row_range.start
+        self._known: dict[HeadTable, int | None] = {}
+
+    @property
+    def generation(self) -> int:
+        """The generation of policy that the kernel's programs go by."""
+        return abi.Control._make(abi.SLUICE_CONTROL.unpack_from(self._control)).generation
+
+    def table(self, automaton: HeadTable) -> int | None:
+        """The number of an automaton for the generation in force; None: there is no room for it.
+
+        The room of an older generation is used again: programs that still run look at the generation when they are through.
+        """
+        generation = self.generation
+        if generation != self._generation:
+            self._generation = generation
+            self._start_anew()
+        if automaton not in self._known:
+            self._known[automaton] = self._write(automaton)
+        return self._known[automaton]
+
+    def _write(self, automaton: HeadTable) -> int | None:
+        base, number = self._next_row, self._next_table
+        if base + len(automaton.rows) > self._row_range.stop or number == self._table_range.stop:
+            return None
+        self._rows.write(base, automaton)
+        self._tables.set(_u32(number), _table(base, automaton))
+        self._next_row += len(automaton.rows)
+        self._next_table += 1
+        return number
+
+    def wheel(self, client: int) -> Wheel | None:
+        """A wheel for the connection of the application's socket ``client`` (its cookie); None: all are in use."""
+        if not self._free:
+            return None
+        index = self._free.pop()
+        wheel = self._wheels[index] = Wheel(self, index, client)
+        return wheel
+
+    def release(self, wheel: Wheel) -> None:
+        del self._wheels[wheel.index]
+        self._free.append(wheel.index)
+
+    def close(self) -> None:
+        for memory in (self.flows, self.ends, self._control, self._rows, self.ring):
+            memory.close()
+
+
+def _pages(size: int) -> int:
+    return (size + _PAGE - 1) // _PAGE * _PAGE
