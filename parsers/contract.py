@@ -178,7 +178,14 @@ class Parser(Protocol):
 
     @property
     def at_boundary(self) -> bool:
-        """No call is open and no message is half read in either direction: the kernel may take over, drain may close."""
+        """No call is open, no message is half read in either direction, and another call may begin."""
+        ...
+
+    def skip(self, head: bytes) -> Judge:
+        """A whole call has gone by without the parser, which is at a boundary: the kernel has carried it. What it was.
+
+        ``head`` is what would have been judged. Raises whatever it likes when it would not have been.
+        """
         ...
 
     def on_data(self, direction: Direction, data: bytes, end: bool) -> Sequence[Verb]:

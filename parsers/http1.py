@@ -144,8 +144,15 @@ class Http1Parser:
             and self._own is None
             and self._request_searched == 0
             and self._reply_searched == 0
-            and self._request_state in (Http1Parser._read_request, Http1Parser._after_last_request)
+            and self._request_state is Http1Parser._read_request
+            and self._reply_state is Http1Parser._read_reply
         )
+
+    def skip(self, head: bytes) -> Judge:
+        number = self._next_number
+        self._next_number = number + 1
+        self._served = True
+        return Judge(number, REQUEST_HEADS[head].call)
 
     def on_data(self, direction: Direction, data: bytes, end: bool) -> Sequence[Verb]:
         verbs: list[Verb] = []

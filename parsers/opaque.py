@@ -26,6 +26,9 @@ class TunnelParser:
     def at_boundary(self) -> bool:
         return False
 
+    def skip(self, head: bytes) -> Judge:
+        raise AssertionError("a tunnel has no boundary")
+
     def on_data(self, direction: Direction, data: bytes, end: bool) -> Sequence[Verb]:
         if self._judged:
             return ()
@@ -61,6 +64,10 @@ class DetectingParser:
     @property
     def at_boundary(self) -> bool:
         return self._parser is not None and self._parser.at_boundary
+
+    def skip(self, head: bytes) -> Judge:
+        assert self._parser is not None, "nothing was detected yet"
+        return self._parser.skip(head)
 
     def on_data(self, direction: Direction, data: bytes, end: bool) -> Sequence[Verb]:
         if self._parser is not None:

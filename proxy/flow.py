@@ -10,6 +10,7 @@ Bytes of a request are forwarded only under a ``Permit``, and a ``Permit`` can b
 
 import logging
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import Protocol
 
 import msgspec
@@ -104,6 +105,18 @@ class Abort(msgspec.Struct, frozen=True):
     """Reset both connections at once."""
 
 
+class Carried(msgspec.Struct, frozen=True):
+    """What the kernel has carried of one call, with the bytes of both heads. Times in seconds of the monotonic clock."""
+
+    began: float
+    ended: float | None  # None: the call is still open
+    head: bytes
+    request_bytes: int
+    reply_head: bytes  # of an open call only
+    reply_bytes: int
+    status: int
+
+
 Command = Forward | Carry | Answer | AwaitRoom | Dial | Shut | Close | Abort
 
 AWAIT_ROOM, DIAL, CLOSE, ABORT = AwaitRoom(), Dial(), Close(), Abort()
@@ -159,13 +172,14 @@ class Scene(msgspec.Struct, frozen=True):
 class OpenCall:
     """A call that was read and whose record is not written yet."""
 
-    __slots__ = ("answered", "began", "bytes", "call", "decision", "permit", "reason", "reserved", "status", "time")
+    __slots__ = ("answered", "began", "bytes", "call", "decision", "permit", "reason", "reserved", "status", "time", "via")
 
     def __init__(self, call: ApiCall, decision: Decision, began: float, reserved: bool) -> None:
         self.call = call
         self.decision = decision
         self.began = began  # monotonic seconds
         self.time = now()
+        self.via = "relay"
         self.permit = Permit(decision) if decision.allowed else None
         self.bytes = [0, 0]
         self.status: int | str | None = None
@@ -211,6 +225,8 @@ class Flow:
         self._refusals = 0
         self._now = 0.0
         self._out: list[Command] = []
+        self._lent: Pair | None = None  # what the kernel goes by
+        self._adopting: Carried | None = None
         self.over = False
         self.draining = False
 
@@ -245,6 +261,35 @@ class Flow:
     @property
     def open_calls(self) -> int:
         return len(self._calls)
+
+    # The kernel path.
+
+    def lend(self) -> Pair | None:
+        """The policy under which the kernel may carry the next calls, if the connection is between two of them."""
+        between = self._dialled and self.idle and not (self.over or self.draining or self._waiting)
+        if not between or any(side.ended or side.held for side in self._sides) or not self._parser.at_boundary:
+            return None
+        self._lent = self._scene.pair()
+        return self._lent
+
+    def carried_call(self, carried: Carried, now: float) -> None:
+        """The kernel has carried a whole call, whose record has room: write it."""
+        assert self._lent is not None
+        assert carried.ended is not None
+        judge = self._parser.skip(carried.head)
+        opened = OpenCall(judge.call, self._lent.decide(judge.call), carried.began, reserved=True)
+        if opened.permit is None:
+            raise PermissionError(f"the kernel carried a call that policy denies: {opened.decision.reason}")
+        opened.time -= timedelta(seconds=now - carried.began)
+        opened.bytes = [carried.request_bytes, carried.reply_bytes]
+        opened.status, opened.answered, opened.via = carried.status, True, "kernel"
+        self._calls[judge.number] = opened
+        self._now = carried.ended
+        self._finish(judge.number)
+
+    def adopt(self, carried: Carried, now: float) -> list[Command]:
+        """Take over a call that the kernel began to carry: from here on as if it had been forwarded by us."""
+        return self._event(now, self._adopted, carried)
 
     # Events.
 
@@ -336,6 +381,28 @@ class Flow:
         side.credit -= n
         self._account(direction, side.call, n)
         self._advance(direction)
+
+    def _adopted(self, carried: Carried) -> None:
+        self._adopting = carried
+        try:
+            for direction, head, size in (
+                (REQUEST, carried.head, carried.request_bytes),
+                (REPLY, carried.reply_head, carried.reply_bytes),
+            ):
+                if head:
+                    self._arrived(direction, head)
+                    self._pass_by(direction, size - len(head))
+        finally:
+            self._adopting = None
+        self._out = [command for command in self._out if not isinstance(command, Forward)]
+
+    def _pass_by(self, direction: Direction, n: int) -> None:
+        """``n`` bytes of a body have gone by. What they were does not matter to a parser that has announced their number."""
+        known = min(n, self._sides[direction].credit)
+        if known:
+            self._delivered(direction, known)
+        if n > known:  # the last one, for which a parser waits (parsers/http1.py)
+            self._arrived(direction, bytes(n - known))
 
     def _admitted(self) -> None:
         judge, self._waiting = self._waiting, None
@@ -486,19 +553,26 @@ class Flow:
         if self._scene.sink.reserve():
             self._rule(judge, self._decide(judge.call), reserved=True)
             return
+        if self._adopting:  # it is under way: its record goes where those of refusals go
+            self._rule(judge, self._decide(judge.call), reserved=False)
+            return
         self._limit("AUDIT_QUEUE")
         self._waiting, self._waiting_since = judge, self._now
         self._out.append(AWAIT_ROOM)
 
     def _decide(self, call: ApiCall) -> Decision:
         try:
-            return self._scene.pair().decide(call)
+            pair = self._lent if self._adopting and self._lent else self._scene.pair()
+            return pair.decide(call)
         except Exception as error:
             self._scene.complain(error)
             return UNDECIDED
 
     def _rule(self, judge: Judge, decision: Decision, reserved: bool) -> None:
         opened = self._calls[judge.number] = OpenCall(judge.call, decision, self._now, reserved)
+        if self._adopting:
+            opened.time -= timedelta(seconds=self._now - self._adopting.began)
+            opened.began = self._adopting.began
         if opened.permit and not self._dialled:
             self._dialled = True
             self._out.append(DIAL)
@@ -675,12 +749,12 @@ class Flow:
             bytes_request=opened.bytes[0],
             bytes_reply=opened.bytes[1],
             duration_ms=round(seconds * 1000, 3),
-            via="relay",
+            via=opened.via,
             generation=decision.generation or None,
         )
         scene.sink.write(record, reserved=opened.reserved)
         parties = scene.subject.workload or "host", scene.peer.workload or "world"
-        scene.metrics.calls.add((call.protocol, decision.verdict.value, "relay", *parties), seconds)
+        scene.metrics.calls.add((call.protocol, decision.verdict.value, opened.via, *parties), seconds)
 
 
 __all__ = ["Abort", "Answer", "Carry", "Close", "Command", "Dial", "Flow", "Forward", "Permit", "Scene", "Shut"]

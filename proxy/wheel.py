@@ -22,6 +22,7 @@ from bpf import abi
 from bpf.loader import BpfError, Map, Object, Routine, map_from_fd, new_ring
 from policies.heads import HeadTable
 from proxy.datapath import Hooks, object_file
+from proxy.flow import Carried
 
 # After bytes were carried, words of our own wait this long (seconds): the kernel says that it carries a message just before
 # the message is in its receiver's queue, and what we say must come behind it. It takes a microsecond, or as long as the
@@ -51,26 +52,15 @@ class Ledger(NamedTuple):
     up_written: int
 
 
-class Carried(msgspec.Struct, frozen=True):
-    """What the kernel has carried of one call. Times in nanoseconds of the monotonic clock; ``ended_ns`` 0: still open."""
-
-    began_ns: int
-    ended_ns: int
-    head: bytes
-    request_bytes: int
-    reply_head: bytes
-    reply_bytes: int
-    status: int
-
-
-def _carried(call: bytes) -> Carried:
-    fields = abi.Call._make(abi.SLUICE_CALL.unpack(call))
+def carried(call: bytes, open_call: bool) -> Carried:
+    """What a structure of sluice.h says; that of a finished call ends with the request's head."""
+    fields = abi.Call._make(abi.SLUICE_CALL.unpack(call.ljust(abi.SLUICE_CALL.size, b"\0")))
     return Carried(
-        fields.began_ns,
-        0,
+        fields.began_ns / 1e9,
+        None if open_call else fields.ended_ns / 1e9,
         fields.head[: fields.head_length],
         fields.request_bytes,
-        fields.reply_head[: fields.reply_head_length],
+        fields.reply_head[: fields.reply_head_length] if open_call else b"",
         fields.reply_bytes,
         fields.status,
     )
@@ -223,9 +213,8 @@ class Wheel:
         if not self._ends().server:
             return False
         wheels = self._wheels
-        flow = abi.Flow(
-            abi.Wheel.WHEEL_OFF, generation, table, wheels.worker, *(number & 0xFFFFFFFF for number in ledger), self._client
-        )
+        moved = (number & 0xFFFFFFFF for number in ledger)
+        flow = (abi.Wheel.WHEEL_OFF, generation, table, wheels.worker, *moved, self._client)
         abi.SLUICE_FLOW.pack_into(wheels.flows, self.index * abi.SLUICE_FLOW.size, *flow)
         if not self._named:
             self._named = True
@@ -247,7 +236,7 @@ class Wheel:
         if before in (abi.Wheel.WHEEL_OFF, abi.Wheel.WHEEL_IDLE):
             return None
         call = self._wheels.calls.get(_u32(self.index))
-        return _carried(call) if call else None
+        return carried(call, open_call=True) if call else None
 
     @property
     def cooling(self) -> float:
