@@ -73,7 +73,7 @@ class PathLimit(IntEnum):
     MAX_TABLES = 0x400
     MAX_ROWS = 0x10000
     MAX_WORKERS = 0x40
-    HEAD_BYTES = 0x800
+    HEAD_BYTES = 0x450
     CELLS = 0x40
     RING_BYTES = 0x100000
     REPLY_TABLE = 0x0
@@ -140,7 +140,7 @@ class Call(NamedTuple):
     reply_head: bytes
 
 
-SLUICE_CALL = Struct("=QQQQQQIIQHHHBB2048s2048s")
+SLUICE_CALL = Struct("=QQQQQQIIQHHHBB1104s1104s")
 
 
 class Cgroup(NamedTuple):

@@ -28,6 +28,7 @@ from policies.compile import TableLimitError, kernel_tables
 from policies.decide import PolicySet
 from policies.load import LoadError, Source, load
 from policies.model import Network, Workload
+from policies.replies import reply_table
 from proxy import guard, hostnet
 from proxy.admin import Admin, Check, PolicyStatus
 from proxy.datapath import HEARTBEAT_INTERVAL, HEARTBEAT_LIMIT, Hooks, netns_cookie
@@ -35,6 +36,7 @@ from proxy.documents import read_sources
 from proxy.metrics import Snapshot, merge
 from proxy.pool import LocalMember, Member, ProcessMember, WorkerError
 from proxy.reload import fingerprint
+from proxy.wheel import KernelPath
 from proxy.worker import Settings, Worker
 from proxy.workloads import Ids, Watch, WorkloadError, cgroup2_mount, prepare, scan
 
@@ -72,6 +74,7 @@ class Options(msgspec.Struct, frozen=True):
     drain_timeout: float
     record_headers: tuple[str, ...]
     hold_on_exit: bool
+    datapath: str  # "auto", "kernel" or "relay"
 
 
 class Generation(msgspec.Struct, frozen=True):
@@ -148,11 +151,15 @@ class Agent:
             idle_timeout=options.idle_timeout,
             record_headers=options.record_headers,
         )
-        for listeners in groups:
+        self._kernel = self._kernel_path()
+        if self._kernel:
+            stack.callback(self._kernel.close)
+        for index, listeners in enumerate(groups):
+            files = self._kernel.files[index] if self._kernel else None
             if options.workers == 1:
-                self._members.append(LocalMember(Worker(loop, settings, listeners, hooks.origins)))
+                self._members.append(LocalMember(Worker(loop, settings, listeners, hooks.origins, files)))
             else:
-                process = ProcessMember(settings, listeners, hooks.origins)
+                process = ProcessMember(settings, listeners, hooks.origins, files)
                 stack.push_async_callback(process.end)
                 await process.start()
                 self._members.append(process)
@@ -167,17 +174,32 @@ class Agent:
         await admin.start()
         self._admin_address = admin.address
         self._links = hooks.attach(self._mount)
+        if self._kernel:
+            self._links.append(self._kernel.attach(self._mount))
         self._guard = self._hold()
         if not options.hold_on_exit:
             stack.callback(self._let_go)
         loop.add_reader(self._watch.fd, self._cgroups_changed)
         stack.callback(loop.remove_reader, self._watch.fd)
 
+    def _kernel_path(self) -> KernelPath | None:
+        """The kernel path, or None where it is not wanted or this kernel does not have what it needs."""
+        if self._options.datapath == "relay":
+            return None
+        try:
+            return KernelPath(self._hooks, reply_table(), self._options.workers)
+        except BpfError as error:
+            if self._options.datapath == "kernel":
+                raise StartError(f"the kernel path does not work here: {error}") from None
+            sys.stderr.write(f"sluice: calls are relayed, the kernel path does not work here: {error}\n")
+            return None
+
     def _ready_line(self) -> str:
         bundle = self._now.policies.bundle
+        datapath = "kernel" if self._kernel else "relay"
         return (
             f"sluice: ready: {len(bundle.policies)} policies for {len(bundle.workloads)} workloads, "
-            f"generation {self._now.policies.generation}, datapath relay, {self._options.workers} worker(s), "
+            f"generation {self._now.policies.generation}, datapath {datapath}, {self._options.workers} worker(s), "
             f"records in {self._options.audit}, admin at {self._admin_address}\n"
         )
 
@@ -355,12 +377,15 @@ class Agent:
             self._watch.follow(found.watched)
             self._watched = found.watched
         owners = {cgroup: self._ids.of(name) if name else None for cgroup, name in found.cgroups.items()}
-        self._hooks.set_cgroups(owners, found.unsettled)
+        accelerated = [self._ids.of(workload.name) for workload in self._workloads if workload.acceleration and self._kernel]
+        self._hooks.set_cgroups(owners, found.unsettled, accelerated)
 
     # What the admin listener tells.
 
     async def metrics(self) -> Snapshot:
         merged = merge(await self._ask_all(lambda member: member.snapshot()))
+        if self._kernel:
+            merged["series"]["sluice_kernel_fallbacks"] = [([reason], n) for reason, n in self._kernel.fallbacks().items()]
         merged["series"]["sluice_connects"] = [([outcome], count) for outcome, count in self._hooks.events().items()]
         return merged
 

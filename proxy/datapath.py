@@ -59,6 +59,7 @@ class Origin(msgspec.Struct, frozen=True):
     peer: int
     cookie: int
     cgroup: int
+    accelerated: bool  # the caller's workload lets the kernel carry its calls
 
     @property
     def unresolved(self) -> bool:
@@ -92,8 +93,9 @@ class Origins:
         value = self._pending.pop(abi.SLUICE_TUPLE.pack(self._netns, address, agent, socket.htons(client[1]), self._port, 0))
         if value is None:
             return None
-        addr, port, v4, subject, peer, _, cookie, cgroup, _ = abi.SLUICE_ORIGIN.unpack(value)
-        return Origin(unmapped(addr, bool(v4)), socket.ntohs(port), subject, peer, cookie, cgroup)
+        addr, port, v4, subject, peer, _, cookie, cgroup, _, flags, _ = abi.SLUICE_ORIGIN.unpack(value)
+        accelerated = bool(flags & abi.Flag.ORIGIN_ACCELERATE)
+        return Origin(unmapped(addr, bool(v4)), socket.ntohs(port), subject, peer, cookie, cgroup, accelerated)
 
     def reached(self, sock: socket.SocketType) -> int | None:
         """The identity of whom a socket of ours has connected to, noted by the hook when ``connect`` was called."""

@@ -272,20 +272,28 @@ class Flow:
         self._lent = self._scene.pair()
         return self._lent
 
-    def carried_call(self, carried: Carried, now: float) -> None:
-        """The kernel has carried a whole call, whose record has room: write it."""
+    def carried_call(self, carried: Carried, reserved: bool, now: float) -> None:
+        """The kernel has carried a whole call: write its record, which has room if it is ``reserved``.
+
+        Raises what shows that the kernel did what it must not; there is a record then too.
+        """
         assert self._lent is not None
         assert carried.ended is not None
         judge = self._parser.skip(carried.head)
-        opened = OpenCall(judge.call, self._lent.decide(judge.call), carried.began, reserved=True)
-        if opened.permit is None:
-            raise PermissionError(f"the kernel carried a call that policy denies: {opened.decision.reason}")
+        opened = OpenCall(judge.call, self._lent.decide(judge.call), carried.began, reserved)
         opened.time -= timedelta(seconds=now - carried.began)
         opened.bytes = [carried.request_bytes, carried.reply_bytes]
         opened.status, opened.answered, opened.via = carried.status, True, "kernel"
         self._calls[judge.number] = opened
         self._now = carried.ended
         self._finish(judge.number)
+        self._count_carried(carried)
+        if opened.permit is None:
+            raise PermissionError(f"the kernel carried a call that policy denies: {opened.decision.reason}")
+
+    def _count_carried(self, carried: Carried) -> None:
+        for direction, size in (("request", carried.request_bytes), ("reply", carried.reply_bytes)):
+            self._scene.metrics.kernel_bytes.add((direction,), size)
 
     def adopt(self, carried: Carried, now: float) -> list[Command]:
         """Take over a call that the kernel began to carry: from here on as if it had been forwarded by us."""
@@ -383,6 +391,7 @@ class Flow:
         self._advance(direction)
 
     def _adopted(self, carried: Carried) -> None:
+        self._count_carried(carried)
         self._adopting = carried
         try:
             for direction, head, size in (

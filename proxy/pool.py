@@ -21,6 +21,7 @@ from policies.load import Source, load
 from proxy.datapath import Origins
 from proxy.metrics import Snapshot
 from proxy.runtime import run_loop
+from proxy.wheel import Files
 from proxy.worker import Settings, Worker
 
 # One line between agent and worker: a policy of 10,000 rules is about 3 MB of YAML.
@@ -85,6 +86,7 @@ class Setup(msgspec.Struct, frozen=True):
     settings: Settings
     listeners: tuple[int, ...]
     maps: tuple[int, int]
+    kernel: Files | None
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -111,9 +113,9 @@ class Answer(msgspec.Struct, frozen=True):
 class ProcessMember:
     """A worker process, and its successors when it dies."""
 
-    def __init__(self, settings: Settings, listeners: Sequence[socket.socket], origins: Origins) -> None:
+    def __init__(self, settings: Settings, listeners: Sequence[socket.socket], origins: Origins, kernel: Files | None) -> None:
         self._listeners = listeners  # ours stay open: what connects while a worker is replaced waits for its successor
-        self._setup = Setup(settings, tuple(listener.fileno() for listener in listeners), origins.fds)
+        self._setup = Setup(settings, tuple(listener.fileno() for listener in listeners), origins.fds, kernel)
         self._policy: Policy | None = None
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._number = 0
@@ -131,12 +133,15 @@ class ProcessMember:
         with theirs:
             # -P: a folder named proxy where the agent happens to be started is not ours.
             command = [sys.executable, "-P", "-m", "proxy.pool", str(theirs.fileno())]
-            inherited = (theirs.fileno(), *self._setup.listeners, *self._setup.maps)
+            inherited = (theirs.fileno(), *self._setup.listeners, *self._setup.maps, *self._kernel_fds())
             process = await asyncio.create_subprocess_exec(*command, pass_fds=inherited, start_new_session=True)
         self._process = process
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE)
         self._writer.write(msgspec.json.encode(self._setup) + b"\n")
         self._listening = asyncio.create_task(self._listen(reader, process))
+
+    def _kernel_fds(self) -> tuple[int, ...]:
+        return self._setup.kernel.fds if self._setup.kernel else ()
 
     async def _listen(self, reader: asyncio.StreamReader, process: asyncio.subprocess.Process) -> None:
         """Hand answers to those who asked, until the line is cut; then nobody waits any more, and the process has ended."""
@@ -253,7 +258,7 @@ async def serve(control: socket.socket) -> None:
         request = decoder.decode(line)
         try:
             # Made here, so that the agent is told why it cannot be (an audit file that cannot be opened).
-            member = member or LocalMember(Worker(loop, settings, listeners, origins))
+            member = member or LocalMember(Worker(loop, settings, listeners, origins, setup.kernel))
             answer = Answer(request.number, await _do(member, request))
         except Exception as error:
             answer = Answer(

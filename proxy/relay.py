@@ -23,8 +23,9 @@ from time import monotonic  # loop.time() is cached per turn and counts in milli
 
 from parsers.contract import Direction, Outage
 from proxy.audit.writer import AuditWriter
-from proxy.flow import Abort, Answer, AwaitRoom, Carry, Close, Command, Dial, Flow, Forward, Shut
+from proxy.flow import Abort, Answer, AwaitRoom, Carried, Carry, Close, Command, Dial, Flow, Forward, Shut
 from proxy.poller import Poller
+from proxy.wheel import Ledger, NoWheel, Wheel
 
 REQUEST, REPLY = Direction.REQUEST, Direction.REPLY
 
@@ -87,6 +88,7 @@ class Lane:
         "in_pipe",
         "out",
         "pipe",
+        "read",
         "reading",
         "shut",
         "shut_sent",
@@ -94,6 +96,7 @@ class Lane:
         "size",
         "source",
         "writing",
+        "written",
     )
 
     def __init__(self, source: SocketType | None, sink: SocketType | None) -> None:
@@ -109,6 +112,8 @@ class Lane:
         self.shut = False
         self.shut_sent = False
         self.broken = False  # the sink takes no more: what is meant for it is discarded, and the source is not read
+        self.read = 0  # bytes from the source since the connection began
+        self.written = 0  # bytes into the sink
 
     def wait(self, data: bytes) -> None:
         """Let ``data`` wait for the sink, behind what waits already."""
@@ -130,6 +135,7 @@ class Relay:
         down: SocketType,
         dial: Callable[[], SocketType],
         flow: Flow,
+        wheel: Wheel | NoWheel,
         audit: AuditWriter,
         pipes: Pipes,
         moved: list[int],
@@ -142,6 +148,9 @@ class Relay:
         self._up: SocketType | None = None
         self._dial = dial
         self.flow = flow
+        self.wheel = wheel
+        wheel.on_call = self._carried
+        self._cooling = False  # our own words wait behind what the kernel has carried
         self._audit = audit
         self._ticket: object | None = None  # our place in the line for room in the audit queue
         self._pipes = pipes
@@ -165,6 +174,8 @@ class Relay:
     def tick(self, now: float, idle_timeout: float) -> None:
         if self._closed:
             return
+        if self.wheel.held:
+            self.active_at = max(self.active_at, self.wheel.carried_at)
         if self._linger_until:
             if now > self._linger_until:
                 self._close()
@@ -176,6 +187,7 @@ class Relay:
         elif self._closing:
             self._abort()  # the client does not take what it is owed
         else:
+            self._take_wheel()
             self._perform(self.flow.idled(self._unread(), now))
 
     def _unread(self) -> Direction | None:
@@ -187,10 +199,12 @@ class Relay:
         self._perform(self.flow.room(monotonic()))
 
     def drain(self) -> None:
+        self._take_wheel()
         self._perform(self.flow.drain(monotonic()))
 
     def stop(self) -> None:
         if not self._closed:
+            self._take_wheel()
             self._perform(self.flow.stop(monotonic()))
             self._close()
 
@@ -201,6 +215,7 @@ class Relay:
             if isinstance(command, Forward):
                 self._send(command.direction, command.data)
             elif isinstance(command, Answer):
+                self._cool()
                 self._send(REPLY, command.data)
                 self._unread_answers = bool(self._lanes[REPLY].out)
             elif isinstance(command, Carry):
@@ -227,6 +242,52 @@ class Relay:
         elif not self._closed:
             self._watch(REQUEST)
             self._watch(REPLY)
+            if self.wheel.able:
+                self._let_go()
+
+    # The kernel path.
+
+    def _let_go(self) -> None:
+        """Let the kernel carry what follows, if not a byte of the connection is in our hands."""
+        request, reply = self._lanes
+        if request.out or reply.out or request.sink is None or reply.sink is None or self._server_reset or self.wheel.held:
+            return
+        pair = self.flow.lend()
+        if pair is not None:
+            self.wheel.let_go(pair, Ledger(request.read, reply.written, reply.read, request.written))
+
+    def _take_wheel(self) -> None:
+        """Before anything of the connection is looked at: it is ours again, with what the kernel has begun."""
+        if self.wheel.held:
+            carried = self.wheel.take()
+            if carried is not None:
+                self._perform(self.flow.adopt(carried, monotonic()))
+
+    def _carried(self, carried: Carried, reserved: bool) -> None:
+        """The kernel has carried a whole call."""
+        try:
+            self.flow.carried_call(carried, reserved, monotonic())
+        except Exception as error:
+            self.flow.fault(error, monotonic())
+            self._abort()
+
+    def _cool(self) -> bool:
+        """Whether what we say or do to the client has to wait, so that it does not overtake what the kernel has carried."""
+        wait = 0.0 if self._cooling else self.wheel.cooling
+        if wait:
+            self._cooling = True
+            self._lanes[REPLY].sink = None
+            self._loop.call_later(wait, self._guard, self._cooled)
+        return self._cooling
+
+    def _cooled(self) -> None:
+        self._cooling = False
+        if not self._closed:
+            self._lanes[REPLY].sink = self._down
+            self._flush(REPLY)
+            self._perform([])
+
+    # Bytes.
 
     def _send(self, direction: Direction, data: bytes) -> None:
         lane = self._lanes[direction]
@@ -251,6 +312,7 @@ class Relay:
             self._lost_sink(direction)
             return None
         self._moved[direction] += sent
+        self._lanes[direction].written += sent
         return sent
 
     def _flush(self, direction: Direction) -> None:
@@ -319,6 +381,10 @@ class Relay:
             self._abort()
 
     def _readable(self, direction: Direction) -> None:
+        if self.wheel.held:
+            self._take_wheel()
+            if self._closed:
+                return
         lane = self._lanes[direction]
         if lane.carry:
             self._carry(direction, lane)
@@ -335,6 +401,7 @@ class Relay:
         if not data:
             self._ended(direction)
             return
+        lane.read += len(data)
         self._perform(self.flow.data(direction, data, now))
 
     def _ended(self, direction: Direction) -> None:
@@ -380,6 +447,7 @@ class Relay:
             lane.pipe = None
         delivered = before - lane.carry
         self._moved[direction] += delivered
+        lane.written += delivered
         self.active_at = now = monotonic()
         self._want_write(direction, lane.in_pipe > 0)
         self._perform(self.flow.carried(direction, delivered, now) if delivered else [])
@@ -402,6 +470,7 @@ class Relay:
                 return self._lost
             if not lane.in_pipe:
                 return self._ended
+            lane.read += lane.in_pipe
         try:
             given = os.splice(pipe[0], sink.fileno(), lane.in_pipe, flags=_SPLICE)
         except BlockingIOError:
@@ -497,9 +566,9 @@ class Relay:
         """Close, once the client has all that it is owed; then linger until it has read it."""
         # Nothing can be left for the server: the end of a tunnel is not read before all in front of it is sent (_watch).
         self._drop_upstream()
-        if self._lanes[REPLY].out:
+        if self._cool() or self._lanes[REPLY].out:
             self._stop_reading()
-            return  # _writable comes back here
+            return  # _writable or _cooled comes back here
         if self._linger_until:
             return
         if self.flow.client_ended:
@@ -541,6 +610,7 @@ class Relay:
         if self._closed:
             return
         self._closed = True
+        self.wheel.close()
         if self._ticket is not None:
             self._audit.forget(self._ticket)
         self._drop_upstream()

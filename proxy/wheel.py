@@ -8,19 +8,23 @@ relay is right by itself, and the kernel only accelerates. See docs/kernel-path.
 ``KernelPath`` is the agent's: it loads and attaches the programs. ``Wheels`` is a worker's, ``Wheel`` a connection's.
 """
 
+import asyncio
 import mmap
-import socket
+import os
 import struct
 import sys
-from array import array
+from collections.abc import Callable
+from pathlib import Path
+from socket import SocketType
 from time import monotonic_ns
 from typing import NamedTuple
 
 import msgspec
 
 from bpf import abi
-from bpf.loader import BpfError, Map, Object, Routine, map_from_fd, new_ring
-from policies.heads import HeadTable
+from bpf.loader import BpfError, Object, Routine, map_from_fd, new_ring
+from policies.decide import Pair
+from policies.heads import HeadTable, prove
 from proxy.datapath import Hooks, object_file
 from proxy.flow import Carried
 
@@ -40,7 +44,8 @@ _RING_BUSY, _RING_DISCARDED = 1 << 31, 1 << 30
 _RING_HEADER = 8
 _WHEEL = struct.Struct("=I")
 _POSITION = struct.Struct("=Q")
-_CALL_HEAD = abi.SLUICE_CALL.size - 2 * abi.PathLimit.HEAD_BYTES
+# The record of a finished call ends with the request's head.
+_FINISHED = struct.Struct(abi.SLUICE_CALL.format.partition(f"{abi.PathLimit.HEAD_BYTES}s")[0])
 
 
 class Ledger(NamedTuple):
@@ -52,17 +57,17 @@ class Ledger(NamedTuple):
     up_written: int
 
 
-def carried(call: bytes, open_call: bool) -> Carried:
-    """What a structure of sluice.h says; that of a finished call ends with the request's head."""
-    fields = abi.Call._make(abi.SLUICE_CALL.unpack(call.ljust(abi.SLUICE_CALL.size, b"\0")))
+def _open(call: bytes) -> Carried:
+    """What the map ``calls`` says of a call that is still open."""
+    fields = abi.Call._make(abi.SLUICE_CALL.unpack(call))
     return Carried(
-        fields.began_ns / 1e9,
-        None if open_call else fields.ended_ns / 1e9,
-        fields.head[: fields.head_length],
-        fields.request_bytes,
-        fields.reply_head[: fields.reply_head_length] if open_call else b"",
-        fields.reply_bytes,
-        fields.status,
+        began=fields.began_ns / 1e9,
+        ended=None,
+        head=fields.head[: fields.head_length],
+        request_bytes=fields.request_bytes,
+        reply_head=fields.reply_head[: fields.reply_head_length],
+        reply_bytes=fields.reply_bytes,
+        status=fields.status,
     )
 
 
@@ -79,6 +84,15 @@ class Files(msgspec.Struct, frozen=True):
     lanes: int
     take: int
     ring: int
+    worker: int  # its number, of so many
+    workers: int
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        return (
+            self.control, self.flows, self.ends, self.callers, self.calls,
+            self.tables, self.rows, self.lanes, self.take, self.ring,
+        )  # fmt: skip
 
 
 class KernelPath:
@@ -96,20 +110,31 @@ class KernelPath:
         self._rings = [new_ring("ring", abi.PathLimit.RING_BYTES) for _ in range(workers)]
         for index, ring in enumerate(self._rings):
             rings.set(_u32(index), _u32(ring.fd))
-        self.files = [self._files(hooks, ring) for ring in self._rings]
+        self.files = [self._files(hooks, index) for index in range(workers)]
         rows = _Rows(self._object.map("rows").fd)
-        if len(reply_table.rows) > RESERVED_ROWS:
+        if reply_table.states > RESERVED_ROWS:
             raise BpfError("the automaton of reply heads has more states than there are rows for it")
         rows.write(0, reply_table)
         self._object.map("tables").set(_u32(abi.PathLimit.REPLY_TABLE), _table(0, reply_table))
 
-    def _files(self, hooks: Hooks, ring: Map) -> Files:
+    def _files(self, hooks: Hooks, worker: int) -> Files:
         named = {name: self._object.map(name).fd for name in ("flows", "ends", "callers", "calls", "tables", "rows", "lanes")}
-        return Files(control=hooks.shared[0].fd, take=self._take.fd, ring=ring.fd, **named)
+        return Files(
+            control=hooks.shared[0].fd,
+            take=self._take.fd,
+            ring=self._rings[worker].fd,
+            worker=worker,
+            workers=len(self._rings),
+            **named,
+        )
 
-    def attach(self, root: int) -> int:
+    def attach(self, mount: Path) -> int:
         """Attach to the root of the cgroup tree; the file descriptor of the link."""
-        return self._object.attach("sluice_enlist", root)
+        root = os.open(mount, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return self._object.attach("sluice_enlist", root)
+        finally:
+            os.close(root)
 
     @property
     def held(self) -> tuple[int, ...]:
@@ -145,10 +170,7 @@ class _Rows:
 
     def write(self, base: int, table: HeadTable) -> None:
         at = base * abi.PathLimit.CELLS * 2
-        data = array("H")
-        for row in table.rows:
-            data.extend(row)
-        self._memory[at : at + 2 * len(data)] = data.tobytes()
+        self._memory[at : at + len(table.rows)] = table.rows
 
     def close(self) -> None:
         self._memory.close()
@@ -191,30 +213,57 @@ class Ring:
 RESERVED_ROWS = 512
 
 
+class NoWheel:
+    """That of a connection which only the relay may have: it does nothing."""
+
+    able = held = False
+    cooling = carried_at = 0.0
+    on_call: Callable[[Carried, bool], None] | None = None
+
+    def mark(self, up: SocketType) -> None:
+        pass
+
+    def let_go(self, pair: Pair, ledger: Ledger) -> None:
+        raise AssertionError("the kernel cannot have this connection")
+
+    def take(self) -> Carried | None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+
+NO_WHEEL = NoWheel()
+
+
 class Wheel:
     """The wheel of one connection."""
 
-    __slots__ = ("_client", "_named", "_wheels", "held", "index")
+    __slots__ = ("_client", "_named", "_wheels", "held", "index", "on_call")
+
+    able = True
 
     def __init__(self, wheels: "Wheels", index: int, client: int) -> None:
+        self.on_call: Callable[[Carried, bool], None] | None = None  # told of finished calls, and whether they have room
         self._wheels, self.index, self._client = wheels, index, client
         self._named = False
         self.held = False  # by the kernel, as far as we know
         for memory, size in ((wheels.flows, abi.SLUICE_FLOW.size), (wheels.ends, abi.SLUICE_ENDS.size)):
             memory[index * size : (index + 1) * size] = bytes(size)
 
-    def mark(self, up: socket.socket) -> None:
+    def mark(self, up: SocketType) -> None:
         """Before it connects: the kernel will recognise the server's socket at the other end, if it is on this host."""
         lane = abi.Lane(0, 0, abi.Role.ROLE_UPSTREAM, self.index, 0, 0)
         self._wheels.lanes.set(_u32(up.fileno()), abi.SLUICE_LANE.pack(*lane))
 
-    def let_go(self, table: int, generation: int, ledger: Ledger) -> bool:
-        """Give the wheel to the kernel. False: it cannot have this connection."""
-        if not self._ends().server:
-            return False
+    def let_go(self, pair: Pair, ledger: Ledger) -> None:
+        """Give the wheel to the kernel, if it can have this connection: see ``held``."""
+        table = self._wheels.table(pair)
+        if table is None or not self._ends().server:
+            return
         wheels = self._wheels
         moved = (number & 0xFFFFFFFF for number in ledger)
-        flow = (abi.Wheel.WHEEL_OFF, generation, table, wheels.worker, *moved, self._client)
+        flow = (abi.Wheel.WHEEL_OFF, pair.generation, table, wheels.worker, *moved, self._client)
         abi.SLUICE_FLOW.pack_into(wheels.flows, self.index * abi.SLUICE_FLOW.size, *flow)
         if not self._named:
             self._named = True
@@ -222,7 +271,6 @@ class Wheel:
             wheels.callers.set(_u64(self._client), _u32(self.index))
         self.held = True
         _WHEEL.pack_into(wheels.flows, self.index * abi.SLUICE_FLOW.size, abi.Wheel.WHEEL_IDLE)
-        return True
 
     def take(self) -> Carried | None:
         """Take the wheel from the kernel; what there is of a call that it was carrying."""
@@ -233,10 +281,16 @@ class Wheel:
                 break
         else:
             raise BpfError("the kernel does not give the wheel back")
+        self._wheels.collect()  # what was finished comes before what was not
         if before in (abi.Wheel.WHEEL_OFF, abi.Wheel.WHEEL_IDLE):
             return None
         call = self._wheels.calls.get(_u32(self.index))
-        return carried(call, open_call=True) if call else None
+        return _open(call) if call else None
+
+    @property
+    def carried_at(self) -> float:
+        """When the kernel last carried something, in seconds of the monotonic clock."""
+        return self._ends().carried_ns / 1e9
 
     @property
     def cooling(self) -> float:
@@ -248,7 +302,9 @@ class Wheel:
         return abi.Ends._make(abi.SLUICE_ENDS.unpack_from(self._wheels.ends, self.index * abi.SLUICE_ENDS.size))
 
     def close(self) -> None:
-        """The connection is over, and the wheel has been taken."""
+        """The connection is over."""
+        if self.held:
+            self.take()
         if self._named:
             self._wheels.callers.delete(_u64(self._client))
             self._wheels.calls.delete(_u32(self.index))
@@ -258,8 +314,12 @@ class Wheel:
 class Wheels:
     """The wheels of one worker's connections, and the automata that its policies need."""
 
-    def __init__(self, files: Files, worker: int, workers: int) -> None:
-        self.worker = worker
+    def __init__(self, loop: asyncio.AbstractEventLoop, files: Files, reserve: Callable[[], bool]) -> None:
+        """``reserve`` takes room for a record, if there is any."""
+        self._loop = loop
+        self._reserve = reserve
+        self._making: set[asyncio.Task[None]] = set()
+        worker, workers = self.worker, _ = files.worker, files.workers
         self.flows = mmap.mmap(files.flows, _pages(abi.SLUICE_FLOW.size * abi.PathLimit.MAX_FLOWS))
         self.ends = mmap.mmap(files.ends, _pages(abi.SLUICE_ENDS.size * abi.PathLimit.MAX_FLOWS))
         self._control = mmap.mmap(files.control, _PAGE)
@@ -283,40 +343,48 @@ class Wheels:
     def _start_anew(self) -> None:
         self._next_table = self._table_range.start
         self._next_row = self._row_range.start
-        self._known: dict[HeadTable, int | None] = {}
+        self._numbers: dict[Pair, int | None] = {}
 
     @property
     def generation(self) -> int:
         """The generation of policy that the kernel's programs go by."""
         return abi.Control._make(abi.SLUICE_CONTROL.unpack_from(self._control)).generation
 
-    def table(self, automaton: HeadTable) -> int | None:
-        """The number of an automaton for the generation in force; None: there is no room for it.
-
-        The room of an older generation is used again: programs that still run look at the generation when they are through.
-        """
+    def table(self, pair: Pair) -> int | None:
+        """The number of the automaton of ``pair``; None while there is none: it is being made, or there cannot be one."""
         generation = self.generation
         if generation != self._generation:
+            # The room of an older generation is used again: programs that still run look at the generation at their end.
             self._generation = generation
             self._start_anew()
-        if automaton not in self._known:
-            self._known[automaton] = self._write(automaton)
-        return self._known[automaton]
+        if pair.generation != generation:
+            return None
+        if pair not in self._numbers:
+            self._numbers[pair] = None
+            task = self._loop.create_task(self._make(pair))
+            self._making.add(task)
+            task.add_done_callback(self._making.discard)
+        return self._numbers[pair]
+
+    async def _make(self, pair: Pair) -> None:
+        automaton = await self._loop.run_in_executor(None, prove, pair)
+        if isinstance(automaton, HeadTable) and pair in self._numbers:
+            self._numbers[pair] = self._write(automaton)
 
     def _write(self, automaton: HeadTable) -> int | None:
         base, number = self._next_row, self._next_table
-        if base + len(automaton.rows) > self._row_range.stop or number == self._table_range.stop:
+        if base + automaton.states > self._row_range.stop or number == self._table_range.stop:
             return None
         self._rows.write(base, automaton)
         self._tables.set(_u32(number), _table(base, automaton))
-        self._next_row += len(automaton.rows)
+        self._next_row += automaton.states
         self._next_table += 1
         return number
 
-    def wheel(self, client: int) -> Wheel | None:
-        """A wheel for the connection of the application's socket ``client`` (its cookie); None: all are in use."""
+    def wheel(self, client: int) -> Wheel | NoWheel:
+        """The wheel for the connection of the application's socket ``client`` (its cookie)."""
         if not self._free:
-            return None
+            return NO_WHEEL
         index = self._free.pop()
         wheel = self._wheels[index] = Wheel(self, index, client)
         return wheel
@@ -325,7 +393,44 @@ class Wheels:
         del self._wheels[wheel.index]
         self._free.append(wheel.index)
 
+    # Finished calls.
+
+    def start(self) -> None:
+        self._loop.add_reader(self.ring.fd, self._ready)
+
+    def _ready(self) -> None:
+        """Something is there: more will come, and one turn is enough for all of it."""
+        self._loop.remove_reader(self.ring.fd)
+        self._loop.call_later(RING_DELAY, self._turn)
+
+    def _turn(self) -> None:
+        for _ in range(RING_BATCH):
+            call = self.ring.peek()
+            if call is None:
+                self.start()
+                return
+            if not self._reserve():  # the ring fills, and then the relay gets the calls, which waits for room or denies
+                self._loop.call_later(RING_DELAY, self._turn)
+                return
+            self._tell(call, True)
+        self._loop.call_soon(self._turn)
+
+    def collect(self) -> None:
+        """Take all that is there, room or not: a ring holds no more than the queue can be given."""
+        while (call := self.ring.peek()) is not None:
+            self._tell(call, self._reserve())
+
+    def _tell(self, call: bytes, reserved: bool) -> None:
+        self.ring.advance(len(call))
+        # What the fields are: struct sluice_call.
+        began, ended, request_bytes, _, reply_bytes, _, index, _, _, head, _, status, _, _ = _FINISHED.unpack_from(call)
+        wheel = self._wheels.get(index)
+        if wheel is not None and wheel.on_call is not None:
+            heads = call[_FINISHED.size : _FINISHED.size + head]
+            wheel.on_call(Carried(began / 1e9, ended / 1e9, heads, request_bytes, b"", reply_bytes, status), reserved)
+
     def close(self) -> None:
+        self._loop.remove_reader(self.ring.fd)
         for memory in (self.flows, self.ends, self._control, self._rows, self.ring):
             memory.close()
 

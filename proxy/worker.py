@@ -30,6 +30,7 @@ from proxy.flow import Flow, Scene
 from proxy.metrics import Metrics, Snapshot
 from proxy.poller import Poller
 from proxy.relay import Pipes, Relay
+from proxy.wheel import NO_WHEEL, Files, NoWheel, Wheel, Wheels
 
 # Connections accepted in one turn of the event loop, so that a burst does not starve those that are open.
 ACCEPT_BATCH = 64
@@ -118,14 +119,21 @@ class Worker:
     policies: PolicySet
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, settings: Settings, listeners: Sequence[socket.socket], origins: Origins
+        self,
+        loop: asyncio.AbstractEventLoop,
+        settings: Settings,
+        listeners: Sequence[socket.socket],
+        origins: Origins,
+        kernel: Files | None,
     ) -> None:
+        """``kernel``: what there is of the kernel path, or None: everything is relayed."""
         self._loop = loop
         self._settings = settings
         self._listeners = listeners
         self._origins = origins
         self._audit = AuditWriter(settings.audit)
         self._records = Records(self._audit)
+        self._wheels = Wheels(loop, kernel, self._audit.reserve) if kernel else None
         self._record_headers = frozenset(name.lower() for name in settings.record_headers)
         self._metrics = Metrics()
         self._names: Mapping[int, str] = {}
@@ -159,6 +167,8 @@ class Worker:
             listener.setblocking(False)
         self._resume()
         self._sweep()
+        if self._wheels:
+            self._wheels.start()
 
     async def drain(self, seconds: float) -> int:
         """Take no new connection, let open calls finish for at most ``seconds``, then end what is left.
@@ -181,6 +191,8 @@ class Worker:
                 self._complain(error)
         if self._sweeping:
             self._sweeping.cancel()
+        if self._wheels:
+            self._wheels.close()
         self._records.retry()
         await self._loop.run_in_executor(None, self._audit.close, AUDIT_CLOSE_SECONDS)
         return self._audit.depth + self._records.waiting
@@ -207,6 +219,7 @@ class Worker:
                 "source": scene.source,
                 "destination": scene.destination,
                 "protocol": relay.flow.protocol,
+                "via": "kernel" if relay.wheel.held else "relay",
                 "openCalls": relay.flow.open_calls,
                 "idleSeconds": round(now - relay.active_at, 3),
             }
@@ -332,17 +345,25 @@ class Worker:
         parser = _parser(pair)
         # Of HTTP alone it is certain that the client's first bytes are here when the server is dialled.
         request_waits = isinstance(parser, Http1Parser)
+        wheel = self._wheel(origin, pair) if dialled is None else NO_WHEEL
 
         def dial() -> SocketType:
-            return dialled or self._connect(origin, origin.peer, request_waits)
+            return dialled or self._connect(origin, origin.peer, request_waits, wheel)
 
         flow = Flow(scene, parser)
-        relay = Relay(self._loop, self._poller, down, dial, flow, self._audit, self._pipes, self._moved, self._gone)
+        relay = Relay(self._loop, self._poller, down, dial, flow, wheel, self._audit, self._pipes, self._moved, self._gone)
         self._relays[relay] = scene
         self._metrics.connections.add(("open",))
         relay.start()
 
-    def _connect(self, origin: Origin, expected: int | None = None, request_waits: bool = False) -> SocketType:
+    def _wheel(self, origin: Origin, pair: Pair) -> Wheel | NoWheel:
+        if self._wheels is None or not origin.accelerated or not pair.acceleration or pair.protocol != "http":
+            return NO_WHEEL
+        return self._wheels.wheel(origin.cookie)
+
+    def _connect(
+        self, origin: Origin, expected: int | None = None, request_waits: bool = False, wheel: Wheel | NoWheel = NO_WHEEL
+    ) -> SocketType:
         """Start to connect to the server; ``expected`` is whom the policy was asked about."""
         family = socket.AF_INET6 if ":" in origin.address else socket.AF_INET
         up = SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -352,6 +373,7 @@ class Worker:
                 # The handshake's last ACK travels with the request (tcp(7); haproxy's tcp-smart-connect): a packet less, and a
                 # server that wakes once, not twice.
                 up.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+            wheel.mark(up)
             error = up.connect_ex((origin.address, origin.port))
             if error not in (0, errno.EINPROGRESS):
                 raise OSError(error, "connect")

@@ -39,7 +39,7 @@ def _addresses(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) ->
     type=click.Choice(["auto", "kernel", "relay"]),
     default="auto",
     show_default=True,
-    help="How allowed calls travel. This release relays them; kernel refuses to start.",
+    help="How allowed calls travel: in the kernel where it can, only by the relay, or kernel: refuse to start without it.",
 )
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that share the load.")
 @click.option(
@@ -102,8 +102,6 @@ def run(
     from proxy.runtime import run_loop
     from proxy.workloads import WorkloadError
 
-    if datapath == "kernel":
-        _end(USAGE_ERROR, "this release has no kernel path for allowed calls; use --datapath auto or relay")
     if os.geteuid() != 0:
         _end(FAULT, "Sluice needs root: it loads eBPF programs and attaches them to the cgroup tree (see sluice check)")
     options = Options(
@@ -117,6 +115,7 @@ def run(
         drain_timeout=drain_timeout,
         record_headers=record_headers,
         hold_on_exit=hold_on_exit,
+        datapath=datapath,
     )
     try:
         if audit != "-":
