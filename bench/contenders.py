@@ -4,6 +4,7 @@ All configurations are the templates beside this file. The rules of policy.yaml,
 """
 
 import contextlib
+import functools
 import importlib.util
 import shutil
 import subprocess
@@ -55,8 +56,8 @@ class Running:
     client: tuple[str, ...]  # prefix of every client command: pinning and workload
 
 
-def _sluice(folder: Path, log: Path) -> list[str]:
-    options = ["--audit", str(log), "--admin", str(folder / "admin.sock"), "--datapath", "relay", "--workers", "1"]
+def _sluice(folder: Path, log: Path, datapath: str) -> list[str]:
+    options = ["--audit", str(log), "--admin", str(folder / "admin.sock"), "--datapath", datapath, "--workers", "1"]
     return [str(SLUICE), "run", "-f", str(HERE / "policy.yaml"), *options]
 
 
@@ -78,20 +79,25 @@ def envoy_binary() -> str:
     return shutil.which("envoy") or "envoy"
 
 
-CONTENDERS = (
-    Contender("direct", web=WEB, sink=SINK, version=("nginx", "-v")),
-    Contender(
-        "sluice",
+def _sluice_by(name: str, datapath: str) -> Contender:
+    return Contender(
+        name,
         web=POLICED_WEB,
         sink=POLICED_SINK,
         server_web=POLICED_WEB,
         server_sink=POLICED_SINK,
         client_prefix=(str(SLUICE), "exec", "bench-client", "--"),
         server_prefix=(str(SLUICE), "exec", "bench-server", "--"),
-        command=_sluice,
+        command=functools.partial(_sluice, datapath=datapath),
         ready_word="ready",
         version=("git", "-C", str(HERE), "describe", "--always", "--dirty", "--tags"),
-    ),
+    )
+
+
+CONTENDERS = (
+    Contender("direct", web=WEB, sink=SINK, version=("nginx", "-v")),
+    _sluice_by("sluice", "relay"),
+    _sluice_by("kernel", "kernel"),
     Contender("envoy", command=_envoy, version=(envoy_binary(), "--version")),
     Contender("haproxy", command=_haproxy, log_on_stdout=True, version=("haproxy", "-v")),
 )

@@ -11,6 +11,7 @@ Bytes of a request are forwarded only under a ``Permit``, and a ``Permit`` can b
 import logging
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from time import time
 from typing import Protocol
 
 import msgspec
@@ -33,7 +34,7 @@ from parsers.contract import (
     Verb,
 )
 from policies.decide import Decision, Pair, Verdict
-from proxy.audit.record import AuditRecord, Party, call_id, listed_headers, now, redact_query
+from proxy.audit.record import AuditRecord, Party, Repeated, call_id, listed_headers, now, redact_query
 from proxy.metrics import Metrics
 
 REQUEST, REPLY = Direction.REQUEST, Direction.REPLY
@@ -134,8 +135,8 @@ class Sink(Protocol):
         """Take room for the record of one call; False when there is none."""
         ...
 
-    def write(self, record: AuditRecord, *, reserved: bool) -> None:
-        """Take a finished record. Unreserved ones, of refusals, have a reserve of their own."""
+    def write(self, record: AuditRecord | bytes, *, reserved: bool) -> None:
+        """Take a finished record, or its line. Unreserved ones, of refusals, have a reserve of their own."""
         ...
 
     @property
@@ -188,6 +189,15 @@ class OpenCall:
         self.reserved = reserved
 
 
+class _RepeatedCall(msgspec.Struct, frozen=True):
+    """A call that the kernel carries again and again, and what all of its records have in common."""
+
+    call: ApiCall
+    decision: Decision
+    lines: Repeated
+    labels: tuple[str, str, str, str, str]
+
+
 class Side:
     """What a flow keeps for one direction."""
 
@@ -227,6 +237,7 @@ class Flow:
         self._out: list[Command] = []
         self._lent: Pair | None = None  # what the kernel goes by
         self._adopting: Carried | None = None
+        self._repeated: _RepeatedCall | None = None  # the last call that the kernel carried: the next may be like it
         self.over = False
         self.draining = False
 
@@ -280,16 +291,29 @@ class Flow:
         assert self._lent is not None
         assert carried.ended is not None
         judge = self._parser.skip(carried.head)
-        opened = OpenCall(judge.call, self._lent.decide(judge.call), carried.began, reserved)
-        opened.time -= timedelta(seconds=now - carried.began)
-        opened.bytes = [carried.request_bytes, carried.reply_bytes]
-        opened.status, opened.answered, opened.via = carried.status, True, "kernel"
-        self._calls[judge.number] = opened
-        self._now = carried.ended
-        self._finish(judge.number)
+        decision = self._lent.decide(judge.call)
+        repeated = self._repeated
+        if repeated is None or repeated.call is not judge.call or repeated.decision is not decision:
+            repeated = self._repeated = self._new_repeated(judge.call, decision)
+        seconds = carried.ended - carried.began
+        line = repeated.lines.line(
+            time() - (now - carried.began),
+            call_id(self._scene.connection, judge.number),
+            carried.status,
+            carried.request_bytes,
+            carried.reply_bytes,
+            seconds,
+        )
+        self._scene.sink.write(line, reserved=reserved)
+        self._scene.metrics.calls.add(repeated.labels, seconds)
         self._count_carried(carried)
-        if opened.permit is None:
-            raise PermissionError(f"the kernel carried a call that policy denies: {opened.decision.reason}")
+        if not decision.allowed:
+            raise PermissionError(f"the kernel carried a call that policy denies: {decision.reason}")
+
+    def _new_repeated(self, call: ApiCall, decision: Decision) -> "_RepeatedCall":
+        opened = OpenCall(call, decision, 0.0, reserved=True)
+        opened.via = "kernel"
+        return _RepeatedCall(call, decision, Repeated(self._record("-", opened)), self._labels(opened))
 
     def _count_carried(self, carried: Carried) -> None:
         for direction, size in (("request", carried.request_bytes), ("reply", carried.reply_bytes)):
@@ -726,13 +750,21 @@ class Flow:
         self._write(number, self._calls.pop(number), limit)
 
     def _write(self, number: int | str, opened: OpenCall, limit: str | None = None) -> None:
+        self._scene.sink.write(self._record(number, opened, limit), reserved=opened.reserved)
+        self._scene.metrics.calls.add(self._labels(opened), self._now - opened.began)
+
+    def _labels(self, opened: OpenCall) -> tuple[str, str, str, str, str]:
+        scene = self._scene
+        parties = scene.subject.workload or "host", scene.peer.workload or "world"
+        return (opened.call.protocol, opened.decision.verdict.value, opened.via, *parties)
+
+    def _record(self, number: int | str, opened: OpenCall, limit: str | None = None) -> AuditRecord:
         """Build the record of a call: the only place where one is made."""
         scene, call, decision = self._scene, opened.call, opened.decision
-        seconds = self._now - opened.began
         path = call.path
         if path is not None and (decision.redact_query or (not decision.generation and self._redacts_queries())):
             path = redact_query(path)
-        record = AuditRecord(
+        return AuditRecord(
             time=opened.time,
             id=call_id(scene.connection, number),
             node=scene.node,
@@ -757,13 +789,10 @@ class Flow:
             status=opened.status,
             bytes_request=opened.bytes[0],
             bytes_reply=opened.bytes[1],
-            duration_ms=round(seconds * 1000, 3),
+            duration_ms=round((self._now - opened.began) * 1000, 3),
             via=opened.via,
             generation=decision.generation or None,
         )
-        scene.sink.write(record, reserved=opened.reserved)
-        parties = scene.subject.workload or "host", scene.peer.workload or "world"
-        scene.metrics.calls.add((call.protocol, decision.verdict.value, opened.via, *parties), seconds)
 
 
 __all__ = ["Abort", "Answer", "Carry", "Close", "Command", "Dial", "Flow", "Forward", "Permit", "Scene", "Shut"]

@@ -66,12 +66,12 @@ class Records:
 
     def __init__(self, writer: AuditWriter) -> None:
         self._writer = writer
-        self._backlog: deque[AuditRecord] = deque()
+        self._backlog: deque[AuditRecord | bytes] = deque()
 
     def reserve(self) -> bool:
         return self._writer.reserve()
 
-    def write(self, record: AuditRecord, *, reserved: bool) -> None:
+    def write(self, record: AuditRecord | bytes, *, reserved: bool) -> None:
         if (self._backlog and not reserved) or not self._writer.write(record, reserved=reserved):
             self._backlog.append(record)
 

@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import msgspec
 
@@ -131,6 +132,43 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
         msgspec.structs.force_setattr(self, name, kept)
         if kept != given:
             changed.append(_camel(name))
+
+
+class Repeated:
+    """The lines of records that differ only in time, id, status, sizes and duration: calls that one client repeats.
+
+    Making a record and encoding it takes five times as long as filling in such a line.
+    """
+
+    # A string holds no quotation mark that is not escaped: these can be found nowhere but where they belong.
+    _BEGIN = '{"time":"0001-01-01T00:00:00Z","id":"-"'
+    _OUTCOME = '"status":-1,"bytesRequest":-1,"bytesReply":-1,"durationMs":-1.0'
+
+    def __init__(self, record: AuditRecord) -> None:
+        """``record`` has all that does not change."""
+        blank = msgspec.structs.replace(
+            record, time=datetime.min.replace(tzinfo=UTC), id="-", status=-1, bytes_request=-1, bytes_reply=-1, duration_ms=-1.0
+        )
+        _, _, rest = encode_lines([blank]).decode("ascii").partition(self._BEGIN)
+        self._middle, found, self._end = rest.partition(self._OUTCOME)
+        assert found, "a record whose fields are in another order"
+
+    def line(self, at: float, id_: str, status: int, bytes_request: int, bytes_reply: int, seconds: float) -> bytes:
+        """One line. ``at`` is the time in seconds of the epoch, ``seconds`` the duration; the words of ``id_`` are our own."""
+        return (
+            f'{{"time":"{_rfc3339(at)}","id":"{id_}"{self._middle}"status":{status},"bytesRequest":{bytes_request},'
+            f'"bytesReply":{bytes_reply},"durationMs":{round(seconds * 1000, 3)}{self._end}'
+        ).encode("ascii")
+
+
+@lru_cache(1)
+def _whole_second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def _rfc3339(at: float) -> str:
+    second = int(at)
+    return f"{_whole_second(second)}.{int((at - second) * 1e6):06}Z"
 
 
 _LINES = msgspec.json.Encoder()

@@ -68,7 +68,7 @@ class AuditWriter:
         self._sink = Sink(os.fspath(path))
         self._calls = _Slots(capacity)
         self._refusals = _Slots(refusals)
-        self._queue: deque[tuple[_Slots, AuditRecord]] = deque()
+        self._queue: deque[tuple[_Slots, AuditRecord | bytes]] = deque()
         self._given = 0  # records handed over; counted by the event loop's thread
         self._written = 0  # records in the sink; counted by the writing thread
         self._waiters: OrderedDict[object, Callable[[], object]] = OrderedDict()
@@ -91,8 +91,8 @@ class AuditWriter:
         self._calls.taken -= 1
         self._admit()
 
-    def write(self, record: AuditRecord, *, reserved: bool = True) -> bool:
-        """Hand over a finished record. With a reservation, which it uses up, this always succeeds before ``close``.
+    def write(self, record: AuditRecord | bytes, *, reserved: bool = True) -> bool:
+        """Hand over a finished record, or its line. With a reservation, which it uses up, this always succeeds before ``close``.
 
         ``reserved=False`` is for refusals. False: their slots are full and the record was **not** taken. Stop reading from
         that client, and try again later.
@@ -241,7 +241,22 @@ class AuditWriter:
             _log.error("audit: the last records may not be on the disk: %s", error)
 
 
-def _encode(records: Sequence[AuditRecord]) -> bytes:
+def _encode(records: Sequence[AuditRecord | bytes]) -> bytes:
+    """The lines of records, in their order; those that are lines already stay as they are."""
+    parts: list[bytes] = []
+    fresh: list[AuditRecord] = []
+    for record in records:
+        if isinstance(record, bytes):
+            if fresh:
+                parts.append(_encode_fresh(fresh))
+                fresh = []
+            parts.append(record)
+        else:
+            fresh.append(record)
+    return b"".join((*parts, _encode_fresh(fresh)))
+
+
+def _encode_fresh(records: Sequence[AuditRecord]) -> bytes:
     try:
         return encode_lines(records)
     except Exception:
