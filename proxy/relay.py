@@ -149,7 +149,7 @@ class Relay:
         self._dial = dial
         self.flow = flow
         self.wheel = wheel
-        wheel.on_call = self._carried
+        wheel.watch(self._carried)
         self._cooling = False  # our own words wait behind what the kernel has carried
         self._audit = audit
         self._ticket: object | None = None  # our place in the line for room in the audit queue

@@ -218,7 +218,9 @@ class NoWheel:
 
     able = held = False
     cooling = carried_at = 0.0
-    on_call: Callable[[Carried, bool], None] | None = None
+
+    def watch(self, on_call: Callable[[Carried, bool], None]) -> None:
+        pass
 
     def mark(self, up: SocketType) -> None:
         pass
@@ -239,17 +241,20 @@ NO_WHEEL = NoWheel()
 class Wheel:
     """The wheel of one connection."""
 
-    __slots__ = ("_client", "_named", "_wheels", "held", "index", "on_call")
+    __slots__ = ("_client", "_named", "_wheels", "held", "index")
 
     able = True
 
     def __init__(self, wheels: "Wheels", index: int, client: int) -> None:
-        self.on_call: Callable[[Carried, bool], None] | None = None  # told of finished calls, and whether they have room
         self._wheels, self.index, self._client = wheels, index, client
         self._named = False
         self.held = False  # by the kernel, as far as we know
         for memory, size in ((wheels.flows, abi.SLUICE_FLOW.size), (wheels.ends, abi.SLUICE_ENDS.size)):
             memory[index * size : (index + 1) * size] = bytes(size)
+
+    def watch(self, on_call: Callable[[Carried, bool], None]) -> None:
+        """``on_call`` is to be told of finished calls, and whether there is room for their records."""
+        self._wheels.on_call[self.index] = on_call
 
     def mark(self, up: SocketType) -> None:
         """Before it connects: the kernel will recognise the server's socket at the other end, if it is on this host."""
@@ -334,7 +339,7 @@ class Wheels:
         flows, tables = abi.PathLimit.MAX_FLOWS // workers, abi.PathLimit.MAX_TABLES // workers
         rows = abi.PathLimit.MAX_ROWS // workers
         self._free = list(range((worker + 1) * flows - 1, max(worker * flows, 1) - 1, -1))
-        self._wheels: dict[int, Wheel] = {}
+        self.on_call: dict[int, Callable[[Carried, bool], None]] = {}  # by flow
         self._table_range = range(max(worker * tables, 1), (worker + 1) * tables)
         self._row_range = range(max(worker * rows, RESERVED_ROWS), (worker + 1) * rows)
         self._generation = 0
@@ -385,12 +390,10 @@ class Wheels:
         """The wheel for the connection of the application's socket ``client`` (its cookie)."""
         if not self._free:
             return NO_WHEEL
-        index = self._free.pop()
-        wheel = self._wheels[index] = Wheel(self, index, client)
-        return wheel
+        return Wheel(self, self._free.pop(), client)
 
     def release(self, wheel: Wheel) -> None:
-        del self._wheels[wheel.index]
+        self.on_call.pop(wheel.index, None)
         self._free.append(wheel.index)
 
     # Finished calls.
@@ -424,10 +427,8 @@ class Wheels:
         self.ring.advance(len(call))
         # What the fields are: struct sluice_call.
         began, ended, request_bytes, _, reply_bytes, _, index, _, _, head, _, status, _, _ = _FINISHED.unpack_from(call)
-        wheel = self._wheels.get(index)
-        if wheel is not None and wheel.on_call is not None:
-            heads = call[_FINISHED.size : _FINISHED.size + head]
-            wheel.on_call(Carried(began / 1e9, ended / 1e9, heads, request_bytes, b"", reply_bytes, status), reserved)
+        heads = call[_FINISHED.size : _FINISHED.size + head]
+        self.on_call[index](Carried(began / 1e9, ended / 1e9, heads, request_bytes, b"", reply_bytes, status), reserved)
 
     def close(self) -> None:
         self._loop.remove_reader(self.ring.fd)
