@@ -336,7 +336,7 @@ class Pair:
         policies = [policy for side in sides for policy in side.policies]
         self.redact_query = any(policy.redact_query for policy in policies)
         self.fail_open = bool(policies) and all(policy.fail_open for policy in policies)
-        self._generation = generation
+        self.generation = generation
         self._consulted = tuple(dict.fromkeys(policy.name for policy in policies))
         enforced = _kinds(side.enforced for side in sides)
         full = _kinds(side.full or side.enforced for side in sides)
@@ -416,7 +416,7 @@ class Pair:
         return Decision(
             verdict=verdict,
             reason=outcome.reason,
-            generation=self._generation,
+            generation=self.generation,
             direction=direction,
             policy=outcome.policy,
             rule=outcome.rule,

@@ -92,7 +92,7 @@ class AuditWriter:
         self._admit()
 
     def write(self, record: AuditRecord | bytes, *, reserved: bool = True) -> bool:
-        """Hand over a finished record, or its line. With a reservation, which it uses up, this always succeeds before ``close``.
+        """Hand over a finished record, or its line. With a reservation, which it uses up, it always succeeds before ``close``.
 
         ``reserved=False`` is for refusals. False: their slots are full and the record was **not** taken. Stop reading from
         that client, and try again later.
