@@ -283,8 +283,8 @@ class Flow:
         self._lent = self._scene.pair()
         return self._lent
 
-    def carried_call(self, carried: Carried, reserved: bool, now: float) -> None:
-        """The kernel has carried a whole call: write its record, which has room if it is ``reserved``.
+    def carried_call(self, carried: Carried, now: float) -> None:
+        """The kernel has carried a whole call: write its line, which has room.
 
         Raises what shows that the kernel did what it must not; there is a record then too.
         """
@@ -304,7 +304,7 @@ class Flow:
             carried.reply_bytes,
             seconds,
         )
-        self._scene.sink.write(line, reserved=reserved)
+        self._scene.sink.write(line, reserved=True)
         self._scene.metrics.calls.add(repeated.labels, seconds)
         self._count_carried(carried)
         if not decision.allowed:

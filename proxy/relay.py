@@ -149,7 +149,7 @@ class Relay:
         self._dial = dial
         self.flow = flow
         self.wheel = wheel
-        wheel.watch(self._carried)
+        wheel.watch(self)
         self._cooling = False  # our own words wait behind what the kernel has carried
         self._audit = audit
         self._ticket: object | None = None  # our place in the line for room in the audit queue
@@ -187,7 +187,7 @@ class Relay:
         elif self._closing:
             self._abort()  # the client does not take what it is owed
         else:
-            self._take_wheel()
+            self.take_wheel()
             self._perform(self.flow.idled(self._unread(), now))
 
     def _unread(self) -> Direction | None:
@@ -199,12 +199,12 @@ class Relay:
         self._perform(self.flow.room(monotonic()))
 
     def drain(self) -> None:
-        self._take_wheel()
+        self.take_wheel()
         self._perform(self.flow.drain(monotonic()))
 
     def stop(self) -> None:
         if not self._closed:
-            self._take_wheel()
+            self.take_wheel()
             self._perform(self.flow.stop(monotonic()))
             self._close()
 
@@ -256,17 +256,17 @@ class Relay:
         if pair is not None:
             self.wheel.let_go(pair, Ledger(request.read, reply.written, reply.read, request.written))
 
-    def _take_wheel(self) -> None:
+    def take_wheel(self) -> None:
         """Before anything of the connection is looked at: it is ours again, with what the kernel has begun."""
-        if self.wheel.held:
+        if self.wheel.held and not self._closed:
             carried = self.wheel.take()
             if carried is not None:
                 self._perform(self.flow.adopt(carried, monotonic()))
 
-    def _carried(self, carried: Carried, reserved: bool) -> None:
+    def carried(self, carried: Carried) -> None:
         """The kernel has carried a whole call."""
         try:
-            self.flow.carried_call(carried, reserved, monotonic())
+            self.flow.carried_call(carried, monotonic())
         except Exception as error:
             self.flow.fault(error, monotonic())
             self._abort()
@@ -382,7 +382,7 @@ class Relay:
 
     def _readable(self, direction: Direction) -> None:
         if self.wheel.held:
-            self._take_wheel()
+            self.take_wheel()
             if self._closed:
                 return
         lane = self._lanes[direction]

@@ -13,11 +13,10 @@ import mmap
 import os
 import struct
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from socket import SocketType
 from time import monotonic_ns
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -25,6 +24,7 @@ from bpf import abi
 from bpf.loader import BpfError, Object, Routine, map_from_fd, new_ring
 from policies.decide import Pair
 from policies.heads import HeadTable, prove
+from proxy.audit.writer import AuditWriter
 from proxy.datapath import Hooks, object_file
 from proxy.flow import Carried
 
@@ -35,7 +35,7 @@ COOLING = 0.05
 # How long finished calls wait in the ring for others, so that their records are made in one go (seconds).
 RING_DELAY = 0.01
 # Finished calls that are recorded in one turn of the event loop.
-RING_BATCH = 512
+RING_BATCH = 128
 # A program is at the wheel for a microsecond, or for as long as it is kept from running.
 TAKE_ATTEMPTS = 1_000_000
 
@@ -213,13 +213,23 @@ class Ring:
 RESERVED_ROWS = 512
 
 
+class Rider(Protocol):
+    """A relay, as far as the wheel of its connection is concerned."""
+
+    def carried(self, carried: Carried) -> None:
+        """The kernel has carried a whole call, whose line has room."""
+        ...
+
+    def take_wheel(self) -> None: ...
+
+
 class NoWheel:
     """That of a connection which only the relay may have: it does nothing."""
 
     able = held = False
     cooling = carried_at = 0.0
 
-    def watch(self, on_call: Callable[[Carried, bool], None]) -> None:
+    def watch(self, rider: Rider) -> None:
         pass
 
     def mark(self, up: SocketType) -> None:
@@ -252,9 +262,9 @@ class Wheel:
         for memory, size in ((wheels.flows, abi.SLUICE_FLOW.size), (wheels.ends, abi.SLUICE_ENDS.size)):
             memory[index * size : (index + 1) * size] = bytes(size)
 
-    def watch(self, on_call: Callable[[Carried, bool], None]) -> None:
-        """``on_call`` is to be told of finished calls, and whether there is room for their records."""
-        self._wheels.on_call[self.index] = on_call
+    def watch(self, rider: Rider) -> None:
+        """Whose connection it is: told of finished calls, and when the wheel has to be taken."""
+        self._wheels.riders[self.index] = rider
 
     def mark(self, up: SocketType) -> None:
         """Before it connects: the kernel will recognise the server's socket at the other end, if it is on this host."""
@@ -264,7 +274,7 @@ class Wheel:
     def let_go(self, pair: Pair, ledger: Ledger) -> None:
         """Give the wheel to the kernel, if it can have this connection: see ``held``."""
         table = self._wheels.table(pair)
-        if table is None or not self._ends().server:
+        if table is None or self._wheels.stuck or not self._ends().server:
             return
         wheels = self._wheels
         moved = (number & 0xFFFFFFFF for number in ledger)
@@ -319,10 +329,9 @@ class Wheel:
 class Wheels:
     """The wheels of one worker's connections, and the automata that its policies need."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, files: Files, reserve: Callable[[], bool]) -> None:
-        """``reserve`` takes room for a record, if there is any."""
+    def __init__(self, loop: asyncio.AbstractEventLoop, files: Files, audit: AuditWriter) -> None:
         self._loop = loop
-        self._reserve = reserve
+        self._audit = audit
         self._making: set[asyncio.Task[None]] = set()
         worker, workers = self.worker, _ = files.worker, files.workers
         self.flows = mmap.mmap(files.flows, _pages(abi.SLUICE_FLOW.size * abi.PathLimit.MAX_FLOWS))
@@ -339,7 +348,8 @@ class Wheels:
         flows, tables = abi.PathLimit.MAX_FLOWS // workers, abi.PathLimit.MAX_TABLES // workers
         rows = abi.PathLimit.MAX_ROWS // workers
         self._free = list(range((worker + 1) * flows - 1, max(worker * flows, 1) - 1, -1))
-        self.on_call: dict[int, Callable[[Carried, bool], None]] = {}  # by flow
+        self.riders: dict[int, Rider] = {}  # by flow
+        self.stuck = False  # there is no room for records: the kernel gets nothing
         self._table_range = range(max(worker * tables, 1), (worker + 1) * tables)
         self._row_range = range(max(worker * rows, RESERVED_ROWS), (worker + 1) * rows)
         self._generation = 0
@@ -393,7 +403,7 @@ class Wheels:
         return Wheel(self, self._free.pop(), client)
 
     def release(self, wheel: Wheel) -> None:
-        self.on_call.pop(wheel.index, None)
+        self.riders.pop(wheel.index, None)
         self._free.append(wheel.index)
 
     # Finished calls.
@@ -410,25 +420,34 @@ class Wheels:
         for _ in range(RING_BATCH):
             call = self.ring.peek()
             if call is None:
+                self.stuck = False
                 self.start()
                 return
-            if not self._reserve():  # the ring fills, and then the relay gets the calls, which waits for room or denies
+            if not self._audit.reserve():
+                self._hold_back()
                 self._loop.call_later(RING_DELAY, self._turn)
                 return
-            self._tell(call, True)
+            self._tell(call)
         self._loop.call_soon(self._turn)
 
-    def collect(self) -> None:
-        """Take all that is there, room or not: a ring holds no more than the queue can be given."""
-        while (call := self.ring.peek()) is not None:
-            self._tell(call, self._reserve())
+    def _hold_back(self) -> None:
+        """No record can be written: let the relay have all calls, where they wait for room, or are denied."""
+        self.stuck = True
+        for rider in list(self.riders.values()):
+            rider.take_wheel()
 
-    def _tell(self, call: bytes, reserved: bool) -> None:
+    def collect(self) -> None:
+        """Take all that is there, room or not: it is no more than a ring holds, and with no room the ring stays empty."""
+        while (call := self.ring.peek()) is not None:
+            self._audit.make_room()
+            self._tell(call)
+
+    def _tell(self, call: bytes) -> None:
         self.ring.advance(len(call))
         # What the fields are: struct sluice_call.
         began, ended, request_bytes, _, reply_bytes, _, index, _, _, head, _, status, _, _ = _FINISHED.unpack_from(call)
         heads = call[_FINISHED.size : _FINISHED.size + head]
-        self.on_call[index](Carried(began / 1e9, ended / 1e9, heads, request_bytes, b"", reply_bytes, status), reserved)
+        self.riders[index].carried(Carried(began / 1e9, ended / 1e9, heads, request_bytes, b"", reply_bytes, status))
 
     def close(self) -> None:
         self._loop.remove_reader(self.ring.fd)

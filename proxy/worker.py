@@ -133,7 +133,7 @@ class Worker:
         self._origins = origins
         self._audit = AuditWriter(settings.audit)
         self._records = Records(self._audit)
-        self._wheels = Wheels(loop, kernel, self._audit.reserve) if kernel else None
+        self._wheels = Wheels(loop, kernel, self._audit) if kernel else None
         self._record_headers = frozenset(name.lower() for name in settings.record_headers)
         self._metrics = Metrics()
         self._names: Mapping[int, str] = {}

@@ -131,6 +131,8 @@ def _own_cgroup() -> str:
 class Sluice:
     """``sluice run`` in a folder of its own. Use as a context manager; ``kill`` it as you like."""
 
+    datapath = "relay"  # of all agents whose options say nothing of it
+
     def __init__(self, folder: Path, documents: str, *options: str) -> None:
         self.folder = folder
         self.policies = folder / "policies"
@@ -153,8 +155,10 @@ class Sluice:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
-        self.end_guard()
+        try:
+            self.stop()
+        finally:
+            self.end_guard()
 
     def start(self) -> None:
         self.launch()
@@ -162,6 +166,8 @@ class Sluice:
 
     def launch(self) -> None:
         command = [SLUICE, "run", "-f", str(self.policies), "--audit", str(self.audit), "--run-dir", str(self.folder / "run")]
+        if "--datapath" not in self.options:
+            command += ["--datapath", self.datapath]
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen([*command, *self.options], stdout=log, stderr=log)
 
@@ -218,11 +224,9 @@ class Sluice:
         return int(self.get("/policy")["generation"])
 
     def metric(self, line_start: str) -> float:
-        """The value of one metric line, 0 when it is not there."""
-        for line in self.get("/metrics").splitlines():
-            if line.startswith(line_start):
-                return float(line.rsplit(" ", 1)[1])
-        return 0.0
+        """The sum of the metric lines that begin so."""
+        lines = self.get("/metrics").splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(line_start))
 
     def records(self) -> list[dict[str, Any]]:
         """Every record so far; each line must be whole."""

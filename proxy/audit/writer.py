@@ -86,16 +86,20 @@ class AuditWriter:
         """Take room for one call's record, before the call is let through. False: none is left, or others wait for it."""
         return not self._waiters and not self._closing.is_set() and self._calls.take()
 
+    def make_room(self) -> None:
+        """Take room that is not there, for the record of a call that is over: for as many as the kernel's ring can hold."""
+        self._calls.taken += 1
+
     def cancel(self) -> None:
         """Give a reservation back unused."""
         self._calls.taken -= 1
         self._admit()
 
     def write(self, record: AuditRecord | bytes, *, reserved: bool = True) -> bool:
-        """Hand over a finished record, or its line. With a reservation, which it uses up, it always succeeds before ``close``.
+        """Hand over a finished record. With a reservation, which it uses up, this always succeeds before ``close``.
 
         ``reserved=False`` is for refusals. False: their slots are full and the record was **not** taken. Stop reading from
-        that client, and try again later.
+        that client, and try again later. A record may be its line already.
         """
         if self._closing.is_set():
             return False
