@@ -35,6 +35,7 @@ def _libbpf() -> ctypes.CDLL:
         ("bpf_map__value_size", c_uint32, [c_void_p]),
         ("bpf_map__set_initial_value", c_int, [c_void_p, c_void_p, c_size_t]),
         ("bpf_map__reuse_fd", c_int, [c_void_p, c_int]),
+        ("bpf_map_get_fd_by_id", c_int, [c_uint32]),
         ("bpf_map_create", c_int, [c_int, c_char_p, c_uint32, c_uint32, c_uint32, c_void_p]),
         ("bpf_map_lookup_elem", c_int, [c_int, c_void_p, c_void_p]),
         ("bpf_map_lookup_and_delete_elem", c_int, [c_int, c_void_p, c_void_p]),
@@ -144,6 +145,12 @@ class Map:
             key = following.raw
             found.append(key)
         return found
+
+    @property
+    def number(self) -> int:
+        """By which the kernel finds the map as long as somebody holds it (`fd_of_map`)."""
+        lines = Path(f"/proc/self/fdinfo/{self.fd}").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("map_id:"))
 
     def memory(self, size: int) -> mmap.mmap:
         """The values of a BPF_F_MMAPABLE array as shared memory."""
@@ -291,6 +298,12 @@ def new_ring(name: str, size: int) -> Map:
     if fd < 0:
         raise BpfError(f"cannot make the ring buffer {name}: {_hint(ctypes.get_errno())}")
     return Map(lib, name, fd, 0, 0)
+
+
+def fd_of_map(number: int) -> int | None:
+    """A descriptor of a map that somebody else holds; None if nobody does."""
+    fd: int = _libbpf().bpf_map_get_fd_by_id(number)
+    return fd if fd >= 0 else None
 
 
 def map_from_fd(fd: int, name: str, key_size: int, value_size: int) -> Map:

@@ -23,7 +23,7 @@ from typing import TypeVar
 
 import msgspec
 
-from bpf.loader import BpfError
+from bpf.loader import BpfError, fd_of_map
 from policies.compile import TableLimitError, kernel_tables
 from policies.decide import PolicySet
 from policies.load import LoadError, Source, load
@@ -98,7 +98,9 @@ class Agent:
         self._local: tuple[Network, ...] = ()
         self._workloads: Sequence[Workload] = ()  # whose cgroups the kernel is told: a step ahead of ``_now`` in ``_install``
         self._watched: frozenset[Path] = frozenset()
+        self._kernel: KernelPath | None = None
         self._guard: guard.Guard | None = None
+        self._left: list[int] = []  # maps of sockets of the agent before us, which may hold bytes that nobody has read yet
         self._beat_at = time.monotonic()
         self._beating: asyncio.TimerHandle | None = None
         self._number = 0  # of the last generation that was tried
@@ -154,6 +156,7 @@ class Agent:
         self._kernel = self._kernel_path()
         if self._kernel:
             stack.callback(self._kernel.close)
+        stack.callback(self._leave, own.before)
         for index, listeners in enumerate(groups):
             files = self._kernel.files[index] if self._kernel else None
             if options.workers == 1:
@@ -176,6 +179,7 @@ class Agent:
         self._links = hooks.attach(self._mount)
         if self._kernel:
             self._links.append(self._kernel.attach(self._mount))
+        self._take_over(loop)
         self._guard = self._hold()
         if not options.hold_on_exit:
             stack.callback(self._let_go)
@@ -277,11 +281,34 @@ class Agent:
             self._beating.cancel()
 
     def _hold(self) -> guard.Guard:
+        maps = [self._kernel.sockets] if self._kernel else []
+        cgroup = self._mount / f"{guard.GUARD_CGROUP}{os.getpid()}"
+        held = [*self._links, *(own.fd for own in maps)]
         try:
-            return guard.Guard(self._options.run_dir, self._links, self._mount / f"{guard.GUARD_CGROUP}{os.getpid()}")
+            return guard.Guard(self._options.run_dir, held, cgroup, [own.number for own in maps])
         except BaseException:
             guard.end_old(self._options.run_dir)  # half made, and nobody else would end it
             raise
+
+    def _take_over(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Keep what the kernel has carried for a dead agent's connections, before its guard goes."""
+        for number in guard.left_maps(self._options.run_dir):
+            fd = fd_of_map(number)
+            if fd is not None:
+                self._left.append(fd)
+        loop.call_later(guard.LEFTOVER_SECONDS, self._drop_left)
+
+    def _drop_left(self) -> None:
+        for fd in self._left:
+            os.close(fd)
+        self._left.clear()
+
+    def _leave(self, cgroup: Path) -> None:
+        """At a clean stop: the same for our own connections, whose applications may not have read to the end."""
+        own = [self._kernel.sockets.fd] if self._kernel and self._kernel.sockets.keys() else []
+        if own or self._left:
+            guard.leave([*own, *self._left], cgroup)
+        self._drop_left()
 
     def _let_go(self) -> None:
         if self._guard is not None:
@@ -434,18 +461,18 @@ class OwnCgroup:
             for line in Path("/proc/self/cgroup").read_text().splitlines()
             if line.startswith("0::")
         )
-        self._before = mount / relative.lstrip("/")
-        if self._before.name.startswith(guard.AGENT_CGROUP):
-            self._before = self._before.parent
-        guard.remove_abandoned(self._before, guard.AGENT_CGROUP)
-        self.path = self._before / f"{guard.AGENT_CGROUP}{os.getpid()}"
+        self.before = mount / relative.lstrip("/")
+        if self.before.name.startswith(guard.AGENT_CGROUP):
+            self.before = self.before.parent
+        guard.remove_abandoned(self.before, guard.AGENT_CGROUP)
+        self.path = self.before / f"{guard.AGENT_CGROUP}{os.getpid()}"
         self.path.mkdir(exist_ok=True)
         (self.path / "cgroup.procs").write_text("0")
         self.id = self.path.stat().st_ino
 
     def leave(self) -> None:
         with contextlib.suppress(OSError):
-            (self._before / "cgroup.procs").write_text("0")
+            (self.before / "cgroup.procs").write_text("0")
         guard.remove_cgroup(self.path)
 
 

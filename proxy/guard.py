@@ -6,6 +6,10 @@ inherited file descriptors. Without the agent's heartbeat the hooks refuse what 
 new agent first attaches its own hooks and then ends the old guard, so that there is no moment without either.
 
 Two locks in the run folder tell who is there: ``agent.lock`` is held by the agent alone, ``guard.lock`` by the guard.
+
+What the kernel has carried and nobody has read yet lives in a map of sockets, and is lost with it. So that map outlives the
+agent and the guard: a new agent takes it over from a dead one's guard, and a clean stop leaves it to a process like the guard
+for LEFTOVER_SECONDS, if there is an application that has not closed its end.
 """
 
 import contextlib
@@ -17,6 +21,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+# How long what was carried may wait for its reader behind the end of the agent (seconds): as long as anybody waits for a reply.
+LEFTOVER_SECONDS = 60.0
 # How long a guard may take to die after SIGKILL (seconds); the kernel needs milliseconds.
 END_PATIENCE = 5.0
 
@@ -30,7 +36,8 @@ class HeldError(Exception):
 
 
 # Its number is in the lock file before anything can end us: nobody else could find a guard without one.
-_GUARD = "echo $$ >&{lock}; exec -a sluice-guard sleep infinity"
+_GUARD = "echo $$ {maps} >&{lock}; exec -a sluice-guard sleep infinity"
+_LEFTOVER = "exec -a sluice-leftover sleep {seconds}"
 
 
 def lock(path: Path) -> int:
@@ -52,22 +59,18 @@ def lock(path: Path) -> int:
 class Guard:
     """The process that holds ``fds`` beside us."""
 
-    def __init__(self, run_dir: Path, fds: Sequence[int], cgroup: Path) -> None:
-        """Start it, in ``cgroup``, so that what kills the agent's own cgroup spares it. Ends an older guard first."""
+    def __init__(self, run_dir: Path, fds: Sequence[int], cgroup: Path, maps: Sequence[int] = ()) -> None:
+        """Start it, in ``cgroup``, so that what kills the agent's own cgroup spares it. Ends an older guard first.
+
+        ``maps`` are the numbers of those maps among ``fds`` that the next agent must keep.
+        """
         end_old(run_dir)
         remove_abandoned(cgroup.parent, GUARD_CGROUP)
         self._cgroup = cgroup
         lock_fd = lock(run_dir / GUARD_LOCK)
         os.ftruncate(lock_fd, 0)
         cgroup.mkdir(parents=True, exist_ok=True)
-        self._process = subprocess.Popen(
-            ["bash", "-c", _GUARD.format(lock=lock_fd)],
-            pass_fds=[lock_fd, *fds],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # a signal to the agent's process group is not for the guard
-        )
+        self._process = _start(_GUARD.format(lock=lock_fd, maps=" ".join(map(str, maps))), [lock_fd, *fds])
         os.close(lock_fd)  # the guard's copy keeps the lock
         while self.alive and not old_guard(run_dir):
             time.sleep(0.001)  # it takes a shell two or three of these to say its number
@@ -83,8 +86,36 @@ class Guard:
         return self._process.poll() is None
 
 
+def leave(fds: Sequence[int], cgroup: Path) -> None:
+    """Keep ``fds`` open for LEFTOVER_SECONDS, by a process in ``cgroup`` that ends by itself."""
+    process = _start(_LEFTOVER.format(seconds=LEFTOVER_SECONDS), fds)
+    (cgroup / "cgroup.procs").write_text(str(process.pid))
+
+
+def _start(script: str, fds: Sequence[int]) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        ["bash", "-c", script],
+        pass_fds=fds,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # a signal to the agent's process group is not for it
+    )
+
+
 def holder(path: Path) -> int | None:
     """The process id in a lock file that somebody holds, 0 while it is not written yet; None if nobody holds it."""
+    said = _said(path)
+    return said if said is None else int(said.partition(" ")[0] or 0)
+
+
+def left_maps(run_dir: Path) -> list[int]:
+    """The numbers of the maps that an old guard holds and the next agent must keep."""
+    return [int(number) for number in (_said(run_dir / GUARD_LOCK) or "").split()[1:]]
+
+
+def _said(path: Path) -> str | None:
+    """What the holder of a lock file has written into it; None if nobody holds it."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -92,7 +123,7 @@ def holder(path: Path) -> int | None:
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return int(os.read(fd, 32).strip() or 0)
+        return os.read(fd, 256).decode(errors="replace").strip()
     finally:
         os.close(fd)
     return None

@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from bpf import abi
-from bpf.loader import BpfError, Object, Routine, map_from_fd, new_ring
+from bpf.loader import BpfError, Map, Object, Routine, map_from_fd, new_ring
 from policies.decide import Pair
 from policies.heads import HeadTable, prove
 from proxy.audit.writer import AuditWriter
@@ -137,9 +137,9 @@ class KernelPath:
             os.close(root)
 
     @property
-    def held(self) -> tuple[int, ...]:
-        """Descriptors that must outlive the agent as long as an application has unread bytes that the kernel has carried."""
-        return (self._sockets.fd,)
+    def sockets(self) -> Map:
+        """It must outlive the agent as long as an application has unread bytes that the kernel has carried."""
+        return self._sockets
 
     def fallbacks(self) -> dict[str, int]:
         """How many messages went to the relay, by reason."""

@@ -30,7 +30,7 @@ class Kernel:
             raise BpfError("cannot write BPF map rules: the map is full")
         self.generation = generation
 
-    def set_cgroups(self, cgroups: Mapping[int, int | None], _: object) -> None:
+    def set_cgroups(self, cgroups: Mapping[int, int | None], _: object, __: object) -> None:
         self.cgroups = cgroups
 
     def follow(self, _: object) -> None:
@@ -56,7 +56,7 @@ def agent(tmp_path: Path) -> Agent:
     documents.write_text(WORKLOAD % ("web", "web"))
     (tmp_path / "web").mkdir()
     (tmp_path / "orders").mkdir()
-    agent = Agent(Options((str(documents),), "-", "0", 1, tmp_path, (), 1.0, 1.0, (), False))
+    agent = Agent(Options((str(documents),), "-", "0", 1, tmp_path, (), 1.0, 1.0, (), False, "relay"))
     agent._mount = tmp_path
     agent._hooks = agent._watch = Kernel()  # type: ignore[assignment]
     agent._members = [Judge(), Judge()]  # type: ignore[list-item]
