@@ -24,6 +24,7 @@ from proxy.flow import Flow, Scene
 from proxy.metrics import Metrics
 from proxy.poller import Poller
 from proxy.relay import HIGH_WATER, Pipes, Relay
+from proxy.wheel import NO_WHEEL
 from proxy.worker import Records as AuditRoom
 from tests.flow_playbook import Policy, Records
 
@@ -78,6 +79,7 @@ class Bench:
             down,
             self._dial,
             Flow(scene, parser),
+            NO_WHEEL,
             cast(AuditWriter, audit),
             Pipes(),
             self.moved,
