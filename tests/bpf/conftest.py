@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.bpf.kernel_rig import KernelRig
 from tests.bpf.rig import Rig
 from tests.requirements import require_bpf
 
@@ -30,3 +31,10 @@ def make_rig() -> Iterator[Callable[..., Rig]]:
 @pytest.fixture
 def rig(make_rig: Callable[..., Rig]) -> Rig:
     return make_rig()
+
+
+@pytest.fixture
+def path() -> Iterator[KernelRig]:
+    """The programs of both objects, attached, with a heart that beats."""
+    with contextlib.closing(KernelRig()) as made:
+        yield made.start()

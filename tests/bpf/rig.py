@@ -98,6 +98,7 @@ class Rig:
         self.hooks = Hooks(self.port, IPv4Address(gateway4) if gateway4 else None, IPv6Address(gateway6) if gateway6 else None)
         self._stack.callback(self.hooks.close)
         self._cgroups: dict[int, int | None] = {}
+        self.accelerated: set[int] = set()  # subjects whose connections the kernel may carry
         self._generation = 0
         self._beating = threading.Event()
         self._stopped = threading.Event()
@@ -120,7 +121,7 @@ class Rig:
         made = self.base.sub(name)
         if subject is not None:
             self._cgroups[made.id] = subject
-            self.hooks.set_cgroups(self._cgroups, [])
+            self.hooks.set_cgroups(self._cgroups, [], self.accelerated)
         return made
 
     def install(self, *rules: RuleEntry | Iterable[RuleEntry], addresses: Iterable[AddressEntry] = ()) -> None:

@@ -1,0 +1,598 @@
+"""What sockmap and sk_msg do badly, and how each of it is kept out: one test or more for every trap of docs/kernel-path.md."""
+
+import contextlib
+import ctypes
+import mmap
+import os
+import select
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+
+from tests.bpf.kernel_rig import (
+    FORBIDDEN,
+    GET,
+    HELLO,
+    QUEUE,
+    KernelRig,
+    cookie,
+    noted,
+    nothing_to_read,
+    ok,
+    post,
+    queued,
+    receive,
+    soon,
+)
+from tests.bpf.rig import PATIENCE
+from tests.harness import ROOT
+
+MSG_ZEROCOPY, SO_ZEROCOPY = 0x4000000, 60
+MSG_FASTOPEN = 0x20000000
+IPPROTO_MPTCP = 262
+TCP_ULP = 31
+
+
+def _pattern(length: int) -> bytes:
+    """Bytes of which no part looks like another."""
+    return b"".join(number.to_bytes(4, "big") for number in range((length + 3) // 4))[:length]
+
+
+# 1. No back-pressure.
+
+
+def test_a_server_that_does_not_read_slows_its_client_down(path: KernelRig) -> None:
+    """Trap 1: what waits for it is bounded; the rest goes TCP's way, and no byte is lost or overtaken."""
+    call = path.carried()
+    total = 24 << 20
+    body = _pattern(total)
+    call.client.sendall(post(total))
+    call.client.setblocking(False)
+    sent = _send_until_full(call.client, body)
+    assert path.fell_back("memory") > 0
+    assert QUEUE <= queued(call.server) < QUEUE + (2 << 20)
+    assert sent < total, "TCP has flow control: it takes some more, and not all"
+    taken = call.take()
+    assert taken
+    assert taken.head == post(total)
+    call.client.setblocking(True)
+
+    def finish() -> None:
+        call.client.sendall(memoryview(body)[sent:])
+
+    def relay() -> None:
+        left = len(post(total)) + total - taken.request_bytes
+        while left:
+            data = call.agent_down.recv(1 << 20)
+            call.agent_up.sendall(data)
+            left -= len(data)
+
+    threads = [threading.Thread(target=work) for work in (finish, relay)]
+    for thread in threads:
+        thread.start()
+    assert receive(call.server, len(post(total)) + total) == post(total) + body
+    for thread in threads:
+        thread.join()
+
+
+def test_a_client_that_does_not_read_slows_its_server_down(path: KernelRig) -> None:
+    """Trap 1, the other way. The queue is near its limit, and its reader finds all of it, in order."""
+    call = path.carried()
+    total = 24 << 20
+    body = _pattern(total)
+    call.client.sendall(GET)
+    receive(call.server, len(GET))
+    call.server.setblocking(False)
+    call.server.send(ok(total))
+    sent = _send_until_full(call.server, body)
+    assert sent < total
+    assert QUEUE <= queued(call.client) < QUEUE + (2 << 20)
+    taken = call.take()
+    assert taken
+    assert receive(call.client, taken.reply_bytes) == (ok(total) + body)[: taken.reply_bytes]
+    assert queued(call.client) == 0
+
+
+def _send_until_full(sock: socket.socket, data: bytes) -> int:
+    sent = 0
+    view = memoryview(data)
+    while sent < len(data) and select.select([], [sock], [], 0.2)[1]:
+        sent += sock.send(view[sent : sent + 65536])
+    return sent
+
+
+# 2. Egress redirects lose wake-ups: there are none. What a sender polls is its own socket.
+
+
+def test_a_sender_that_waits_for_room_is_woken_edge_triggered(path: KernelRig) -> None:
+    """Trap 2: after the queue of the receiver is full, and then TCP's, EPOLLOUT comes as the relay reads."""
+    call = path.carried()
+    total = 24 << 20
+    body = _pattern(total)
+    call.client.sendall(post(total))
+    call.client.setblocking(False)
+    with select.epoll() as poll:
+        poll.register(call.client, select.EPOLLOUT | select.EPOLLET)
+        sent, stalls = 0, 0
+        view = memoryview(body)
+        drained = bytearray()
+        while sent < total:
+            try:
+                sent += call.client.send(view[sent : sent + 65536])
+                continue
+            except BlockingIOError:
+                stalls += 1
+            poll.poll(0)  # the edge that belongs to the past
+            while not nothing_to_read(call.agent_down, 0.01):
+                drained += call.agent_down.recv(1 << 20)
+            assert poll.poll(PATIENCE), "no edge"
+        assert stalls > 0
+    call.client.setblocking(True)
+    taken = call.take()
+    assert taken
+    got = receive(call.server, taken.request_bytes)[len(post(total)) :]
+    drained += receive(call.agent_down, total - len(got) - len(drained))
+    assert got + bytes(drained) == body
+
+
+# 3. Two queues.
+
+
+def test_nothing_is_carried_past_bytes_that_wait_on_tcp(path: KernelRig) -> None:
+    """Trap 3, both ways: unread, or read in part only."""
+    call = path.call()
+    call.client.sendall(GET)
+    call.up(len(GET))
+    assert receive(call.server, 5) == GET[:5]
+    assert call.let_go()
+    before = path.fell_back("unread")
+    call.client.sendall(noted(b"2"))
+    assert path.fell_back("unread") > before
+    call.take()
+    call.up(len(noted(b"2")))
+    assert receive(call.server, len(GET) - 5 + len(noted(b"2"))) == GET[5:] + noted(b"2")
+    for _ in range(2):
+        call.server.sendall(HELLO)
+        call.down(len(HELLO))
+    assert call.let_go()
+    call.client.sendall(GET)
+    assert receive(call.server, len(GET)) == GET
+    call.server.sendall(HELLO)
+    assert receive(call.agent_up, len(HELLO)) == HELLO  # the client has two replies unread
+    assert receive(call.client, 2 * len(HELLO)) == HELLO * 2
+
+
+def test_nothing_is_carried_past_bytes_that_the_relay_has_not_read(path: KernelRig) -> None:
+    call = path.call()
+    call.client.sendall(GET)
+    assert call.let_go()
+    before = path.fell_back("ledger")
+    call.client.sendall(GET)
+    assert path.fell_back("ledger") > before
+    assert receive(call.agent_down, 2 * len(GET)) == 2 * GET
+
+
+def test_what_the_relay_writes_comes_behind_what_was_carried(path: KernelRig) -> None:
+    """Trap 3: an unread carried message, then relayed ones, then carried ones again; the order is that of sending."""
+    call = path.carried()
+    want = b""
+    for number in range(20):
+        request = noted(b"%d" % number)
+        call.client.sendall(request)
+        want += request
+        if number % 2:  # pipelined: it passes
+            assert call.take()
+            call.up(len(request))
+            assert receive(call.server, len(want)) == want
+            want = b""
+            for _ in range(2):
+                call.server.sendall(HELLO)
+                call.down(len(HELLO))
+                receive(call.client, len(HELLO))
+            assert call.let_go()
+    assert path.fell_back("early") >= 10
+
+
+# 4 and 14. A target that is gone.
+
+
+def test_a_server_that_is_gone_makes_requests_pass_for_ever(path: KernelRig) -> None:
+    """Trap 4: SK_DROP is sticky, so it is never returned. Trap 14: the application sees no error of ours."""
+    for end in ("close", "shutdown", "reset"):
+        call = path.carried()
+        call.exchange()
+        if end == "shutdown":
+            call.server.shutdown(socket.SHUT_WR)
+        elif end == "reset":
+            call.server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            call.server.close()
+        else:
+            call.server.close()
+        for _ in range(5):
+            call.client.sendall(GET)
+            assert receive(call.agent_down, len(GET)) == GET
+        assert call.take() is None
+
+
+def test_a_client_that_is_gone_makes_replies_pass(path: KernelRig) -> None:
+    call = path.carried()
+    call.client.sendall(GET)
+    receive(call.server, len(GET))
+    call.client.close()
+    call.server.sendall(HELLO[:-1])
+    call.server.sendall(HELLO[-1:])
+    assert receive(call.agent_up, len(HELLO)) == HELLO
+    taken = call.take()
+    assert taken
+    assert (taken.head, taken.reply_bytes) == (GET, 0)
+
+
+def test_a_server_that_leaves_the_map_makes_requests_pass(path: KernelRig) -> None:
+    """Trap 4: the helper finds no socket and says SK_DROP; the program does not."""
+    call = path.carried()
+    call.exchange()
+    path.path._sockets.delete(cookie(call.server).to_bytes(8, "little"))
+    before = path.fell_back("gone")
+    for _ in range(3):
+        call.client.sendall(GET)
+        assert receive(call.agent_down, len(GET)) == GET
+        call.ledger[0] += len(GET)
+        call.take()
+        assert call.let_go()
+    assert path.fell_back("gone") == before + 3
+
+
+def test_the_sources_never_drop(path: KernelRig) -> None:
+    """Traps 4 to 8: no SK_DROP, cork, apply_bytes, egress redirect or sk_skb program in the source or the object."""
+    source = (ROOT / "bpf/verdict.bpf.c").read_text()
+    code = "\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("*", "/*")))
+    for word in ("return SK_DROP", "bpf_msg_cork_bytes", "bpf_msg_apply_bytes", "bpf_sk_redirect", 'SEC("sk_skb'):
+        assert word not in code
+    assert code.count("bpf_msg_redirect_hash(") == code.count("BPF_F_INGRESS)") == 1
+    shown = subprocess.run(["llvm-objdump", "-h", ROOT / "bpf/verdict.bpf.o"], capture_output=True, text=True, check=False)
+    if shown.returncode == 0:
+        assert "sk_msg" in shown.stdout
+        assert "sk_skb" not in shown.stdout
+
+
+# 9. Deleting loses what is queued.
+
+
+def test_taking_the_wheel_deletes_nothing(path: KernelRig) -> None:
+    """Trap 9: what is queued stays readable, and sockets are in the map until they close."""
+    call = path.carried()
+    call.client.sendall(post(1000) + b"x" * 1000)
+    ours = {cookie(call.client), cookie(call.server)}
+    assert call.take()
+    call.wheel.close()
+    assert ours <= path.cookies()
+    assert receive(call.server, len(post(1000)) + 1000) == post(1000) + b"x" * 1000
+    call.client.close()
+    call.server.close()
+    assert soon(lambda: not ours & path.cookies())
+
+
+def test_what_is_queued_stays_readable_as_long_as_somebody_holds_the_map() -> None:
+    """Trap 9: the agent's end closes its maps; the guard holds those of `KernelPath.held`."""
+    rig = KernelRig()
+    try:
+        rig.start()
+        call = rig.carried()
+        call.client.sendall(GET)
+        held = [os.dup(fd) for fd in rig.path.held]
+        client, server = call.client.dup(), call.server.dup()
+    finally:
+        rig.close()
+    server.settimeout(PATIENCE)
+    assert receive(server, len(GET)) == GET
+    assert server.recv(1) == b"", "then the end that the agent's socket has sent"
+    for fd in held:
+        os.close(fd)
+    client.close()
+    server.close()
+
+
+# 10. What the applications' system calls do.
+
+
+def test_reading_calls_of_an_accelerated_socket(path: KernelRig) -> None:
+    """Trap 10: MSG_WAITALL and SO_RCVLOWAT are ignored for carried bytes; peeking and polling are right.
+
+    A workload that relies on them is not accelerated (and then not in the map: see test_kernel_path).
+    """
+    call = path.carried()
+    call.client.sendall(post(10) + b"12345")
+    head = len(post(10))
+    assert call.server.recv(1000, socket.MSG_PEEK) == post(10) + b"12345"
+    assert receive(call.server, head) == post(10)
+    assert select.select([call.server], [], [], 0)[0]
+    waited = call.server.recv(10, socket.MSG_WAITALL)
+    assert waited == b"12345", "MSG_WAITALL does not wait"
+    assert nothing_to_read(call.server)
+    call.server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 5)
+    call.client.sendall(b"6")
+    assert select.select([call.server], [], [], 1)[0], "SO_RCVLOWAT does not wait"
+    assert call.server.recv(10) == b"6"
+
+
+def test_splice_from_an_accelerated_socket_finds_nothing_or_everything(path: KernelRig) -> None:
+    """Trap 10: on kernels so far splice(2) says EAGAIN though bytes are queued. They are not lost: read(2) has them."""
+    call = path.carried()
+    call.client.sendall(GET)
+    reading, writing = os.pipe()
+    call.server.setblocking(False)
+    try:
+        try:
+            moved = os.splice(call.server.fileno(), writing, 1000, flags=2)
+        except BlockingIOError:
+            moved = 0
+        got = os.read(reading, moved) if moved else b""
+        assert got + (call.server.recv(1000) if not moved else b"") == GET
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+# 11. Sockets that do not go with the map.
+
+
+def test_an_mptcp_server_is_never_broken(path: KernelRig) -> None:
+    """Trap 11: its connections with the agent are plain TCP. Carried or not, they work."""
+    try:
+        listener = path.server(path.orders, protocol=IPPROTO_MPTCP)
+    except OSError as error:
+        pytest.skip(f"no MPTCP in this kernel: {error}")
+    call = path.call(listener=listener)
+    if call.let_go():
+        call.exchange()
+    else:
+        call.client.sendall(GET)
+        call.up(len(GET))
+        assert receive(call.server, len(GET)) == GET
+
+
+def test_mptcp_sockets_are_never_enlisted(path: KernelRig) -> None:
+    """Trap 11: a subflow between two MPTCP sockets, dialled as the agent would, stays out of the map."""
+    try:
+        listener = path.server(path.orders, protocol=IPPROTO_MPTCP)
+        with path.agent.inside():
+            up = path.client(path.agent, socket.AF_INET, protocol=IPPROTO_MPTCP)
+    except OSError as error:
+        pytest.skip(f"no MPTCP in this kernel: {error}")
+    before = path.cookies()
+    with path.agent.inside():
+        up.connect(listener.getsockname())
+    with listener.accept()[0] as server:
+        up.sendall(GET)
+        assert receive(server, len(GET)) == GET
+        assert path.cookies() == before
+
+
+def test_tls_in_the_kernel_does_not_break_a_socket(path: KernelRig) -> None:
+    """Trap 11: whether the kernel lets an accelerated socket have it or not, what was carried stays right."""
+    call = path.carried()
+    call.exchange()
+    with contextlib.suppress(OSError):  # no such module, or not with this kind of socket
+        call.client.setsockopt(socket.IPPROTO_TCP, TCP_ULP, b"tls")
+    call.exchange()
+
+
+# 13. Messages in pieces, and memory that changes.
+
+
+@pytest.mark.parametrize("size", [100, 65536, 545_260, 545_261, 1 << 20, 3 << 20])
+def test_large_sends_are_carried_whole(path: KernelRig, size: int) -> None:
+    """Trap 13: a large send runs the program more than once, each time with a part."""
+    call = path.carried()
+    body = _pattern(size)
+    sender = threading.Thread(target=call.client.sendall, args=(post(size) + body,))
+    sender.start()
+    assert receive(call.server, len(post(size)) + size) == post(size) + body
+    sender.join()
+    sender = threading.Thread(target=call.server.sendall, args=(ok(size) + body,))
+    sender.start()
+    assert receive(call.client, len(ok(size)) + size) == ok(size) + body
+    sender.join()
+    assert call.relayed_nothing()
+    assert [record.request_bytes for record in path.records()] == [len(post(size)) + size]
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 100])
+def test_a_head_in_many_pieces_of_memory_is_judged_whole(path: KernelRig, piece: int) -> None:
+    """Trap 13: sendmsg with an iovec for every few bytes."""
+    call = path.carried()
+    for head in (GET, noted(b"n" * 900)):
+        for parts in (head, FORBIDDEN):
+            pieces = [parts[at : at + piece] for at in range(0, len(parts), piece)][:1000]
+            whole = b"".join(pieces)
+            assert call.client.sendmsg(pieces) == len(whole)
+            if whole != head:
+                assert receive(call.agent_down, len(whole)) == whole
+                call.ledger[0] += len(whole)
+                call.take()
+                call.let_go()
+            else:
+                assert receive(call.server, len(whole)) == whole
+                call.server.sendall(HELLO)
+                receive(call.client, len(HELLO))
+
+
+def _memory(text: bytes) -> tuple[int, mmap.mmap]:
+    fd = os.memfd_create("head")
+    os.truncate(fd, mmap.PAGESIZE)
+    memory = mmap.mmap(fd, mmap.PAGESIZE)
+    memory[: len(text)] = text
+    return fd, memory
+
+
+def _by_sendfile(sock: socket.socket, fd: int, memory: mmap.mmap, length: int) -> None:
+    assert os.sendfile(sock.fileno(), fd, 0, length) == length
+
+
+def _by_splice(sock: socket.socket, fd: int, memory: mmap.mmap, length: int) -> None:
+    reading, writing = os.pipe()
+    assert os.splice(fd, writing, length, offset_src=0) == length
+    assert os.splice(reading, sock.fileno(), length) == length
+    os.close(reading)
+    os.close(writing)
+
+
+def _by_vmsplice(sock: socket.socket, fd: int, memory: mmap.mmap, length: int) -> None:
+    class IoVec(ctypes.Structure):
+        _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+    reading, writing = os.pipe()
+    view = (ctypes.c_char * length).from_buffer(memory)
+    vector = IoVec(ctypes.addressof(view), length)
+    assert ctypes.CDLL(None, use_errno=True).vmsplice(writing, ctypes.byref(vector), ctypes.c_size_t(1), 0) == length
+    assert os.splice(reading, sock.fileno(), length) == length
+    del view
+    os.close(reading)
+    os.close(writing)
+
+
+def _by_zero_copy(sock: socket.socket, fd: int, memory: mmap.mmap, length: int) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, SO_ZEROCOPY, 1)
+    with memoryview(memory) as view:
+        assert sock.send(view[:length], MSG_ZEROCOPY) == length
+
+
+@pytest.mark.parametrize("how", [_by_sendfile, _by_splice, _by_vmsplice, _by_zero_copy])
+@pytest.mark.parametrize("body", [0, 2000])
+def test_what_was_judged_is_what_is_read_though_its_memory_changes(path: KernelRig, how, body: int) -> None:  # type: ignore[no-untyped-def]
+    """Trap 13: a head that is sent from memory that the sender changes right after. The server must read what was judged."""
+    call = path.carried()
+    request = post(body) + b"b" * body
+    fd, memory = _memory(request)
+    other = request.replace(b"/a", b"/b")
+    before = path.path.fallbacks()
+    how(call.client, fd, memory, len(request))
+    memory[: len(other)] = other
+    assert path.path.fallbacks() == before, "it was carried"
+    assert receive(call.server, len(request)) == request
+    call.server.sendall(HELLO)
+    receive(call.client, len(HELLO))
+    assert [record.head[: record.head_length] for record in path.records()] == [post(body)]
+    os.close(fd)
+
+
+@pytest.mark.parametrize("how", [_by_sendfile, _by_splice, _by_vmsplice, _by_zero_copy])
+def test_memory_that_changes_while_it_is_sent_is_judged_as_it_is_read(path: KernelRig, how) -> None:  # type: ignore[no-untyped-def]
+    """Trap 13: a second thread flips one byte of the path all the time. Whatever reaches the server without the relay is /a."""
+    call = path.carried()
+    request = post(0)
+    at = request.index(b"/a") + 1
+    fd, memory = _memory(request)
+    over = threading.Event()
+
+    def flip() -> None:
+        while not over.is_set():
+            for _ in range(200):
+                memory[at] = 0x62
+                memory[at] = 0x61
+            time.sleep(0.0001)
+
+    flipper = threading.Thread(target=flip)
+    flipper.start()
+    try:
+        for _ in range(300):
+            how(call.client, fd, memory, len(request))
+            ready = select.select([call.server, call.agent_down], [], [], PATIENCE)[0]
+            if ready == [call.server]:
+                assert receive(call.server, len(request)) == request
+                call.server.sendall(HELLO)
+                receive(call.client, len(HELLO))
+            else:
+                receive(call.agent_down, len(request))
+                call.ledger[0] += len(request)
+                call.take()
+                call.let_go()
+    finally:
+        over.set()
+        flipper.join()
+    assert {record.head[: record.head_length] for record in path.records()} == {request}
+    os.close(fd)
+
+
+# 15. Bytes before a socket is in the map.
+
+
+def test_fast_open_is_relayed(path: KernelRig) -> None:
+    """Trap 15: with bytes in the SYN (or sent by sendto) the ledger never agrees."""
+    listener = path.server(path.orders)
+    client = path.client(path.web, socket.AF_INET)
+    client.settimeout(None)
+    with path.web.inside():
+        assert client.sendto(GET, MSG_FASTOPEN, listener.getsockname()) == len(GET)
+    call = path.dial(client, listener)
+    assert call.let_go()
+    client.sendall(GET)
+    assert receive(call.agent_down, 2 * len(GET)) == 2 * GET
+    assert nothing_to_read(call.server)
+
+
+def test_sockets_are_in_the_map_before_their_first_byte(path: KernelRig) -> None:
+    """Trap 15. A client that has just connected, a server that has just accepted."""
+    listener = path.server(path.orders)
+    client = path.connect(path.web, *listener.getsockname())
+    assert cookie(client) in path.cookies()
+    call = path.dial(client, listener)
+    assert cookie(call.server) in path.cookies()
+
+
+# 16. Half-closes.
+
+
+def test_what_was_carried_is_read_before_the_end(path: KernelRig) -> None:
+    """Trap 16: FIN goes by way of the relay; at the receiver it comes behind what is queued."""
+    call = path.carried()
+    call.client.sendall(GET)
+    call.client.shutdown(socket.SHUT_WR)
+    assert call.agent_down.recv(1) == b""
+    taken = call.take()
+    assert taken
+    assert taken.head == GET
+    call.agent_up.shutdown(socket.SHUT_WR)
+    assert receive(call.server, len(GET)) == GET
+    assert call.server.recv(1) == b""
+    call.server.sendall(HELLO)
+    call.down(len(HELLO))
+    call.server.close()
+    assert call.agent_up.recv(1) == b""
+    call.agent_down.close()
+    assert receive(call.client, len(HELLO)) == HELLO
+    assert call.client.recv(1) == b""
+
+
+def test_a_reply_that_was_carried_is_read_before_the_end(path: KernelRig) -> None:
+    call = path.carried()
+    call.client.sendall(GET)
+    receive(call.server, len(GET))
+    call.server.sendall(HELLO)
+    call.server.close()
+    assert call.agent_up.recv(1) == b""
+    assert call.take() is None
+    call.agent_down.shutdown(socket.SHUT_WR)
+    with select.epoll() as poll:
+        poll.register(call.client, select.EPOLLIN | select.EPOLLRDHUP)
+        assert poll.poll(PATIENCE)[0][1] & select.EPOLLRDHUP
+    assert receive(call.client, len(HELLO)) == HELLO
+    assert call.client.recv(1) == b""
+
+
+def test_a_reset_after_a_carried_reply_does_not_take_it_away(path: KernelRig) -> None:
+    """As with TCP: what is in the receiver's queue can be read, then the reset is told."""
+    call = path.carried()
+    call.client.sendall(GET)
+    receive(call.server, len(GET))
+    call.server.sendall(HELLO)
+    call.take()
+    call.agent_down.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    call.agent_down.close()
+    time.sleep(0.01)
+    assert receive(call.client, len(HELLO)) == HELLO
+    with pytest.raises(ConnectionResetError):
+        call.client.recv(1)
