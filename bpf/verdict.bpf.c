@@ -513,6 +513,7 @@ static __always_inline __u32 begin_reply(struct sk_msg_md *msg, const struct pat
 {
 	struct sluice_call *call = on->call;
 	struct sluice_proof proof = {};
+	__u32 next;
 
 	if (!prove(msg, SLUICE_REPLY_TABLE, call->reply_head, &proof)) {
 		fall_back(SLUICE_FB_REPLY);
