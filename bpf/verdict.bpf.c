@@ -247,6 +247,23 @@ static __always_inline void on_connect(struct bpf_sock_ops *ctx, struct bpf_sock
 	bpf_map_update_elem(&upstreams, &tuple, &upstream, BPF_ANY);
 }
 
+static __always_inline void on_connected(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tcp_sock *tcp)
+{
+	struct sluice_lane *lane = bpf_sk_storage_get(&lanes, sk, 0, 0);
+	struct sluice_origin *origin;
+
+	/* An application may connect a socket again, to somewhere else. It keeps its cookie and its place in the map, but none
+	 * of the old connection's rights, which the agent may not have taken back yet.
+	 */
+	if (lane && lane->role != SLUICE_ROLE_UPSTREAM) {
+		bpf_map_delete_elem(&callers, &lane->cookie);
+		bpf_sk_storage_delete(&lanes, sk);
+	}
+	origin = bpf_sk_storage_get(&origins, sk, 0, 0);
+	if (origin && origin->flags & SLUICE_ORIGIN_ACCELERATE)
+		enlist(ctx, sk, tcp, SLUICE_ROLE_CLIENT, 0);
+}
+
 static __always_inline void on_accept(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tcp_sock *tcp)
 {
 	struct sluice_upstream *upstream;
@@ -276,7 +293,6 @@ SEC("sockops")
 int sluice_enlist(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
-	struct sluice_origin *origin;
 	struct tcp_sock *tcp;
 
 	if (!sk || (ctx->op != BPF_SOCK_OPS_TCP_CONNECT_CB && ctx->op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB &&
@@ -290,9 +306,7 @@ int sluice_enlist(struct bpf_sock_ops *ctx)
 		on_connect(ctx, sk, tcp);
 		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
-		origin = bpf_sk_storage_get(&origins, sk, 0, 0);
-		if (origin && origin->flags & SLUICE_ORIGIN_ACCELERATE)
-			enlist(ctx, sk, tcp, SLUICE_ROLE_CLIENT, 0);
+		on_connected(ctx, sk, tcp);
 		break;
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
 		on_accept(ctx, sk, tcp);
@@ -527,7 +541,10 @@ static __always_inline __u32 begin_reply(struct sk_msg_md *msg, const struct pat
 	}
 	call->status = proof.status;
 	call->reply_head_length = proof.head;
-	return go_on_with_reply(msg, on, proof.head + proof.length);
+	next = go_on_with_reply(msg, on, proof.head + proof.length);
+	if (next == SLUICE_WHEEL_OFF)	/* the agent must not take it for carried */
+		call->status = call->reply_head_length = 0;
+	return next;
 }
 
 static __always_inline __u32 from_client(struct sk_msg_md *msg, const struct path *on, __u32 wheel)
