@@ -39,7 +39,8 @@ class Fallback(IntEnum):
     FB_REPLY = 0x9
     FB_OVERRUN = 0xA
     FB_RECORDS = 0xB
-    FB_MAX = 0xC
+    FB_SENDERS = 0xC
+    FB_MAX = 0xD
 
 
 class Flag(IntEnum):
@@ -179,11 +180,12 @@ class Ends(NamedTuple):
     server: int
     client_sock: int
     server_sock: int
+    sender: int
     client_received: int
     server_received: int
 
 
-SLUICE_ENDS = Struct("=QQQQQQII")
+SLUICE_ENDS = Struct("=QQQQQQQII")
 
 
 class Flow(NamedTuple):

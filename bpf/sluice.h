@@ -172,6 +172,7 @@ enum sluice_fallback {
 	SLUICE_FB_REPLY,		/* the same of a reply */
 	SLUICE_FB_OVERRUN,		/* more bytes than the body has */
 	SLUICE_FB_RECORDS,		/* no room for the record */
+	SLUICE_FB_SENDERS,		/* what another task sends may still be on its way */
 	SLUICE_FB_MAX,
 };
 
@@ -210,6 +211,7 @@ struct sluice_ends {
 	__u64 server;		/* cookie */
 	__u64 client_sock;	/* addresses */
 	__u64 server_sock;
+	__u64 sender;		/* the task whose request bytes, already carried, may not be in the server's queue yet; 0: they are */
 	__u32 client_received;	/* sequence numbers before the first byte */
 	__u32 server_received;
 };

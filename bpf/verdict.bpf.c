@@ -45,6 +45,12 @@ struct sock {
 	struct {
 		atomic rmem_alloc;
 	} sk_backlog;
+	void *sk_user_data;
+} __attribute__((preserve_access_index));
+struct sk_psock {	/* what a socket has while it is in a map */
+	struct {
+		atomic refs;
+	} refcnt;
 } __attribute__((preserve_access_index));
 struct inet_sock {
 	struct sock sk;
@@ -392,6 +398,28 @@ struct path {
 	struct sluice_call *call;
 };
 
+/* How many hold on to a socket's place in the map: the map, and whoever is in a system call that sends or receives. */
+static __always_inline int holders(__u64 sock)
+{
+	const struct sock *sk = (const struct sock *)sock;
+	__u64 data = (__u64)BPF_CORE_READ(sk, sk_user_data) & ~7ULL;	/* the lowest bits are flags */
+	const struct sk_psock *psock = (const struct sk_psock *)data;
+
+	return data ? BPF_CORE_READ(psock, refcnt.refs.counter) : 0;
+}
+
+/* Whether what the client had carried is in the server's queue. Between our verdict and that queue the kernel lets go of the
+ * client's lock, and what another task sends meanwhile could come first: a body before its head. A task sends one thing after
+ * another; for others, nobody but we may be in a system call on the socket.
+ */
+static __always_inline bool arrived(const struct sluice_lane *lane, struct sluice_ends *both)
+{
+	if (both->sender && both->sender != bpf_get_current_pid_tgid() && holders(lane->sock) != 2)
+		return fall_back(SLUICE_FB_SENDERS);
+	both->sender = 0;
+	return true;
+}
+
 /* Whether every byte that this socket has sent by TCP went through the relay to its end. */
 static __always_inline bool settled(const struct sluice_lane *lane, __u32 read)
 {
@@ -615,7 +643,7 @@ int sluice_message(struct sk_msg_md *msg)
 	if (!find(lane, client, &on))
 		return SK_PASS;
 	wheel = *(volatile __u32 *)&on.flow->wheel;
-	if (!has_turn(client, wheel))
+	if ((client && !arrived(lane, on.ends)) || !has_turn(client, wheel))
 		return SK_PASS;
 	if (__sync_val_compare_and_swap(&on.flow->wheel, wheel, SLUICE_WHEEL_BUSY) != wheel) {
 		fall_back(SLUICE_FB_BUSY);
@@ -631,33 +659,43 @@ int sluice_message(struct sk_msg_md *msg)
 		next = from_server(msg, &on, wheel);
 	if (next != SLUICE_WHEEL_OFF) {
 		on.ends->carried_ns = on.now;
-		if (client)
+		if (client) {
 			on.ends->request_bytes += msg->size;
-		else
+			on.ends->sender = bpf_get_current_pid_tgid();
+		} else {
 			on.ends->reply_bytes += msg->size;
+		}
 	}
 	/* What was not carried changes nothing: the agent sees the bytes, and takes the wheel with what there is of a call. */
 	__sync_val_compare_and_swap(&on.flow->wheel, SLUICE_WHEEL_BUSY, next != SLUICE_WHEEL_OFF ? next : wheel);
 	return SK_PASS;
 }
 
-/* Take the wheel for the agent: who had it before, or BUSY to ask again. */
+/* Take the wheel for the agent: who had it before, or BUSY to ask again. While `sender` is set in `ends`, request bytes that
+ * have been carried may still be on their way, and the agent must not write to the server: it asks again.
+ */
 SEC("syscall")
 int sluice_take(struct sluice_take *which)
 {
-	__u32 index = which->flow, wheel;
+	__u32 index = which->flow, wheel = SLUICE_WHEEL_BUSY;
 	struct sluice_flow *flow = bpf_map_lookup_elem(&flows, &index);
+	struct sluice_ends *both = bpf_map_lookup_elem(&ends, &index);
+	const struct sock *sk;
 
-	if (!flow)
+	if (!flow || !both)
 		return SLUICE_WHEEL_OFF;
-	for (int i = 0; i < 4; i++) {
+	for (int i = 0; i < 4 && wheel == SLUICE_WHEEL_BUSY; i++) {
 		wheel = *(volatile __u32 *)&flow->wheel;
-		if (wheel == SLUICE_WHEEL_BUSY)
-			continue;
-		if (__sync_val_compare_and_swap(&flow->wheel, wheel, SLUICE_WHEEL_OFF) == wheel)
-			return wheel;
+		if (wheel != SLUICE_WHEEL_BUSY && __sync_val_compare_and_swap(&flow->wheel, wheel, SLUICE_WHEEL_OFF) != wheel)
+			wheel = SLUICE_WHEEL_BUSY;
 	}
-	return SLUICE_WHEEL_BUSY;
+	if (wheel == SLUICE_WHEEL_BUSY || !both->sender)
+		return wheel;
+	/* Nothing can be carried any more. A socket that is gone, or held by nothing but the map, is in no system call. */
+	sk = (const struct sock *)both->client_sock;
+	if ((__u64)BPF_CORE_READ(sk, __sk_common.skc_cookie.counter) != flow->client || holders(both->client_sock) <= 1)
+		both->sender = 0;
+	return wheel;
 }
 
 /* Enums reach BTF, and with it bpf/abi.py, only where a type mentions them. */

@@ -313,6 +313,17 @@ class Wheel:
         carried = self._ends().carried_ns
         return max(0.0, COOLING - (monotonic_ns() - carried) / 1e9) if carried else 0.0
 
+    @property
+    def settled(self) -> bool:
+        """Whether every request byte that was carried is in the server's queue: nothing may be written to the server before.
+
+        A thread of the client may be kept from running between our programs' verdict and that queue. To be asked again, after
+        `take`, and to be given up in the end: a client may also have threads that wait for bytes to read, which looks alike.
+        """
+        if self._ends().sender:
+            self._wheels.take(abi.SLUICE_TAKE.pack(self.index, 0))
+        return not self._ends().sender
+
     def _ends(self) -> abi.Ends:
         return abi.Ends._make(abi.SLUICE_ENDS.unpack_from(self._wheels.ends, self.index * abi.SLUICE_ENDS.size))
 

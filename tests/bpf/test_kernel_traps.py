@@ -596,3 +596,91 @@ def test_a_reset_after_a_carried_reply_does_not_take_it_away(path: KernelRig) ->
     assert receive(call.client, len(HELLO)) == HELLO
     with pytest.raises(ConnectionResetError):
         call.client.recv(1)
+
+
+# Between the verdict and the queue: what kernel-facts.md did not know.
+
+
+def test_another_thread_is_carried_when_nobody_else_is_at_the_socket(path: KernelRig) -> None:
+    call = path.carried()
+    for _ in range(3):
+        thread = threading.Thread(target=call.client.sendall, args=(GET,))
+        thread.start()
+        thread.join()
+        assert receive(call.server, len(GET)) == GET
+        call.server.sendall(HELLO)
+        assert receive(call.client, len(HELLO)) == HELLO
+    assert call.relayed_nothing()
+    assert call.take() is None
+    assert call.wheel.settled
+
+
+def test_another_thread_passes_while_a_system_call_on_the_socket_may_be_a_send(path: KernelRig) -> None:
+    """The kernel lets go of a sender's socket between our verdict and the receiver's queue, so another thread's message could
+    come first. Who waits for bytes to read looks like who sends: then only the same thread is carried on.
+    """
+    call = path.carried()
+    call.client.settimeout(None)  # recv waits in the kernel
+    got = bytearray()
+
+    def read() -> None:
+        while len(got) < 3 * len(HELLO):
+            got.extend(call.client.recv(1000))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(2):
+        time.sleep(0.02)  # the reader is waiting again
+        call.client.sendall(GET)
+        assert receive(call.server, len(GET)) == GET
+        call.server.sendall(HELLO)
+    time.sleep(0.02)
+    before = path.fell_back("senders")
+    other = threading.Thread(target=call.client.sendall, args=(GET,))
+    other.start()
+    other.join()
+    assert path.fell_back("senders") == before + 1
+    assert call.take() is None
+    assert not call.wheel.settled
+    call.up(len(GET))
+    assert receive(call.server, len(GET)) == GET
+    call.server.sendall(HELLO)
+    call.down(len(HELLO))
+    reader.join()
+    assert call.wheel.settled
+    assert bytes(got) == HELLO * 3
+
+
+def test_a_body_never_overtakes_its_head(path: KernelRig) -> None:
+    """Two threads: a head, and as its body a request that is not allowed. If the body came first, the server would obey it."""
+    call = path.carried()
+    head, body = post(len(FORBIDDEN)), FORBIDDEN
+    rounds = 400
+    start = threading.Barrier(2)
+
+    def send_bodies() -> None:
+        for number in range(rounds):
+            start.wait()
+            for _ in range(number % 40):
+                pass
+            call.client.sendall(body)
+            start.wait()
+
+    thread = threading.Thread(target=send_bodies)
+    thread.start()
+    for _ in range(rounds):
+        start.wait()
+        call.client.sendall(head)
+        start.wait()
+        passed = b""
+        while not nothing_to_read(call.agent_down, 0.0005):
+            passed += call.agent_down.recv(1000)
+        call.take()
+        assert soon(lambda: call.wheel.settled)
+        call.ledger[0] += len(passed)
+        got = b""
+        while len(got) < len(head) + len(body) - len(passed):
+            got += call.server.recv(1000)
+        assert not got.startswith(FORBIDDEN)
+        assert call.let_go()
+    thread.join()
