@@ -544,7 +544,7 @@ def test_the_ledger_wraps_with_the_sequence_numbers(path: KernelRig) -> None:
 
 def test_taking_the_wheel_in_the_middle_of_traffic_loses_nothing(path: KernelRig) -> None:
     """A ping-pong in another process; here the wheel is let go and taken, and what passes is relayed, in order."""
-    rounds = 3000
+    rounds = 10_000
     call = path.call()
     child = os.fork()
     if child == 0:

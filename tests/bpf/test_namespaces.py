@@ -14,7 +14,10 @@ from typing import TypeVar
 import pytest
 
 from policies.compile import AddressEntry
-from tests.bpf.rig import CLIENT, HOST, NATIVE, REDIRECT, REFUSE, UNRESOLVED, WORLD, Cgroup, Rig, rule
+from proxy.wheel import Ledger
+from tests.bpf.kernel_rig import GET, KernelRig, receive
+from tests.bpf.rig import CLIENT, HOST, NATIVE, REDIRECT, REFUSE, SERVER, UNRESOLVED, WORLD, Cgroup, Rig, free, rule
+from tests.harness import free_port
 
 _CLONE_NEWNET = 0x40000000
 HOST4, CLIENT4, HOST6, CLIENT6 = "10.231.7.1", "10.231.7.2", "fd00:231:7::1", "fd00:231:7::2"
@@ -167,3 +170,62 @@ def test_the_same_address_and_port_in_two_namespaces_are_two_clients(
     namespace.run(lambda: bound(web, CLIENT4))
     bound(other, "127.0.0.1")
     assert {rig.origin().subject for _ in range(2)} == {CLIENT, 2}
+
+
+# The kernel path (trap 17 of docs/kernel-path.md): sockets are redirected to sockets, wherever they are.
+
+
+@pytest.fixture
+def path(namespace: Namespace) -> Iterator[KernelRig]:
+    with contextlib.closing(KernelRig(HOST4)) as made:
+        made.start()
+        made.install(rule(CLIENT, WORLD, REDIRECT), rule(CLIENT, SERVER, REDIRECT), free(SERVER))
+        made.renew_table()
+        yield made
+
+
+def test_a_client_in_another_namespace_is_carried(path: KernelRig, namespace: Namespace) -> None:
+    listener = path.server(path.orders)
+    client = namespace.run(lambda: path.connect(path.web, "192.0.2.1", 80))
+    carried = path.dial(client, listener)
+    assert carried.let_go()
+    carried.exchange()
+    assert carried.relayed_nothing()
+
+
+def test_a_server_in_another_namespace_is_carried(path: KernelRig, namespace: Namespace) -> None:
+    listener = namespace.run(lambda: path.server(path.orders, CLIENT4))
+    carried = path.dial(path.connect(path.web, "192.0.2.1", 80), listener)
+    assert carried.let_go()
+    carried.exchange()
+    assert carried.relayed_nothing()
+
+
+def test_the_same_addresses_in_another_namespace_are_not_taken_for_the_server(path: KernelRig, namespace: Namespace) -> None:
+    """The agent dials, and nobody answers; elsewhere a connection of the same four numbers comes about."""
+    client = path.connect(path.web, "192.0.2.1", 80)
+    down, origin = path.accepted()
+    assert origin
+    wheel = path.wheels.wheel(origin.cookie)
+    assert wheel
+    up = path.client(path.agent, socket.AF_INET)
+    wheel.mark(up)
+    up.bind(("127.0.0.1", 0))
+    port, there = up.getsockname()[1], free_port()
+    with path.agent.inside(), pytest.raises(ConnectionRefusedError):
+        up.connect(("127.0.0.1", there))
+    before = path.cookies()
+
+    def meet() -> tuple[socket.socket, socket.socket]:
+        listener = path.server(path.orders, "127.0.0.1", port=there)
+        same = path.client(None, socket.AF_INET)
+        same.bind(("127.0.0.1", port))
+        same.connect(listener.getsockname())
+        return same, listener.accept()[0]
+
+    same, server = namespace.run(meet)
+    with same, server:
+        assert path.cookies() == before
+        assert not wheel.let_go(path.table, path.wheels.generation, Ledger(0, 0, 0, 0))
+        client.sendall(GET)
+        assert receive(down, len(GET)) == GET
