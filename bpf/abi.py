@@ -181,11 +181,12 @@ class Ends(NamedTuple):
     client_sock: int
     server_sock: int
     sender: int
+    replying: int
     client_received: int
     server_received: int
 
 
-SLUICE_ENDS = Struct("=QQQQQQQII")
+SLUICE_ENDS = Struct("=QQQQQQQQII")
 
 
 class Flow(NamedTuple):

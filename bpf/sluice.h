@@ -212,6 +212,7 @@ struct sluice_ends {
 	__u64 client_sock;	/* addresses */
 	__u64 server_sock;
 	__u64 sender;		/* the task whose request bytes, already carried, may not be in the server's queue yet; 0: they are */
+	__u64 replying;		/* reply bytes have been carried that may not be in the client's queue yet */
 	__u32 client_received;	/* sequence numbers before the first byte */
 	__u32 server_received;
 };

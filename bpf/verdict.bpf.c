@@ -664,6 +664,7 @@ int sluice_message(struct sk_msg_md *msg)
 			on.ends->sender = bpf_get_current_pid_tgid();
 		} else {
 			on.ends->reply_bytes += msg->size;
+			on.ends->replying = 1;
 		}
 	}
 	/* What was not carried changes nothing: the agent sees the bytes, and takes the wheel with what there is of a call. */
@@ -671,8 +672,16 @@ int sluice_message(struct sk_msg_md *msg)
 	return SK_PASS;
 }
 
-/* Take the wheel for the agent: who had it before, or BUSY to ask again. While `sender` is set in `ends`, request bytes that
- * have been carried may still be on their way, and the agent must not write to the server: it asks again.
+/* Whether nobody is in a system call on a socket: it is gone, or held by nothing but the map. */
+static __always_inline bool is_quiet(__u64 sock, __u64 cookie)
+{
+	const struct sock *sk = (const struct sock *)sock;
+
+	return (__u64)BPF_CORE_READ(sk, __sk_common.skc_cookie.counter) != cookie || holders(sock) <= 1;
+}
+
+/* Take the wheel for the agent: who had it before, or BUSY to ask again. While `sender` or `replying` is set in `ends`, bytes
+ * that have been carried may still be on their way, and the agent must not write to that end: it asks again.
  */
 SEC("syscall")
 int sluice_take(struct sluice_take *which)
@@ -680,7 +689,6 @@ int sluice_take(struct sluice_take *which)
 	__u32 index = which->flow, wheel = SLUICE_WHEEL_BUSY;
 	struct sluice_flow *flow = bpf_map_lookup_elem(&flows, &index);
 	struct sluice_ends *both = bpf_map_lookup_elem(&ends, &index);
-	const struct sock *sk;
 
 	if (!flow || !both)
 		return SLUICE_WHEEL_OFF;
@@ -689,12 +697,13 @@ int sluice_take(struct sluice_take *which)
 		if (wheel != SLUICE_WHEEL_BUSY && __sync_val_compare_and_swap(&flow->wheel, wheel, SLUICE_WHEEL_OFF) != wheel)
 			wheel = SLUICE_WHEEL_BUSY;
 	}
-	if (wheel == SLUICE_WHEEL_BUSY || !both->sender)
+	if (wheel == SLUICE_WHEEL_BUSY)
 		return wheel;
-	/* Nothing can be carried any more. A socket that is gone, or held by nothing but the map, is in no system call. */
-	sk = (const struct sock *)both->client_sock;
-	if ((__u64)BPF_CORE_READ(sk, __sk_common.skc_cookie.counter) != flow->client || holders(both->client_sock) <= 1)
+	/* Nothing can be carried any more. */
+	if (both->sender && is_quiet(both->client_sock, flow->client))
 		both->sender = 0;
+	if (both->replying && is_quiet(both->server_sock, both->server))
+		both->replying = 0;
 	return wheel;
 }
 

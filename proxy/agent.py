@@ -29,7 +29,7 @@ from policies.decide import PolicySet
 from policies.load import LoadError, Source, load
 from policies.model import Network, Workload
 from policies.replies import reply_table
-from proxy import guard, hostnet
+from proxy import guard, hostnet, selftest
 from proxy.admin import Admin, Check, PolicyStatus
 from proxy.datapath import HEARTBEAT_INTERVAL, HEARTBEAT_LIMIT, Hooks, netns_cookie
 from proxy.documents import read_sources
@@ -190,13 +190,16 @@ class Agent:
         """The kernel path, or None where it is not wanted or this kernel does not have what it needs."""
         if self._options.datapath == "relay":
             return None
+        missing = selftest.kernel_path()
         try:
-            return KernelPath(self._hooks, reply_table(), self._options.workers)
+            if missing is None:
+                return KernelPath(self._hooks, reply_table(), self._options.workers)
         except BpfError as error:
-            if self._options.datapath == "kernel":
-                raise StartError(f"the kernel path does not work here: {error}") from None
-            sys.stderr.write(f"sluice: calls are relayed, the kernel path does not work here: {error}\n")
-            return None
+            missing = str(error)
+        if self._options.datapath == "kernel":
+            raise StartError(f"the kernel path does not work here: {missing}")
+        sys.stderr.write(f"sluice: calls are relayed, the kernel path does not work here: {missing}\n")
+        return None
 
     def _ready_line(self) -> str:
         bundle = self._now.policies.bundle

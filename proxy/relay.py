@@ -45,6 +45,8 @@ CARRY_ROUNDS = 4
 # what we said (RFC 9112 section 9.6). So it is read and discarded, up to this many bytes and seconds.
 LINGER_BYTES = 1024 * 1024
 LINGER_SECONDS = 2.0
+# How often (seconds) it is looked whether what the kernel has carried is where it belongs.
+SETTLING = 0.001
 # The server must accept within this time (seconds): long enough for two lost SYNs (1 s + 2 s) and a slow network.
 DIAL_TIMEOUT = 10.0
 
@@ -85,6 +87,7 @@ class Lane:
     __slots__ = (
         "broken",
         "carry",
+        "held",
         "in_pipe",
         "out",
         "pipe",
@@ -114,6 +117,7 @@ class Lane:
         self.broken = False  # the sink takes no more: what is meant for it is discarded, and the source is not read
         self.read = 0  # bytes from the source since the connection began
         self.written = 0  # bytes into the sink
+        self.held = False  # what is meant for the sink waits: what the kernel has carried may not be there yet
 
     def wait(self, data: bytes) -> None:
         """Let ``data`` wait for the sink, behind what waits already."""
@@ -150,7 +154,6 @@ class Relay:
         self.flow = flow
         self.wheel = wheel
         wheel.watch(self)
-        self._cooling = False  # our own words wait behind what the kernel has carried
         self._audit = audit
         self._ticket: object | None = None  # our place in the line for room in the audit queue
         self._pipes = pipes
@@ -215,7 +218,7 @@ class Relay:
             if isinstance(command, Forward):
                 self._send(command.direction, command.data)
             elif isinstance(command, Answer):
-                self._cool()
+                self._keep_behind(REPLY)
                 self._send(REPLY, command.data)
                 self._unread_answers = bool(self._lanes[REPLY].out)
             elif isinstance(command, Carry):
@@ -260,6 +263,7 @@ class Relay:
         """Before anything of the connection is looked at: it is ours again, with what the kernel has begun."""
         if self.wheel.held and not self._closed:
             carried = self.wheel.take()
+            self._keep_behind(REQUEST)
             if carried is not None:
                 self._perform(self.flow.adopt(carried, monotonic()))
 
@@ -271,20 +275,18 @@ class Relay:
             self.flow.fault(error, monotonic())
             self._abort()
 
-    def _cool(self) -> bool:
-        """Whether what we say or do to the client has to wait, so that it does not overtake what the kernel has carried."""
-        wait = 0.0 if self._cooling else self.wheel.cooling
-        if wait:
-            self._cooling = True
-            self._lanes[REPLY].sink = None
-            self._loop.call_later(wait, self._guard, self._cooled)
-        return self._cooling
+    def _keep_behind(self, direction: Direction) -> bool:
+        """Whether what we have for a receiver must wait, so that it does not overtake what the kernel has carried."""
+        lane = self._lanes[direction]
+        if not lane.held and not self.wheel.settled(direction):
+            lane.held = True
+            self._loop.call_later(SETTLING, self._guard, self._release, direction)
+        return lane.held
 
-    def _cooled(self) -> None:
-        self._cooling = False
-        if not self._closed:
-            self._lanes[REPLY].sink = self._down
-            self._flush(REPLY)
+    def _release(self, direction: Direction) -> None:
+        self._lanes[direction].held = False
+        if not self._closed and not self._keep_behind(direction):
+            self._flush(direction)
             self._perform([])
 
     # Bytes.
@@ -293,7 +295,7 @@ class Relay:
         lane = self._lanes[direction]
         if lane.broken:
             return
-        if lane.out or lane.sink is None:
+        if lane.out or lane.sink is None or lane.held:
             lane.wait(data)
             return
         sent = self._give(direction, lane.sink, data)
@@ -319,7 +321,7 @@ class Relay:
         """Send what waits; then hand on a half-close that was asked for."""
         lane = self._lanes[direction]
         sink = lane.sink
-        if sink is None:
+        if sink is None or lane.held:
             return
         while lane.out:
             data = lane.out[0]
@@ -427,7 +429,7 @@ class Relay:
         """Splice from source to sink, at most as many bytes as the flow has allowed."""
         source, sink = lane.source, lane.sink
         assert source is not None
-        if sink is None or lane.out:
+        if sink is None or lane.out or lane.held:
             self._perform([])  # earlier bytes first: reading stops until they are gone
             return
         if lane.pipe is None:
@@ -566,9 +568,9 @@ class Relay:
         """Close, once the client has all that it is owed; then linger until it has read it."""
         # Nothing can be left for the server: the end of a tunnel is not read before all in front of it is sent (_watch).
         self._drop_upstream()
-        if self._cool() or self._lanes[REPLY].out:
+        if self._keep_behind(REPLY) or self._lanes[REPLY].out:
             self._stop_reading()
-            return  # _writable or _cooled comes back here
+            return  # _writable or _release comes back here
         if self._linger_until:
             return
         if self.flow.client_ended:

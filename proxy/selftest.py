@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import threading
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,11 +62,11 @@ def _exactly(text: bytes, steps: dict[int, abi.Step]) -> HeadTable:
     """An automaton that accepts ``text`` alone; ``steps`` by position."""
     known = sorted(set(text))
     classes = bytes(known.index(byte) + 1 if byte in known else 0 for byte in range(256))
-    rows = [[0] * abi.PathLimit.CELLS for _ in range(len(text) + 2)]
+    rows = array("H", bytes(2 * abi.PathLimit.CELLS * (len(text) + 2)))
     for at, byte in enumerate(text):
         step = abi.Step.STEP_ACCEPT if at == len(text) - 1 else steps.get(at, abi.Step.STEP_PLAIN)
-        rows[at + 1][classes[byte]] = step << 13 | at + 2
-    return HeadTable(classes, tuple(tuple(row) for row in rows), 1)
+        rows[(at + 1) * abi.PathLimit.CELLS + classes[byte]] = step << 13 | at + 2
+    return HeadTable(classes, rows.tobytes(), 1)
 
 
 def _digits(text: bytes, number: bytes, step: abi.Step) -> dict[int, abi.Step]:
@@ -113,11 +114,10 @@ class _Bench:
         requests = _exactly(_REQUEST, _digits(_REQUEST, b"%d" % _BODY, abi.Step.STEP_LENGTH))
         base = 0
         for number, automaton in ((abi.PathLimit.REPLY_TABLE, replies), (_REQUESTS, requests)):
-            cells = b"".join(cell.to_bytes(2, sys.byteorder) for row in automaton.rows for cell in row)
             at = base * abi.PathLimit.CELLS * 2
-            rows[at : at + len(cells)] = cells
+            rows[at : at + len(automaton.rows)] = automaton.rows
             self._object.map("tables").set(_u32(number), abi.SLUICE_TABLE.pack(base, automaton.start, automaton.classes))
-            base += len(automaton.rows)
+            base += automaton.states
         home = os.open(own_cgroup(), os.O_RDONLY | os.O_DIRECTORY)
         stack.callback(os.close, home)
         self._object.attach("sluice_enlist", home)

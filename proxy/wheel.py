@@ -22,15 +22,15 @@ import msgspec
 
 from bpf import abi
 from bpf.loader import BpfError, Map, Object, Routine, map_from_fd, new_ring
+from parsers.contract import Direction
 from policies.decide import Pair
 from policies.heads import HeadTable, prove
 from proxy.audit.writer import AuditWriter
 from proxy.datapath import Hooks, object_file
 from proxy.flow import Carried
 
-# After bytes were carried, words of our own wait this long (seconds): the kernel says that it carries a message just before
-# the message is in its receiver's queue, and what we say must come behind it. It takes a microsecond, or as long as the
-# sender is kept from running.
+# How long (seconds) we keep our own bytes behind carried ones of which nobody can tell whether they have arrived. Where nobody
+# is in a system call on the sender's socket, it can be told.
 COOLING = 0.05
 # How long finished calls wait in the ring for others, so that their records are made in one go (seconds).
 RING_DELAY = 0.01
@@ -227,7 +227,7 @@ class NoWheel:
     """That of a connection which only the relay may have: it does nothing."""
 
     able = held = False
-    cooling = carried_at = 0.0
+    carried_at = 0.0
 
     def watch(self, rider: Rider) -> None:
         pass
@@ -240,6 +240,9 @@ class NoWheel:
 
     def take(self) -> Carried | None:
         return None
+
+    def settled(self, direction: Direction) -> bool:
+        return True
 
     def close(self) -> None:
         pass
@@ -274,11 +277,16 @@ class Wheel:
     def let_go(self, pair: Pair, ledger: Ledger) -> None:
         """Give the wheel to the kernel, if it can have this connection: see ``held``."""
         table = self._wheels.table(pair)
-        if table is None or self._wheels.stuck or not self._ends().server:
-            return
+        if table is not None and not self._wheels.stuck:
+            self.give(table, pair.generation, ledger)
+
+    def give(self, table: int, generation: int, ledger: Ledger) -> None:
+        """Let the kernel carry what the automaton proves, if it knows the server's socket: see ``held``."""
         wheels = self._wheels
+        if not self._ends().server:
+            return
         moved = (number & 0xFFFFFFFF for number in ledger)
-        flow = (abi.Wheel.WHEEL_OFF, pair.generation, table, wheels.worker, *moved, self._client)
+        flow = (abi.Wheel.WHEEL_OFF, generation, table, wheels.worker, *moved, self._client)
         abi.SLUICE_FLOW.pack_into(wheels.flows, self.index * abi.SLUICE_FLOW.size, *flow)
         if not self._named:
             self._named = True
@@ -307,22 +315,23 @@ class Wheel:
         """When the kernel last carried something, in seconds of the monotonic clock."""
         return self._ends().carried_ns / 1e9
 
-    @property
-    def cooling(self) -> float:
-        """For how long (seconds) our own words must still wait behind what was carried last."""
-        carried = self._ends().carried_ns
-        return max(0.0, COOLING - (monotonic_ns() - carried) / 1e9) if carried else 0.0
+    def settled(self, direction: Direction) -> bool:
+        """Whether every byte that was carried in ``direction`` is in its receiver's queue: nothing may be written to the
+        receiver before.
 
-    @property
-    def settled(self) -> bool:
-        """Whether every request byte that was carried is in the server's queue: nothing may be written to the server before.
-
-        A thread of the client may be kept from running between our programs' verdict and that queue. To be asked again, after
-        `take`, and to be given up in the end: a client may also have threads that wait for bytes to read, which looks alike.
+        The kernel says that it carries a message just before the message is in that queue; the sender may be kept from running
+        in between. To be asked again, after `take`, until COOLING seconds have passed: a sender may also have a thread that
+        waits for bytes to read, which looks alike.
         """
-        if self._ends().sender:
-            self._wheels.take(abi.SLUICE_TAKE.pack(self.index, 0))
-        return not self._ends().sender
+        ends = self._ends()
+        if self.held or not self._under_way(ends, direction):
+            return True
+        self._wheels.take(abi.SLUICE_TAKE.pack(self.index, 0))
+        return not self._under_way(self._ends(), direction) or monotonic_ns() - ends.carried_ns > COOLING * 1e9
+
+    @staticmethod
+    def _under_way(ends: abi.Ends, direction: Direction) -> bool:
+        return bool(ends.sender if direction is Direction.REQUEST else ends.replying)
 
     def _ends(self) -> abi.Ends:
         return abi.Ends._make(abi.SLUICE_ENDS.unpack_from(self._wheels.ends, self.index * abi.SLUICE_ENDS.size))
@@ -378,12 +387,8 @@ class Wheels:
 
     def table(self, pair: Pair) -> int | None:
         """The number of the automaton of ``pair``; None while there is none: it is being made, or there cannot be one."""
-        generation = self.generation
-        if generation != self._generation:
-            # The room of an older generation is used again: programs that still run look at the generation at their end.
-            self._generation = generation
-            self._start_anew()
-        if pair.generation != generation:
+        self._look_at_generation()
+        if pair.generation != self._generation:
             return None
         if pair not in self._numbers:
             self._numbers[pair] = None
@@ -395,9 +400,18 @@ class Wheels:
     async def _make(self, pair: Pair) -> None:
         automaton = await self._loop.run_in_executor(None, prove, pair)
         if isinstance(automaton, HeadTable) and pair in self._numbers:
-            self._numbers[pair] = self._write(automaton)
+            self._numbers[pair] = self.install(automaton)
 
-    def _write(self, automaton: HeadTable) -> int | None:
+    def _look_at_generation(self) -> None:
+        generation = self.generation
+        if generation != self._generation:
+            # The room of an older generation is used again: programs that still run look at the generation at their end.
+            self._generation = generation
+            self._start_anew()
+
+    def install(self, automaton: HeadTable) -> int | None:
+        """Write an automaton for the generation in force; its number, or None when there is no room for it."""
+        self._look_at_generation()
         base, number = self._next_row, self._next_table
         if base + automaton.states > self._row_range.stop or number == self._table_range.stop:
             return None

@@ -4,17 +4,20 @@
 and the agent's two in between. The test writes to and reads from all of them, and it is the relay.
 """
 
-import os
+import asyncio
 import select
 import socket
 import sys
 import time
+from array import array
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from bpf import abi
 from policies.heads import HeadTable
-from proxy.wheel import Carried, KernelPath, Ledger, Wheel, Wheels
+from proxy.audit.writer import AuditWriter
+from proxy.flow import Carried
+from proxy.wheel import KernelPath, Ledger, Wheel, Wheels
 from proxy.workloads import cgroup2_mount
 from tests.bpf.rig import CLIENT, PATIENCE, REDIRECT, SERVER, Rig, free, rule
 
@@ -104,7 +107,7 @@ class _Builder:
                         for at, byte in enumerate(part):
                             accept = abi.Step.STEP_ACCEPT_BARE if bare else abi.Step.STEP_ACCEPT
                             state = self.byte(state, byte, accept if at == end else 0)
-        return HeadTable(bytes(self._classes), tuple(tuple(row) for row in self._rows), start)
+        return HeadTable(bytes(self._classes), b"".join(array("H", row).tobytes() for row in self._rows), start)
 
 
 def automaton(*ways: list[Part]) -> HeadTable:
@@ -186,11 +189,12 @@ class Call:
 
     def let_go(self, generation: int | None = None, table: int | None = None) -> bool:
         wheels = self.rig.wheels
-        return self.wheel.let_go(
+        self.wheel.give(
             self.rig.table if table is None else table,
             wheels.generation if generation is None else generation,
             Ledger(*self.ledger),
         )
+        return self.wheel.held
 
     def take(self) -> Carried | None:
         return self.wheel.take()
@@ -231,6 +235,13 @@ class Call:
         return self.client, self.agent_down, self.agent_up, self.server
 
 
+class RigWheels(Wheels):
+    """Finished calls stay in the ring: the test looks at them itself."""
+
+    def collect(self) -> None:
+        pass
+
+
 class KernelRig(Rig):
     """A `Rig` whose stand-in of the agent can let go of the wheel."""
 
@@ -238,7 +249,9 @@ class KernelRig(Rig):
         super().__init__(*arguments, **options)
         self.path = KernelPath(self.hooks, REPLIES, 1)
         self._stack.callback(self.path.close)
-        self.wheels = Wheels(self.path.files[0], 0, 1)
+        self._loop = asyncio.new_event_loop()
+        self._stack.callback(self._loop.close)
+        self.wheels = RigWheels(self._loop, self.path.files[0], cast(AuditWriter, None))
         self._stack.callback(self.wheels.close)
         self.accelerated = {CLIENT}
         self.web, self.orders = self.cgroup("web", CLIENT), self.cgroup("orders", SERVER)
@@ -247,16 +260,12 @@ class KernelRig(Rig):
 
     def start(self) -> "KernelRig":
         self.attach(rule(CLIENT, SERVER, REDIRECT), free(SERVER))
-        root = os.open(cgroup2_mount(), os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            self.path.attach(root)
-        finally:
-            os.close(root)
+        self.path.attach(cgroup2_mount())
         self.renew_table()
         return self
 
     def renew_table(self, requests: HeadTable = REQUESTS) -> None:
-        table = self.wheels.table(requests)
+        table = self.wheels.install(requests)
         assert table is not None
         self.table = table
 
@@ -272,7 +281,7 @@ class KernelRig(Rig):
         agent_down, origin = self.accepted()
         assert origin is not None
         wheel = self.wheels.wheel(origin.cookie)
-        assert wheel is not None
+        assert isinstance(wheel, Wheel)
         agent_down.settimeout(PATIENCE)
         to = to or listener.getsockname()[:2]
         agent_up = self.client(self.agent, socket.AF_INET6 if ":" in to[0] else socket.AF_INET)

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from parsers.contract import Direction
 from tests.bpf.kernel_rig import (
     FORBIDDEN,
     GET,
@@ -276,13 +277,13 @@ def test_taking_the_wheel_deletes_nothing(path: KernelRig) -> None:
 
 
 def test_what_is_queued_stays_readable_as_long_as_somebody_holds_the_map() -> None:
-    """Trap 9: the agent's end closes its maps; the guard holds those of `KernelPath.held`."""
+    """Trap 9: the agent's end closes its maps; the guard holds those of `KernelPath.sockets`."""
     rig = KernelRig()
     try:
         rig.start()
         call = rig.carried()
         call.client.sendall(GET)
-        held = [os.dup(fd) for fd in rig.path.held]
+        held = [os.dup(rig.path.sockets.fd)]
         client, server = call.client.dup(), call.server.dup()
     finally:
         rig.close()
@@ -612,7 +613,7 @@ def test_another_thread_is_carried_when_nobody_else_is_at_the_socket(path: Kerne
         assert receive(call.client, len(HELLO)) == HELLO
     assert call.relayed_nothing()
     assert call.take() is None
-    assert call.wheel.settled
+    assert call.wheel.settled(Direction.REQUEST)
 
 
 def test_another_thread_passes_while_a_system_call_on_the_socket_may_be_a_send(path: KernelRig) -> None:
@@ -641,13 +642,13 @@ def test_another_thread_passes_while_a_system_call_on_the_socket_may_be_a_send(p
     other.join()
     assert path.fell_back("senders") == before + 1
     assert call.take() is None
-    assert not call.wheel.settled
+    assert not call.wheel.settled(Direction.REQUEST)
     call.up(len(GET))
     assert receive(call.server, len(GET)) == GET
     call.server.sendall(HELLO)
     call.down(len(HELLO))
     reader.join()
-    assert call.wheel.settled
+    assert call.wheel.settled(Direction.REQUEST)
     assert bytes(got) == HELLO * 3
 
 
@@ -666,7 +667,7 @@ def test_a_body_never_overtakes_its_head(path: KernelRig) -> None:
             call.client.sendall(body)
             start.wait()
 
-    thread = threading.Thread(target=send_bodies)
+    thread = threading.Thread(target=send_bodies, daemon=True)
     thread.start()
     for _ in range(rounds):
         start.wait()
@@ -676,7 +677,7 @@ def test_a_body_never_overtakes_its_head(path: KernelRig) -> None:
         while not nothing_to_read(call.agent_down, 0.0005):
             passed += call.agent_down.recv(1000)
         call.take()
-        assert soon(lambda: call.wheel.settled)
+        assert soon(lambda: call.wheel.settled(Direction.REQUEST))
         call.ledger[0] += len(passed)
         got = b""
         while len(got) < len(head) + len(body) - len(passed):
