@@ -2,11 +2,13 @@
 
 import contextlib
 import ctypes
+import fcntl
 import mmap
 import os
 import select
 import socket
 import subprocess
+import termios
 import threading
 import time
 
@@ -317,6 +319,34 @@ def test_reading_calls_of_an_accelerated_socket(path: KernelRig) -> None:
     call.client.sendall(b"6")
     assert select.select([call.server], [], [], 1)[0], "SO_RCVLOWAT does not wait"
     assert call.server.recv(10) == b"6"
+
+
+def test_a_reader_that_waits_for_all_misses_carried_bytes(path: KernelRig) -> None:
+    """Trap 10, a limit: having got relayed bytes it waits for TCP ones only. Once those or the end come, it loses nothing."""
+    call = path.call()
+    call.server.settimeout(None)  # recv waits in the kernel
+    call.client.sendall(GET)
+    call.up(len(GET))
+    assert not nothing_to_read(call.server, PATIENCE)
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(call.server.recv(2 * len(GET), socket.MSG_WAITALL)))
+    reader.start()
+    assert soon(lambda: _all_was_read(call.server))
+    assert call.let_go()
+    call.client.sendall(GET)
+    reader.join(0.2)
+    assert call.relayed_nothing(), "it was carried"
+    call.agent_up.shutdown(socket.SHUT_WR)
+    reader.join(PATIENCE)
+    assert not reader.is_alive()
+    rest = b"" if len(got[0]) == 2 * len(GET) else receive(call.server, len(GET))
+    assert got[0] + rest == 2 * GET
+
+
+def _all_was_read(sock: socket.socket) -> bool:
+    waiting = bytearray(4)
+    fcntl.ioctl(sock, termios.FIONREAD, waiting)
+    return not any(waiting)
 
 
 def test_splice_from_an_accelerated_socket_finds_nothing_or_everything(path: KernelRig) -> None:
