@@ -76,6 +76,7 @@ class PathLimit(IntEnum):
     MAX_WORKERS = 0x40
     HEAD_BYTES = 0x450
     CELLS = 0x40
+    REQUEST_BYTES = 0x10000
     RING_BYTES = 0x100000
     REPLY_TABLE = 0x0
     QUEUE_BYTES = 0x400000
@@ -100,9 +101,8 @@ class Wheel(IntEnum):
     WHEEL_OFF = 0x0
     WHEEL_BUSY = 0x1
     WHEEL_IDLE = 0x2
-    WHEEL_REQUEST = 0x3
-    WHEEL_WAIT = 0x4
-    WHEEL_REPLY = 0x5
+    WHEEL_WAIT = 0x3
+    WHEEL_REPLY = 0x4
 
 
 class Address(NamedTuple):
@@ -126,7 +126,6 @@ class Call(NamedTuple):
     began_ns: int
     ended_ns: int
     request_bytes: int
-    request_left: int
     reply_bytes: int
     reply_left: int
     flow: int
@@ -141,7 +140,7 @@ class Call(NamedTuple):
     reply_head: bytes
 
 
-SLUICE_CALL = Struct("=QQQQQQIIQHHHBB1104s1104s")
+SLUICE_CALL = Struct("=QQQQQIIQHHHBB1104s1104s")
 
 
 class Cgroup(NamedTuple):

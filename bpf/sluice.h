@@ -136,9 +136,8 @@ enum sluice_wheel {
 	SLUICE_WHEEL_OFF = 0,		/* the relay; the programs let everything pass to it */
 	SLUICE_WHEEL_BUSY = 1,		/* a program is at it just now */
 	SLUICE_WHEEL_IDLE = 2,		/* the kernel, between two calls */
-	SLUICE_WHEEL_REQUEST = 3,	/* the kernel; a body is still to come from the client */
-	SLUICE_WHEEL_WAIT = 4,		/* the kernel; the server has a whole request and has not answered */
-	SLUICE_WHEEL_REPLY = 5,		/* the kernel; a body is still to come from the server */
+	SLUICE_WHEEL_WAIT = 3,		/* the kernel; the server has a whole request and has not answered */
+	SLUICE_WHEEL_REPLY = 4,		/* the kernel; a body is still to come from the server */
 };
 
 /* Which end of a connection a socket is. */
@@ -183,6 +182,7 @@ enum sluice_path_limit {
 	SLUICE_MAX_WORKERS = 64,
 	SLUICE_HEAD_BYTES = 1104,	/* a longer head is the relay's; the automata count on it (HEAD_PROOF_MAX, REPLY_PROOF_MAX) */
 	SLUICE_CELLS = 64,		/* classes of bytes */
+	SLUICE_REQUEST_BYTES = 65536,	/* a longer request is the relay's */
 	SLUICE_RING_BYTES = 1048576,	/* records of one worker on their way to it */
 	SLUICE_REPLY_TABLE = 0,		/* the automaton of reply heads */
 	SLUICE_QUEUE_BYTES = 4194304,	/* what may wait for a receiver before its sender is slowed down by TCP again */
@@ -256,9 +256,8 @@ struct sluice_proof {
 struct sluice_call {
 	__u64 began_ns;			/* CLOCK_MONOTONIC */
 	__u64 ended_ns;
-	__u64 request_bytes;		/* carried so far */
-	__u64 request_left;
-	__u64 reply_bytes;
+	__u64 request_bytes;		/* carried: all of them, head and body */
+	__u64 reply_bytes;		/* carried so far */
 	__u64 reply_left;
 	__u32 flow;
 	__u32 generation;

@@ -472,13 +472,25 @@ static __always_inline bool carry(struct sk_msg_md *msg, __u64 cookie)
 
 /* What a message does to the flow: who has the wheel behind it, or OFF if it must go to the relay. */
 
-static __always_inline __u32 begin_request(struct sk_msg_md *msg, const struct path *on)
+/* A request is carried when all of it is in one piece of memory: the kernel puts such a piece into the queue or, out of memory,
+ * refuses it. Of several it may take some, and what is left would be the beginning of a request that nobody has judged.
+ */
+static __always_inline bool in_one_piece(struct sk_msg_md *msg)
+{
+	__u32 size = msg->size;
+
+	if (size > SLUICE_REQUEST_BYTES || (msg->data + size > msg->data_end && bpf_msg_pull_data(msg, 0, size, 0)))
+		return false;
+	return msg->data + size <= msg->data_end;
+}
+
+static __always_inline __u32 request(struct sk_msg_md *msg, const struct path *on)
 {
 	struct sluice_call *call = on->call;
 	struct sluice_proof proof = {};
-	__u64 rest = msg->size;
 
-	if (!prove(msg, on->flow->table, call->head, &proof) || rest < proof.head || rest - proof.head > proof.length) {
+	if (!in_one_piece(msg) || !sluice_prove(msg, on->flow->table, (struct head *)call->head, &proof) ||
+	    msg->size != proof.head + proof.length) {
 		fall_back(SLUICE_FB_REQUEST);
 		return SLUICE_WHEEL_OFF;
 	}
@@ -487,7 +499,6 @@ static __always_inline __u32 begin_request(struct sk_msg_md *msg, const struct p
 		return SLUICE_WHEEL_OFF;
 	call->began_ns = on->now;
 	call->request_bytes = msg->size;
-	call->request_left = proof.length - (rest - proof.head);
 	call->reply_bytes = call->reply_left = 0;
 	call->flow = on->index;
 	call->generation = on->flow->generation;
@@ -496,22 +507,7 @@ static __always_inline __u32 begin_request(struct sk_msg_md *msg, const struct p
 	call->reply_head_length = 0;
 	call->status = 0;
 	call->no_reply_body = proof.no_reply_body;
-	return call->request_left ? SLUICE_WHEEL_REQUEST : SLUICE_WHEEL_WAIT;
-}
-
-static __always_inline __u32 go_on_with_request(struct sk_msg_md *msg, const struct path *on)
-{
-	struct sluice_call *call = on->call;
-
-	if (msg->size > call->request_left) {
-		fall_back(SLUICE_FB_OVERRUN);
-		return SLUICE_WHEEL_OFF;
-	}
-	if (!carry(msg, on->ends->server))
-		return SLUICE_WHEEL_OFF;
-	call->request_bytes += msg->size;
-	call->request_left -= msg->size;
-	return call->request_left ? SLUICE_WHEEL_REQUEST : SLUICE_WHEEL_WAIT;
+	return SLUICE_WHEEL_WAIT;
 }
 
 /* The record comes before the last bytes of the reply: where there is no room for it, the relay takes the call over. */
@@ -575,12 +571,12 @@ static __always_inline __u32 begin_reply(struct sk_msg_md *msg, const struct pat
 	return next;
 }
 
-static __always_inline __u32 from_client(struct sk_msg_md *msg, const struct path *on, __u32 wheel)
+static __always_inline __u32 from_client(struct sk_msg_md *msg, const struct path *on)
 {
 	if (!current(on->flow, on->now) || !settled(on->lane, on->flow->down_read) ||
 	    !ready(on->ends->server_sock, on->ends->server, on->ends->server_received, on->flow->up_written))
 		return SLUICE_WHEEL_OFF;
-	return wheel == SLUICE_WHEEL_IDLE ? begin_request(msg, on) : go_on_with_request(msg, on);
+	return request(msg, on);
 }
 
 static __always_inline __u32 from_server(struct sk_msg_md *msg, const struct path *on, __u32 wheel)
@@ -591,11 +587,10 @@ static __always_inline __u32 from_server(struct sk_msg_md *msg, const struct pat
 	return wheel == SLUICE_WHEEL_WAIT ? begin_reply(msg, on) : go_on_with_reply(msg, on, on->call->reply_left);
 }
 
-/* Whose turn it is: a client's between calls and while it sends, a server's when it has a whole request. */
+/* Whose turn it is: a client's between calls, a server's when it has a request. */
 static __always_inline bool has_turn(bool client, __u32 wheel)
 {
-	if (client ? wheel == SLUICE_WHEEL_IDLE || wheel == SLUICE_WHEEL_REQUEST
-		   : wheel == SLUICE_WHEEL_WAIT || wheel == SLUICE_WHEEL_REPLY)
+	if (client ? wheel == SLUICE_WHEEL_IDLE : wheel == SLUICE_WHEEL_WAIT || wheel == SLUICE_WHEEL_REPLY)
 		return true;
 	return fall_back(wheel == SLUICE_WHEEL_OFF ? SLUICE_FB_OFF : wheel == SLUICE_WHEEL_BUSY ? SLUICE_FB_BUSY : SLUICE_FB_EARLY);
 }
@@ -654,7 +649,7 @@ int sluice_message(struct sk_msg_md *msg)
 	if (!on.call)
 		next = SLUICE_WHEEL_OFF;
 	else if (client)
-		next = from_client(msg, &on, wheel);
+		next = from_client(msg, &on);
 	else
 		next = from_server(msg, &on, wheel);
 	if (next != SLUICE_WHEEL_OFF) {

@@ -370,6 +370,10 @@ class Flow:
         """The agent stops now: end what is open, with its records."""
         return self._event(now, self._end, ABORT, "reset", "agent-stopped")
 
+    def disordered(self, now: float) -> list[Command]:
+        """Nobody can tell in which order the client has said things: the connection is over, with its records."""
+        return self._event(now, self._end, ABORT, "reset", "order-unknown")
+
     def fault(self, error: Exception, now: float) -> None:
         """Something of ours broke while commands were carried out: the connection is over, with its records."""
         self._event(now, self._broken, error)

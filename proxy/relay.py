@@ -25,7 +25,7 @@ from parsers.contract import Direction, Outage
 from proxy.audit.writer import AuditWriter
 from proxy.flow import Abort, Answer, AwaitRoom, Carried, Carry, Close, Command, Dial, Flow, Forward, Shut
 from proxy.poller import Poller
-from proxy.wheel import Ledger, NoWheel, Wheel
+from proxy.wheel import COOLING, Ledger, NoWheel, Wheel
 
 REQUEST, REPLY = Direction.REQUEST, Direction.REPLY
 
@@ -232,6 +232,7 @@ class Relay:
                 self._closing = True
             elif isinstance(command, AwaitRoom):
                 self._ticket = self._audit.on_room(self._room)
+                self.wheel.hold_back()
             else:
                 assert isinstance(command, Abort)
                 self._abort()
@@ -280,14 +281,22 @@ class Relay:
         lane = self._lanes[direction]
         if not lane.held and not self.wheel.settled(direction):
             lane.held = True
-            self._loop.call_later(SETTLING, self._guard, self._release, direction)
+            self._loop.call_later(SETTLING, self._guard, self._release, direction, monotonic() + COOLING)
         return lane.held
 
-    def _release(self, direction: Direction) -> None:
-        self._lanes[direction].held = False
-        if not self._closed and not self._keep_behind(direction):
+    def _release(self, direction: Direction, deadline: float) -> None:
+        lane = self._lanes[direction]
+        if self._closed:
+            return
+        if self.wheel.settled(direction):
+            lane.held = False
             self._flush(direction)
             self._perform([])
+        elif monotonic() > deadline and (lane.out or lane.carry):
+            # Several threads of the client send on one socket while another reads: nobody can tell what came first.
+            self._perform(self.flow.disordered(monotonic()))
+        else:
+            self._loop.call_later(SETTLING, self._guard, self._release, direction, deadline)
 
     # Bytes.
 
@@ -374,7 +383,7 @@ class Relay:
             else:
                 self._poller.remove_writer(lane.sink.fileno())
 
-    def _guard(self, act: Callable[..., None], *facts: Direction) -> None:
+    def _guard(self, act: Callable[..., None], *facts: object) -> None:
         """Every readiness comes through here: what goes wrong with one connection ends that one."""
         try:
             act(*facts)

@@ -10,7 +10,6 @@ import mmap
 import os
 import socket
 import sys
-import threading
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +25,7 @@ from proxy.workloads import WorkloadError, cgroup2_mount
 PATIENCE = 2.0
 
 _FLOW, _WORKER, _REQUESTS = 1, 0, 1
-_BODY = 200_000
+_BODY = 1000
 _REQUEST = b"POST /a HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % _BODY
 _OTHER = _REQUEST.replace(b"/a", b"/b")
 _REPLY = b"HTTP/1.1 204 No Content\r\n\r\n"
@@ -148,13 +147,9 @@ class _Bench:
         _expect(ends.server != 0, "sockets are not put into the map as they connect")
         self._let_go()
         body = os.urandom(_BODY)
-        self._send_head()
-        self._client.sendall(body[:1000])
-        _expect(self._waiting() > 1000, "what waits for a receiver is not counted, so nothing would slow its sender down")
-        thread = threading.Thread(target=self._client.sendall, args=(body[1000:],))
-        thread.start()
+        self._send(body)
+        _expect(self._waiting() > _BODY, "what waits for a receiver is not counted, so nothing would slow its sender down")
         got = _receive(self._server, len(_REQUEST) + _BODY)
-        thread.join()
         _expect(got[: len(_REQUEST)] == _REQUEST, "the receiver reads other bytes than those that were judged")
         _expect(got[len(_REQUEST) :] == body, "bytes arrive in another order than they were sent")
         self._server.sendall(_REPLY)
@@ -170,12 +165,12 @@ class _Bench:
         taken = self._take(abi.SLUICE_TAKE.pack(_FLOW, 0))
         _expect(taken == abi.Wheel.WHEEL_WAIT, "the wheel is not given back")
 
-    def _send_head(self) -> None:
+    def _send(self, body: bytes) -> None:
         """From memory that is another request a moment later."""
-        fd = os.memfd_create("head")
+        fd = os.memfd_create("request")
         try:
-            os.write(fd, _REQUEST)
-            _expect(os.sendfile(self._client.fileno(), fd, 0, len(_REQUEST)) == len(_REQUEST), "sendfile sends in part")
+            length = os.write(fd, _REQUEST + body)
+            _expect(os.sendfile(self._client.fileno(), fd, 0, length) == length, "sendfile sends in part")
             os.pwrite(fd, _OTHER, 0)
         finally:
             os.close(fd)

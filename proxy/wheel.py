@@ -244,6 +244,9 @@ class NoWheel:
     def settled(self, direction: Direction) -> bool:
         return True
 
+    def hold_back(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -320,18 +323,25 @@ class Wheel:
         receiver before.
 
         The kernel says that it carries a message just before the message is in that queue; the sender may be kept from running
-        in between. To be asked again, after `take`, until COOLING seconds have passed: a sender may also have a thread that
-        waits for bytes to read, which looks alike.
+        in between. To be asked again, after `take`. A sender may also have a thread that waits for bytes to read, which looks
+        alike: after COOLING seconds a reply is taken for settled. A request is not, because what comes behind it could then
+        be read before it, as something that nobody has judged.
         """
         ends = self._ends()
         if self.held or not self._under_way(ends, direction):
             return True
         self._wheels.take(abi.SLUICE_TAKE.pack(self.index, 0))
-        return not self._under_way(self._ends(), direction) or monotonic_ns() - ends.carried_ns > COOLING * 1e9
+        if not self._under_way(self._ends(), direction):
+            return True
+        return direction is Direction.REPLY and monotonic_ns() - ends.carried_ns > COOLING * 1e9
 
     @staticmethod
     def _under_way(ends: abi.Ends, direction: Direction) -> bool:
         return bool(ends.sender if direction is Direction.REQUEST else ends.replying)
+
+    def hold_back(self) -> None:
+        """There is no room for records: nobody may be carried until there is."""
+        self._wheels.hold_back()
 
     def _ends(self) -> abi.Ends:
         return abi.Ends._make(abi.SLUICE_ENDS.unpack_from(self._wheels.ends, self.index * abi.SLUICE_ENDS.size))
@@ -370,6 +380,7 @@ class Wheels:
         self._free = list(range((worker + 1) * flows - 1, max(worker * flows, 1) - 1, -1))
         self.riders: dict[int, Rider] = {}  # by flow
         self.stuck = False  # there is no room for records: the kernel gets nothing
+        self._timer: asyncio.Handle | None = None  # the next turn
         self._table_range = range(max(worker * tables, 1), (worker + 1) * tables)
         self._row_range = range(max(worker * rows, RESERVED_ROWS), (worker + 1) * rows)
         self._generation = 0
@@ -439,27 +450,36 @@ class Wheels:
     def _ready(self) -> None:
         """Something is there: more will come, and one turn is enough for all of it."""
         self._loop.remove_reader(self.ring.fd)
-        self._loop.call_later(RING_DELAY, self._turn)
+        self._later()
+
+    def _later(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(RING_DELAY, self._turn)
 
     def _turn(self) -> None:
+        self._timer = None
         for _ in range(RING_BATCH):
             call = self.ring.peek()
             if call is None:
-                self.stuck = False
-                self.start()
+                self.stuck = self.stuck and not self._audit.has_room
+                if self.stuck:
+                    self._later()
+                else:
+                    self.start()
                 return
             if not self._audit.reserve():
-                self._hold_back()
-                self._loop.call_later(RING_DELAY, self._turn)
+                self.hold_back()
                 return
             self._tell(call)
-        self._loop.call_soon(self._turn)
+        self._timer = self._loop.call_soon(self._turn)
 
-    def _hold_back(self) -> None:
+    def hold_back(self) -> None:
         """No record can be written: let the relay have all calls, where they wait for room, or are denied."""
-        self.stuck = True
-        for rider in list(self.riders.values()):
-            rider.take_wheel()
+        self._later()
+        if not self.stuck:
+            self.stuck = True
+            for rider in list(self.riders.values()):
+                rider.take_wheel()
 
     def collect(self) -> None:
         """Take all that is there, room or not: it is no more than a ring holds, and with no room the ring stays empty."""
@@ -470,12 +490,14 @@ class Wheels:
     def _tell(self, call: bytes) -> None:
         self.ring.advance(len(call))
         # What the fields are: struct sluice_call.
-        began, ended, request_bytes, _, reply_bytes, _, index, _, _, head, _, status, _, _ = _FINISHED.unpack_from(call)
+        began, ended, request_bytes, reply_bytes, _, index, _, _, head, _, status, _, _ = _FINISHED.unpack_from(call)
         heads = call[_FINISHED.size : _FINISHED.size + head]
         self.riders[index].carried(Carried(began / 1e9, ended / 1e9, heads, request_bytes, b"", reply_bytes, status))
 
     def close(self) -> None:
         self._loop.remove_reader(self.ring.fd)
+        if self._timer:
+            self._timer.cancel()
         for memory in (self.flows, self.ends, self._control, self._rows, self.ring):
             memory.close()
 

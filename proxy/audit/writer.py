@@ -86,6 +86,11 @@ class AuditWriter:
         """Take room for one call's record, before the call is let through. False: none is left, or others wait for it."""
         return not self._waiters and not self._closing.is_set() and self._calls.take()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether `reserve` would succeed."""
+        return not self._waiters and not self._calls.full
+
     def make_room(self) -> None:
         """Take room that is not there, for the record of a call that is over: for as many as the kernel's ring can hold."""
         self._calls.taken += 1
