@@ -431,7 +431,9 @@ class Flow:
                     self._pass_by(direction, size - len(head))
         finally:
             self._adopting = None
-        self._out = [command for command in self._out if not isinstance(command, Forward)]
+        # What has gone by is not sent again; nor may a Carry stay that counts it, for the next call would pass under it. Where
+        # there is more to carry, the next piece will say so.
+        self._out = [command for command in self._out if not isinstance(command, (Forward, Carry))]
 
     def _pass_by(self, direction: Direction, n: int) -> None:
         """``n`` bytes of a body have gone by. What they were does not matter to a parser that has announced their number."""
