@@ -510,41 +510,42 @@ static __always_inline __u32 request(struct sk_msg_md *msg, const struct path *o
 	return SLUICE_WHEEL_WAIT;
 }
 
-/* The record comes before the last bytes of the reply: where there is no room for it, the relay takes the call over. */
-static __always_inline bool record(const struct path *on, __u32 bytes)
+/* The record of a finished call. Where it finds no room although there was some, the call stays open with nothing left of it:
+ * whatever comes next goes to the relay, which takes the call over and writes its record.
+ */
+static __always_inline __u32 finish(const struct path *on, void *ring)
 {
-	__u32 worker = on->flow->worker, head = on->call->head_length;
-	void *ring = bpf_map_lookup_elem(&rings, &worker);
+	__u32 head = on->call->head_length;
 
 	if (head > SLUICE_HEAD_BYTES)
 		head = SLUICE_HEAD_BYTES;
 	on->call->ended_ns = on->now;
-	on->call->reply_bytes += bytes;
-	if (ring && !bpf_ringbuf_output(ring, on->call, offsetof(struct sluice_call, head) + head, 0))
-		return true;
-	on->call->reply_bytes -= bytes;
-	return fall_back(SLUICE_FB_RECORDS);
+	if (!bpf_ringbuf_output(ring, on->call, offsetof(struct sluice_call, head) + head, 0))
+		return SLUICE_WHEEL_IDLE;
+	fall_back(SLUICE_FB_RECORDS);
+	return SLUICE_WHEEL_REPLY;
 }
 
 static __always_inline __u32 go_on_with_reply(struct sk_msg_md *msg, const struct path *on, __u64 left)
 {
-	__u32 size = msg->size;
+	__u32 size = msg->size, worker = on->flow->worker;
+	void *ring;
 
 	if (size > left) {
 		fall_back(SLUICE_FB_OVERRUN);
 		return SLUICE_WHEEL_OFF;
 	}
-	if (size == left) {
-		if (!record(on, size))
-			return SLUICE_WHEEL_OFF;
-		carry(msg, on->flow->client);	/* if it fails the client is closing; the call has been recorded, and is over */
-		return SLUICE_WHEEL_IDLE;
+	/* Room for the record before the last bytes of the reply: where there is none, the relay takes the call over. */
+	ring = bpf_map_lookup_elem(&rings, &worker);
+	if (size == left && (!ring || bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) > SLUICE_RING_BYTES - 2 * sizeof(*on->call))) {
+		fall_back(SLUICE_FB_RECORDS);
+		return SLUICE_WHEEL_OFF;
 	}
 	if (!carry(msg, on->flow->client))
 		return SLUICE_WHEEL_OFF;
 	on->call->reply_bytes += size;
 	on->call->reply_left = left - size;
-	return SLUICE_WHEEL_REPLY;
+	return size == left && ring ? finish(on, ring) : SLUICE_WHEEL_REPLY;
 }
 
 static __always_inline __u32 begin_reply(struct sk_msg_md *msg, const struct path *on)
@@ -646,7 +647,10 @@ int sluice_message(struct sk_msg_md *msg)
 	}
 	on.now = bpf_ktime_get_ns();
 	on.call = bpf_map_lookup_elem(&calls, &on.index);
-	if (!on.call)
+	/* Now that nobody can take the wheel: is it still ours? The agent may have given the flow's number to another connection
+	 * since we have looked.
+	 */
+	if (!on.call || (client ? on.flow->client : on.ends->server) != lane->cookie)
 		next = SLUICE_WHEEL_OFF;
 	else if (client)
 		next = from_client(msg, &on);

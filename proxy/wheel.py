@@ -350,6 +350,8 @@ class Wheel:
         """The connection is over."""
         if self.held:
             self.take()
+        elif self._named:
+            self._wheels.collect()  # it may be one of its finished calls that ends it, and others may be behind that
         if self._named:
             self._wheels.callers.delete(_u64(self._client))
             self._wheels.calls.delete(_u32(self.index))
@@ -471,7 +473,7 @@ class Wheels:
                 self.hold_back()
                 return
             self._tell(call)
-        self._timer = self._loop.call_soon(self._turn)
+        self._timer = self._loop.call_later(0, self._turn)
 
     def hold_back(self) -> None:
         """No record can be written: let the relay have all calls, where they wait for room, or are denied."""
@@ -498,6 +500,8 @@ class Wheels:
         self._loop.remove_reader(self.ring.fd)
         if self._timer:
             self._timer.cancel()
+        for task in self._making:
+            task.cancel()
         for memory in (self.flows, self.ends, self._control, self._rows, self.ring):
             memory.close()
 
