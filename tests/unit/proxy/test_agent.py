@@ -58,6 +58,7 @@ def agent(tmp_path: Path) -> Agent:
     (tmp_path / "orders").mkdir()
     agent = Agent(Options((str(documents),), "-", "0", 1, tmp_path, (), 1.0, 1.0, (), False, "relay"))
     agent._mount = tmp_path
+    agent._kernel = None
     agent._hooks = agent._watch = Kernel()  # type: ignore[assignment]
     agent._members = [Judge(), Judge()]  # type: ignore[list-item]
     agent._local = (ip_network("127.0.0.0/8"),)
