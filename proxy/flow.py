@@ -431,9 +431,11 @@ class Flow:
                     self._pass_by(direction, size - len(head))
         finally:
             self._adopting = None
-        # What has gone by is not sent again; nor may a Carry stay that counts it, for the next call would pass under it. Where
-        # there is more to carry, the next piece will say so.
+        # What has gone by is not sent again; nor may a Carry stay that counts it, for the next call would pass under it.
         self._out = [command for command in self._out if not isinstance(command, (Forward, Carry))]
+        if not self.over:
+            for direction in (REQUEST, REPLY):
+                self._offer_carry(direction)
 
     def _pass_by(self, direction: Direction, n: int) -> None:
         """``n`` bytes of a body have gone by. What they were does not matter to a parser that has announced their number."""
@@ -535,9 +537,13 @@ class Flow:
             side.credit = 0  # the parser is told of the end and knows what is missing
             side.queue = []
             return True
+        self._offer_carry(direction)
+        return False
+
+    def _offer_carry(self, direction: Direction) -> None:
+        side = self._sides[direction]
         if side.credit >= CARRY_MIN and not side.dropping:
             self._out.append(Carry(self._permit(side.call), direction, side.credit))
-        return False
 
     def _perform(self, direction: Direction, verbs: Iterable[Verb]) -> None:
         side = self._sides[direction]

@@ -30,7 +30,7 @@ from parsers.contract import (
 )
 from policies.decide import Decision, Pair, Verdict
 from proxy.audit.record import AuditRecord, Party
-from proxy.flow import Abort, Answer, Carry, Close, Command, Dial, Flow, Forward, Scene, Shut
+from proxy.flow import Abort, Answer, Carried, Carry, Close, Command, Dial, Flow, Forward, Scene, Shut
 from proxy.metrics import Metrics
 
 REQUEST, REPLY = Direction.REQUEST, Direction.REPLY
@@ -134,6 +134,11 @@ class Dialogue:
         assert n <= self.carry[direction], "more is carried than was allowed"
         self.carry[direction] -= n
         return self.take(self.flow.carried(direction, n, self.now))
+
+    def adopt(self, carried: Carried) -> "Dialogue":
+        self.take(self.flow.adopt(carried, self.now))
+        assert not any(isinstance(command, Forward) for command in self.commands), "the kernel has carried it"
+        return self
 
     def outage(self, outage: Outage) -> "Dialogue":
         return self.take(self.flow.outage(outage, self.now))

@@ -15,6 +15,7 @@ from proxy.flow import (
     Abort,
     Answer,
     AwaitRoom,
+    Carried,
     Carry,
     Close,
     Dial,
@@ -273,6 +274,45 @@ class TestBackPressure:
     def test_a_long_body_is_carried_and_a_short_one_is_not(self) -> None:
         assert any(isinstance(command, Carry) for command in line().client(b"/body %d\n" % CARRY_MIN).commands)
         assert not any(isinstance(command, Carry) for command in line().client(b"/body %d\n" % (CARRY_MIN - 1)).commands)
+
+
+def carried(
+    head: bytes, request_bytes: int | None = None, reply_head: bytes = b"", reply_bytes: int = 0, began: float = 0.0
+) -> Carried:
+    """What the kernel keeps of a call that is still open."""
+    return Carried(began, None, head, len(head) if request_bytes is None else request_bytes, reply_head, reply_bytes, 0)
+
+
+def post(length: int, path: bytes = b"2") -> bytes:
+    return b"POST /%s HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % (path, length)
+
+
+def lent(play: Dialogue | None = None) -> Dialogue:
+    """A connection on which one call is over and the next may be the kernel's."""
+    play = (play or http()).client(GET % b"1").server(OK)
+    assert play.flow.lend() is not None
+    return play
+
+
+class TestAdoption:
+    @pytest.mark.parametrize("gone", [0, 1, BIG // 2, BIG - CARRY_MIN + 1, BIG - 1, BIG])
+    def test_no_more_of_a_long_body_is_carried_than_is_left_of_it(self, gone: int) -> None:
+        """Bytes behind it are a call that nobody has judged."""
+        play = lent().adopt(carried(post(BIG), len(post(BIG)) + gone))
+        left = BIG - gone - 1  # the last one is the parser's
+        assert [command.n for command in play.commands if isinstance(command, Carry)] == ([left] if left >= CARRY_MIN else [])
+        play.client(b"x" * (BIG - gone) + GET % b"no").server(OK)
+        assert play.to_server == GET % b"1" + b"x" * (BIG - gone)
+        assert [record.path for record in play.records] == ["/1", "/2", "/no"]
+
+    @pytest.mark.parametrize("gone", [0, BIG // 2, BIG - 1])
+    def test_the_same_of_a_long_reply(self, gone: int) -> None:
+        head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % BIG
+        play = lent().adopt(carried(GET % b"2", None, head, len(head) + gone))
+        left = BIG - gone - 1
+        assert [command.n for command in play.commands if isinstance(command, Carry)] == ([left] if left >= CARRY_MIN else [])
+        play.server(b"x" * (BIG - gone))
+        assert play.records[-1].bytes_reply == len(head) + BIG
 
 
 class TestClosing:
