@@ -30,7 +30,7 @@ class Kernel:
             raise BpfError("cannot write BPF map rules: the map is full")
         self.generation = generation
 
-    def set_cgroups(self, cgroups: Mapping[int, int | None], _: object, __: object) -> None:
+    def set_cgroups(self, cgroups: Mapping[int, int | None], _: object, accelerated: object) -> None:
         self.cgroups = cgroups
 
     def follow(self, _: object) -> None:
