@@ -142,6 +142,7 @@ class Http1Parser:
             not self._open
             and self._current is None
             and self._own is None
+            and not self._empty_line_seen  # the next call must not come with another
             and self._request_searched == 0
             and self._reply_searched == 0
             and self._request_state is Http1Parser._read_request

@@ -294,6 +294,50 @@ def lent(play: Dialogue | None = None) -> Dialogue:
     return play
 
 
+class TestLending:
+    def test_between_two_calls_the_kernel_gets_the_policy_of_now(self) -> None:
+        play = lent()
+        assert play.flow.lend() is play.policy
+
+    @pytest.mark.parametrize(
+        "act",
+        [
+            lambda play: play.client(b"GE"),
+            lambda play: play.client(b"\r"),
+            lambda play: play.client(b"\r\n"),
+            lambda play: play.client(GET % b"2"),
+            lambda play: play.client(post(5) + b"123"),
+            lambda play: play.client(post(5, b"no") + b"123"),
+            lambda play: play.client(GET % b"2").server(OK[:9]),
+            lambda play: play.client(GET % b"2").server(OK[:-1]),
+            lambda play: play.client(GET % b"2" + GET % b"no"),
+            lambda play: play.client(GET % b"2" + GET % b"3").server(OK),
+            lambda play: play.client(post(5)).server(OK),
+            lambda play: play.client(UPGRADE),
+            lambda play: play.client(UPGRADE).server(SWITCH),
+            lambda play: full(play).client(GET % b"2"),
+            lambda play: play.client((GET % b"2")[:-2] + b"connection: close\r\n\r\n").server(OK),
+            lambda play: play.client(GET % b"2").server(OK.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")),
+            lambda play: play.client((GET % b"2").replace(b"1.1", b"1.0")).server(OK),
+            lambda play: play.client(GET % b"2").server(OK.replace(b"1.1", b"1.0")),
+            lambda play: play.client(GET % b"2").server(b"HTTP/1.1 200 OK\r\n\r\nuntil the close"),
+            lambda play: play.client(GET % b"2").client_ends(),
+            lambda play: play.client(GET % b"2").drain(),
+            lambda play: play.client_resets(),
+        ],
+    )
+    def test_nothing_is_lent_while_anything_is_half_done_or_nothing_can_follow(self, act: Callable[[Dialogue], Dialogue]) -> None:
+        assert act(lent()).flow.lend() is None
+
+    def test_nothing_is_lent_before_there_is_a_server(self) -> None:
+        assert http().flow.lend() is None
+        assert http().client(GET % b"no").flow.lend() is None
+
+    def test_what_was_half_done_is_lent_again_when_it_is_over(self) -> None:
+        assert lent().client(b"\r\n").client(GET % b"2").server(OK).flow.lend() is not None
+        assert lent().client(GET % b"no").flow.lend() is not None
+
+
 class TestAdoption:
     @pytest.mark.parametrize("gone", [0, 1, BIG // 2, BIG - CARRY_MIN + 1, BIG - 1, BIG])
     def test_no_more_of_a_long_body_is_carried_than_is_left_of_it(self, gone: int) -> None:
