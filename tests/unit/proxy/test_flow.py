@@ -326,7 +326,7 @@ class TestLending:
             lambda play: play.client_resets(),
         ],
     )
-    def test_nothing_is_lent_while_anything_is_half_done_or_nothing_can_follow(self, act: Callable[[Dialogue], Dialogue]) -> None:
+    def test_nothing_is_lent_while_anything_is_half_done(self, act: Callable[[Dialogue], Dialogue]) -> None:
         assert act(lent()).flow.lend() is None
 
     def test_nothing_is_lent_before_there_is_a_server(self) -> None:
