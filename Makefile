@@ -19,8 +19,8 @@ help: ## Show this list
 demo: setup ## Run the agent on a small real system; exit 0 only if all came out as the policies say
 	@$(PY) -m tests.demo
 
-test: setup ## Run every test (BPF tests need root and are skipped with the reason without it)
-	@$(PY) -m pytest
+test: setup ## Run every test, the end-to-end ones by the relay and by the kernel (BPF tests need root and are skipped with the reason without it)
+	@$(PY) -m pytest && $(PY) -m pytest tests/e2e --datapath kernel
 
 lint: setup ## ruff and the import contracts
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/lint-imports --no-cache

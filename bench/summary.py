@@ -35,8 +35,9 @@ Key = tuple[str, str, str, str]
 
 @dataclass(frozen=True)
 class Target:
-    """What the product promises: `limit` bounds the ratio to `peer`, or the figure itself when `peer` is None."""
+    """What `contender` promises: `limit` bounds the ratio to `peer`, or the figure itself when `peer` is None."""
 
+    contender: str
     text: str
     scenario: str
     metric: str
@@ -76,16 +77,23 @@ def ratio(figures: Mapping[Key, Figure], key: Key, peer: str) -> float | None:
     return own.median / other.median if own and other and other.median else None
 
 
-def judge(figures: Mapping[Key, Figure], targets: Iterable[Target], contender: str) -> list[Verdict]:
+def judge(figures: Mapping[Key, Figure], targets: Iterable[Target]) -> list[Verdict]:
     """Each target in each of its layouts."""
     verdicts = []
     for target in targets:
         for layout in target.layouts:
-            key = (layout, target.scenario, target.metric, contender)
+            key = (layout, target.scenario, target.metric, target.contender)
             own = figures.get(key)
             own_median = own.median if own else None
             measured = ratio(figures, key, target.peer) if target.peer else own_median
-            verdicts.append(Verdict(target.text, layout, measured, None if measured is None else _meets(measured, target)))
+            verdicts.append(
+                Verdict(
+                    f"{target.contender}: {target.text}",
+                    layout,
+                    measured,
+                    None if measured is None else _meets(measured, target),
+                )
+            )
     return verdicts
 
 

@@ -10,7 +10,7 @@ def samples(contender: str, *rates: float) -> list[Sample]:
 
 
 def target(peer: str | None, limit: float, at_least: bool = True) -> Target:
-    return Target("promise", "load", "rate", peer, limit, at_least, ("split",))
+    return Target("sluice", "promise", "load", "rate", peer, limit, at_least, ("split",))
 
 
 def test_a_figure_is_the_median_and_the_whole_spread() -> None:
@@ -40,17 +40,17 @@ def test_there_is_no_ratio_to_a_peer_that_did_not_run() -> None:
 @pytest.mark.parametrize(("rate", "met"), [(39.9, False), (40.0, True), (50.0, True)])
 def test_a_target_against_a_peer_is_met_from_its_limit_on(rate: float, met: bool) -> None:
     figures = summarise([*samples("sluice", rate), *samples("envoy", 40)])
-    assert [verdict.met for verdict in judge(figures, [target("envoy", 1.0)], "sluice")] == [met]
+    assert [verdict.met for verdict in judge(figures, [target("envoy", 1.0)])] == [met]
 
 
 @pytest.mark.parametrize(("mebibytes", "met"), [(64.0, True), (64.1, False)])
 def test_a_target_without_a_peer_bounds_the_figure_itself(mebibytes: float, met: bool) -> None:
     figures = summarise(samples("sluice", mebibytes))
-    assert [verdict.met for verdict in judge(figures, [target(None, 64.0, at_least=False)], "sluice")] == [met]
+    assert [verdict.met for verdict in judge(figures, [target(None, 64.0, at_least=False)])] == [met]
 
 
 def test_a_target_is_neither_met_nor_missed_when_its_peer_did_not_run() -> None:
-    [verdict] = judge(summarise(samples("sluice", 5)), [target("envoy", 1.0)], "sluice")
+    [verdict] = judge(summarise(samples("sluice", 5)), [target("envoy", 1.0)])
     assert (verdict.measured, verdict.met) == (None, None)
 
 
