@@ -167,8 +167,12 @@ def _whole_second(second: int) -> str:
 
 
 def _rfc3339(at: float) -> str:
+    """The time as msgspec writes it: with six digits of the second's fraction, or none at all."""
     second = int(at)
-    return f"{_whole_second(second)}.{int((at - second) * 1e6):06}Z"
+    microseconds = round((at - second) * 1e6)
+    if microseconds == 1_000_000:
+        second, microseconds = second + 1, 0
+    return f"{_whole_second(second)}.{microseconds:06}Z" if microseconds else f"{_whole_second(second)}Z"
 
 
 _LINES = msgspec.json.Encoder()
