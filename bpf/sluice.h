@@ -180,7 +180,7 @@ enum sluice_path_limit {
 	SLUICE_MAX_TABLES = 1024,	/* automata: one for each pair of workloads and port that is in use */
 	SLUICE_MAX_ROWS = 65536,	/* states of all automata: 8 MiB */
 	SLUICE_MAX_WORKERS = 64,
-	SLUICE_HEAD_BYTES = 1104,	/* a longer head is the relay's; the automata count on it (HEAD_PROOF_MAX, REPLY_PROOF_MAX) */
+	SLUICE_HEAD_BYTES = 1104,	/* a longer head is the relay's; the automata count on it (HEAD_PROOF_MAX) */
 	SLUICE_CELLS = 64,		/* classes of bytes */
 	SLUICE_REQUEST_BYTES = 65536,	/* a longer request is the relay's */
 	SLUICE_RING_BYTES = 1048576,	/* records of one worker on their way to it */

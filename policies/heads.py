@@ -50,7 +50,9 @@ CLASSES = 64  # cells of a row: one per class of bytes
 STATE_BITS = 13  # of a cell: the next state; the action is above them
 MAX_STATES = 4096  # 512 KiB of rows for one pair: more of the kernel's memory than one set of rules should have
 DEAD = 0
-DIGIT, NO_REPLY_BODY, ACCEPT = 1, 2, 3
+# Steps: a digit of the length; the reply has no body; the head ends here. Of replies: a digit of the status; the head ends here
+# and says nothing of a body.
+DIGIT, NO_REPLY_BODY, ACCEPT, STATUS, ACCEPT_BARE = 1, 2, 3, 4, 5
 
 # What the grammar bounds, for want of counters in the kernel.
 LENGTH_DIGITS = 15  # fits a signed 64-bit integer however it is summed up
@@ -60,7 +62,7 @@ HOST_PROOF_MAX = 48  # characters of the name; the parser's HOST_MAX is 261. One
 # others, and the empty line: 14 + 8 + 8 * 4 + 92 * 12 + 2 = 1160.
 FIELD_LINE_MIN = 12  # bytes with CRLF; "Accept:*/*" is the shortest line that clients commonly send
 NAMES_MAX = 8  # different headers that the rules of a pair name
-HEAD_PROOF_MAX = 1159  # bytes: the runner gives up behind so many
+HEAD_PROOF_MAX = 1104  # bytes: the runner gives up behind so many, and the kernel keeps no more of a head
 
 # What making a table may cost. Either is reached in about a second.
 MAX_BUILT_STATES = 2 * MAX_STATES  # before equal ones are merged
@@ -116,28 +118,35 @@ class NotProvable(msgspec.Struct, frozen=True):
 
 
 class Proof(msgspec.Struct, frozen=True):
-    """A head that is allowed: its length in bytes, that of the body behind it, and whether the reply has no body (HEAD)."""
+    """A head that is allowed: its length in bytes, that of the body behind it, and whether the reply has no body (HEAD).
+
+    Of a reply's head: its status, whether there is no body whatever the length says, and ``bare``: nothing is said of one.
+    """
 
     head_length: int
     body_length: int
     no_reply_body: bool
+    status: int = 0
+    bare: bool = False
 
 
 def run(table: HeadTable, data: bytes) -> Proof | None:
-    """What the kernel does with the first bytes of a message. None: not proven."""
+    """What the kernel (sluice_prove) does with the first bytes of a message. None: not proven."""
     cells = memoryview(table.rows).cast("H")
     state = table.start
-    length = 0
+    length = status = 0
     no_reply_body = False
     for at, byte in enumerate(data[:HEAD_PROOF_MAX]):
         cell = cells[state * CLASSES + table.classes[byte]]
         action = cell >> STATE_BITS
-        if action == ACCEPT:
-            return Proof(at + 1, length, no_reply_body)
+        if action in (ACCEPT, ACCEPT_BARE):
+            return Proof(at + 1, length, no_reply_body, status, action == ACCEPT_BARE)
         if action == DIGIT:
             length = length * 10 + byte - ord("0")
         elif action == NO_REPLY_BODY:
             no_reply_body = True
+        elif action == STATUS:
+            status = status * 10 + byte - ord("0")
         state = cell & (1 << STATE_BITS) - 1
         if state == DEAD:
             return None

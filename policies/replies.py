@@ -11,14 +11,22 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import NamedTuple
 
-from policies.heads import ACCEPT, CLASSES, DEAD, DIGIT, LENGTH_DIGITS, NO_REPLY_BODY, STATE_BITS, HeadTable
+from policies.heads import (
+    ACCEPT,
+    ACCEPT_BARE,
+    CLASSES,
+    DEAD,
+    DIGIT,
+    LENGTH_DIGITS,
+    NO_REPLY_BODY,
+    STATE_BITS,
+    STATUS,
+    HeadTable,
+)
 
-STATUS, ACCEPT_BARE = 4, 5  # steps: a digit of the status; the head ends here and says nothing about a body
-
-# With this many bytes in a field line (CRLF included) and a status line of at least 15, a head of REPLY_PROOF_MAX bytes has
-# fewer lines than the parser's FIELDS_MAX of 100. "Server: x" is the shortest line that servers commonly send.
+# With so many bytes in a field line (CRLF included) and a status line of at least 14, a head within HEAD_PROOF_MAX has no more
+# lines than the parser's FIELDS_MAX of 100: 14 + 101 * 11 + 2 = 1127. "Server: x" is the shortest that servers commonly send.
 FIELD_LINE_MIN = 11
-REPLY_PROOF_MAX = 1104  # bytes: the runner gives up behind so many
 
 _DIGITS = frozenset(b"0123456789")
 _TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
