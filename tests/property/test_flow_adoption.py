@@ -115,7 +115,9 @@ class Wire:
         sent = self.chance.choice([len(head), self.chance.randint(len(head), len(request)), len(request)])
         answered = 0
         if sent == len(request) and len(reply) > len(reply_head) and self.chance.random() < 0.7:
-            answered = self.chance.choice([len(reply_head), len(reply) - 1, self.chance.randint(len(reply_head), len(reply) - 1)])
+            answered = self.chance.choice(
+                [len(reply_head), len(reply) - 1, self.chance.randint(len(reply_head), len(reply) - 1)]
+            )
         self.play.adopt(
             Carried(
                 self.play.now,
@@ -145,7 +147,9 @@ def told(play: Dialogue) -> list[dict[str, Any]]:
 
 @settings(max_examples=3000 if SOAK else 150, deadline=None)
 @given(talk=st.lists(exchanges(), min_size=1, max_size=6), seed=st.integers(0, 1 << 32))
-def test_calls_that_the_kernel_carries_or_begins_are_those_that_we_would_have_forwarded(talk: list[Exchange], seed: int) -> None:
+def test_calls_that_the_kernel_carries_or_begins_are_those_that_we_would_have_forwarded(
+    talk: list[Exchange], seed: int
+) -> None:
     chance = random.Random(seed)
     ours, shared = Wire(random.Random(seed)), Wire(chance)
     for exchange in talk:

@@ -41,9 +41,25 @@ SERVERS: dict[str, list[str]] = {
     "java": ["Content-Type: application/json", "Content-Length: N", DATE, "Keep-Alive: timeout=60", "Connection: keep-alive"],
     "java's own": [DATE, "Content-length: N"],
     "gunicorn": ["Server: gunicorn", DATE, "Connection: keep-alive", "Content-Type: text/plain", "Content-Length: N"],
-    "envoy": ["content-length: N", "content-type: text/plain", DATE.lower(), "server: envoy", "x-envoy-upstream-service-time: 1"],
+    "envoy": [
+        "content-length: N",
+        "content-type: text/plain",
+        DATE.lower(),
+        "server: envoy",
+        "x-envoy-upstream-service-time: 1",
+    ],
 }
-STATUSES = ["200 OK", "200 OK", "200 OK", "201 Created", "404 Not Found", "500 Internal Server Error", "302 Found", "200 ", "403"]
+STATUSES = [
+    "200 OK",
+    "200 OK",
+    "200 OK",
+    "201 Created",
+    "404 Not Found",
+    "500 Internal Server Error",
+    "302 Found",
+    "200 ",
+    "403",
+]
 EXTRA = ["Vary: Accept-Encoding", "Set-Cookie: s=abc; Path=/", "Location: /x", "Cache-Control: no-store", "X-Id: 7f3a9c"]
 HOSTILE = [
     "Transfer-Encoding: chunked",
