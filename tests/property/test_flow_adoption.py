@@ -147,9 +147,7 @@ def told(play: Dialogue) -> list[dict[str, Any]]:
 
 @settings(max_examples=3000 if SOAK else 150, deadline=None)
 @given(talk=st.lists(exchanges(), min_size=1, max_size=6), seed=st.integers(0, 1 << 32))
-def test_calls_that_the_kernel_carries_or_begins_are_those_that_we_would_have_forwarded(
-    talk: list[Exchange], seed: int
-) -> None:
+def test_calls_that_the_kernel_carries_or_begins_are_as_if_forwarded_by_us(talk: list[Exchange], seed: int) -> None:
     chance = random.Random(seed)
     ours, shared = Wire(random.Random(seed)), Wire(chance)
     for exchange in talk:
