@@ -9,7 +9,6 @@ from typing import Any
 
 import uvloop
 
-
 # How long another thread may keep the interpreter while the event loop has something to do.
 SWITCH_SECONDS = 0.0005
 
