@@ -618,6 +618,8 @@ class Flow:
         if self._adopting:
             opened.time -= timedelta(seconds=self._now - self._adopting.began)
             opened.began = self._adopting.began
+            if not decision.allowed:  # its bytes are with the server: nothing that we could say to the client would be true
+                raise PermissionError(f"the kernel began a call that policy denies: {decision.reason}")
         if opened.permit and not self._dialled:
             self._dialled = True
             self._out.append(DIAL)

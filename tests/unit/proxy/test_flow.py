@@ -1,6 +1,9 @@
 """The life of one connection: who may pass, what is recorded, and how it ends."""
 
+import json
 from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import cast
 
 import pytest
 
@@ -357,6 +360,77 @@ class TestAdoption:
         assert [command.n for command in play.commands if isinstance(command, Carry)] == ([left] if left >= CARRY_MIN else [])
         play.server(b"x" * (BIG - gone))
         assert play.records[-1].bytes_reply == len(head) + BIG
+
+    @pytest.mark.parametrize("head", [GET % b"no", GET % b"2"])
+    def test_a_call_that_policy_denies_ends_the_connection_with_its_record(self, head: bytes) -> None:
+        play = lent()
+        play.policy.denies = lambda call: True
+        play.adopt(carried(head))
+        assert play.commands == [Abort()]
+        assert isinstance(play.faults[0], PermissionError)
+        assert [entry[0] for entry in play.story if entry[1] == (head.split()[1]).decode()] == ["DENIED"]
+
+    def test_it_is_judged_by_the_policy_that_the_kernel_went_by(self) -> None:
+        play = lent()
+        play.policy, before = Policy(), play.policy
+        play.policy.denies, play.policy.generation = (lambda call: True), before.generation + 1
+        play.adopt(carried(GET % b"2")).server(OK)
+        assert play.story[-1] == ("ALLOWED", "/2", 200, "rule-matched")
+        assert play.records[-1].generation == before.generation
+
+    def test_without_room_its_record_goes_where_those_of_refusals_go(self) -> None:
+        play = full(lent()).adopt(carried(GET % b"2")).server(OK)
+        assert not play.flow.waits_for_audit
+        assert [reserved for _, reserved in play.sink.written] == [True, False]
+        assert play.story[-1] == ("ALLOWED", "/2", 200, "rule-matched")
+
+    def test_its_time_runs_from_when_the_kernel_saw_it(self) -> None:
+        play = lent().wait(5)
+        play.adopt(carried(GET % b"2", began=2.0)).server(OK)
+        assert play.records[-1].duration_ms == 3000.0
+        assert 2.9 < (datetime.now(UTC) - play.records[-1].time).total_seconds() < 4
+
+    def test_a_body_that_does_not_come_is_a_timeout_of_the_client_and_a_reply_one_of_the_server(self) -> None:
+        assert lent().adopt(carried(post(5), len(post(5)) + 2)).idles().story[-1] == ("ALLOWED", "/2", 408, "client-timeout")
+        assert lent().adopt(carried(GET % b"2")).idles().story[-1] == ("ALLOWED", "/2", 504, "upstream-timeout")
+
+    def test_a_denial_behind_it_waits_for_its_reply(self) -> None:
+        play = lent().adopt(carried(GET % b"2")).client(GET % b"no")
+        before = play.to_client
+        play.server(OK)
+        assert play.to_client.startswith(before + OK + b"HTTP/1.1 403 ")
+
+    def test_an_early_reply_is_its_reply(self) -> None:
+        early = b"HTTP/1.1 413 x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        play = lent().adopt(carried(post(100), len(post(100)) + 2)).server(early).server_ends()
+        assert play.commands == [Close()]
+        assert play.story[-1] == ("ALLOWED", "/2", 413, "rule-matched")
+
+
+class TestCarriedCalls:
+    def whole(self, play: Dialogue, head: bytes) -> None:
+        play.sink.reserve()
+        play.flow.carried_call(Carried(play.now, play.now + 0.25, head, len(head), b"", 38, 200), play.now)
+
+    def test_the_next_call_of_ours_has_the_next_number(self) -> None:
+        play = lent()
+        self.whole(play, GET % b"2")
+        play.client(GET % b"3").server(OK)
+        line = json.loads(cast(bytes, play.records[1]))
+        assert (line["id"], line["path"], line["via"], line["durationMs"]) == ("c.1", "/2", "kernel", 250.0)
+        assert play.records[2].id == "c.2"
+
+    def test_calls_that_are_not_alike_have_lines_of_their_own(self) -> None:
+        play = lent()
+        for path in (b"2", b"2", b"3", b"2"):
+            self.whole(play, GET % path)
+        assert [json.loads(cast(bytes, line))["path"] for line in play.records[1:]] == ["/2", "/2", "/3", "/2"]
+
+    def test_one_that_policy_denies_is_recorded_and_raised(self) -> None:
+        play = lent()
+        with pytest.raises(PermissionError, match="no-rule-matched"):
+            self.whole(play, GET % b"no")
+        assert json.loads(cast(bytes, play.records[1]))["verdict"] == "DENIED"
 
 
 class TestClosing:
