@@ -20,6 +20,7 @@ from parsers.contract import (
     Reply,
 )
 from parsers.http1 import Http1Parser
+from parsers.http1_answers import Refused
 from parsers.http1_head import FRAMING_FIELDS, MEMO_ENTRIES_MAX, MEMO_HEAD_MAX, REQUEST_HEADS
 from tests.corpus_loader import HostileReply, HostileRequest, hostile_replies, hostile_requests
 from tests.playbook import ALLOW, BAD_REQUEST, DENY, Playbook, Verdict
@@ -605,3 +606,59 @@ class TestHostileInput:
 def pieces(data: bytes, split: str) -> list[bytes]:
     size = len(data) or 1 if split == "whole" else 1 if len(data) < 500 else 997
     return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+class TestSkip:
+    """Calls that the kernel has carried past the parser."""
+
+    def test_a_skipped_call_takes_the_next_number_and_is_the_call_that_policy_would_see(self) -> None:
+        play = conversation().client(GET).server(OK)
+        parser = play.parser
+        judge = parser.skip(POST)
+        assert (judge.number, judge.call.method, judge.call.path) == (1, "POST", "/orders")
+        assert parser.at_boundary
+        (following,) = parser.on_data(Direction.REQUEST, GET, False)
+        assert isinstance(following, Judge)
+        assert following.number == 2
+
+    def test_equal_heads_are_one_call_object_whichever_way_they_go(self) -> None:
+        play = conversation().client(GET).server(OK)
+        assert play.parser.skip(GET).call is play.calls[0]
+
+    def test_what_would_not_be_judged_raises_and_takes_no_number(self) -> None:
+        play = conversation().client(GET).server(OK)
+        for head in (b"GET / HTTP/9.9\r\n\r\n", b"", GET[:-2]):
+            with pytest.raises(Refused):
+                play.parser.skip(head)
+
+    def test_a_server_that_closes_behind_a_skipped_call_has_answered_before(self) -> None:
+        """Its client asks again when it sees a close; words of ours would keep it from that."""
+        parser = Http1Parser()
+        parser.skip(GET)
+        parser.on_data(Direction.REQUEST, GET, False)
+        parser.on_ruling(1, ALLOW)
+        assert parser.on_outage(Outage.RESET) == [Fail("upstream-reset", call=1)]
+
+
+class TestWhereACallMayFollow:
+    @pytest.mark.parametrize("begun", [b"\r\n", b"G", b"GET / HTTP/1.1\r\nhost: a", POST + b"1", CHUNKED, UPGRADE])
+    def test_there_is_none_while_a_request_is_half_read_or_open(self, begun: bytes) -> None:
+        play = conversation().client(GET).server(OK)
+        assert play.parser.at_boundary
+        assert not play.client(begun).parser.at_boundary
+
+    @pytest.mark.parametrize("begun", [b"", OK[:5], OK[:-1]])
+    def test_there_is_none_before_the_reply_is_over(self, begun: bytes) -> None:
+        assert not conversation().client(GET).server(begun).parser.at_boundary
+
+    def test_there_is_none_where_no_call_may_follow(self) -> None:
+        closing = OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+        assert not conversation().client(GET).server(closing).parser.at_boundary
+        assert not conversation().client(GET.replace(b"1.1", b"1.0")).server(OK).parser.at_boundary
+        assert not conversation().client(UPGRADE).server(SWITCH).parser.at_boundary
+        assert not conversation().client(GET).server(OK).server(end=True).parser.at_boundary
+
+    def test_there_is_one_behind_a_denial_that_keeps_the_connection(self) -> None:
+        play = conversation(deny_posts).client(POST)
+        assert not play.parser.at_boundary
+        assert play.client(b"12345").parser.at_boundary

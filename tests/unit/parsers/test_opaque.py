@@ -63,6 +63,24 @@ class TestDetection:
         assert detecting().on_outage(Outage.OVERLOAD) == (Fail("overload"),)
 
 
+class TestSkip:
+    REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+    def test_a_detected_protocol_has_its_boundaries_and_skips_its_calls(self) -> None:
+        parser = detecting()
+        play = Playbook(parser).client(self.REQUEST)
+        assert not parser.at_boundary
+        play.server(b"HTTP/1.1 204 x\r\n\r\n")
+        assert parser.at_boundary
+        judge = parser.skip(self.REQUEST)
+        assert (judge.number, judge.call.path) == (1, "/")
+
+    @pytest.mark.parametrize("parser", [TunnelParser(), detecting()])
+    def test_what_has_no_boundary_skips_nothing(self, parser: Parser) -> None:
+        with pytest.raises(AssertionError):
+            parser.skip(self.REQUEST)
+
+
 class TestSilence:
     """A client that waits for the server to begin."""
 
