@@ -49,6 +49,17 @@ def test_the_kernel_path_is_told() -> None:
     assert found["kernel"] == "proven"
 
 
+@pytest.mark.parametrize("name", ["web", "orders"])
+def test_a_workload_on_either_side_that_is_not_to_be_accelerated_is_the_reason(tmp_path: Path, name: str) -> None:
+    text = (EXAMPLES / "http-orders.yaml").read_text()
+    changed = text.replace(f'  cgroups: ["/sluice/{name}"', f'  acceleration: false\n  cgroups: ["/sluice/{name}"')
+    assert changed != text
+    (tmp_path / "a.yaml").write_text(changed)
+    words = ["-f", str(tmp_path), "--from", "web", "--to", "orders", "GET /orders"]
+    result = CliRunner().invoke(explain, words)
+    assert (result.exit_code, "kernel   asks the proxy (acceleration-off)" in result.output) == (0, True), result.output
+
+
 def test_the_only_port_of_a_workload_need_not_be_said() -> None:
     assert run("http-orders.yaml", "web", "orders", "GET /orders").exit_code == 0
     assert "say which port" in run("egress-cidr.yaml", "crawler", "resolver", "GET /").output
