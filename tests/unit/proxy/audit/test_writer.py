@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from proxy.audit.record import encode_lines
 from proxy.audit.writer import AuditWriter
 
 from .conftest import SOAK, record
@@ -488,3 +489,56 @@ def test_a_closed_writer_takes_nothing_more(make: Callable[..., AuditWriter], au
     assert not writer.reserve()
     assert not writer.write(record())
     assert ids(audit) == []
+
+
+# Lines
+
+
+def test_lines_and_records_keep_their_order_and_none_is_torn(make: Callable[..., AuditWriter], audit: Path) -> None:
+    writer = make()
+    for number in range(2000):
+        wait_until(writer.reserve)
+        one = record(number)
+        assert writer.write(encode_lines([one]) if number % 7 in (0, 3, 4) else one)
+    assert writer.close(PATIENCE_SECONDS)
+    assert ids(audit) == expected(2000)
+
+
+def test_a_record_of_a_wrong_shape_among_lines_harms_none_of_them(make: Callable[..., AuditWriter], audit: Path) -> None:
+    writer = make()
+    for number in range(5):
+        assert writer.reserve()
+        assert writer.write(encode_lines([record(number)]) if number != 2 else record(number, generation=object()))
+    assert writer.close(PATIENCE_SECONDS)
+    assert ids(audit) == expected(5)
+
+
+def test_a_line_takes_the_room_of_a_record_and_gives_it_back(make: Callable[..., AuditWriter]) -> None:
+    writer = make(capacity=2)
+    assert writer.reserve()
+    assert writer.reserve()
+    assert not writer.reserve()
+    assert writer.write(encode_lines([record(0)]))
+    wait_until(lambda: writer.depth == 0)
+    assert writer.reserve()
+    assert not writer.reserve()
+
+
+def test_room_that_is_made_beyond_the_capacity_holds_others_back_until_its_record_is_written(
+    make: Callable[..., AuditWriter], audit: Path
+) -> None:
+    writer = make(capacity=1)
+    assert writer.reserve()
+    writer.make_room()
+    writer.make_room()
+    assert not writer.healthy
+    for number in range(2):
+        assert writer.write(encode_lines([record(number)]))
+    wait_until(lambda: writer.depth == 0)
+    assert not writer.reserve(), "one of three is still open, and there is room for one"
+    assert writer.write(record(2))
+    wait_until(writer.reserve)
+    assert not writer.reserve()
+    writer.cancel()
+    assert writer.close(PATIENCE_SECONDS)
+    assert ids(audit) == expected(3)
