@@ -537,7 +537,8 @@ static __always_inline __u32 go_on_with_reply(struct sk_msg_md *msg, const struc
 	}
 	/* Room for the record before the last bytes of the reply: where there is none, the relay takes the call over. */
 	ring = bpf_map_lookup_elem(&rings, &worker);
-	if (size == left && (!ring || bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) > SLUICE_RING_BYTES - 2 * sizeof(*on->call))) {
+	if (size == left && (!ring || bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) + offsetof(struct sluice_call, head) +
+					 on->call->head_length + 16 > bpf_ringbuf_query(ring, BPF_RB_RING_SIZE))) {
 		fall_back(SLUICE_FB_RECORDS);
 		return SLUICE_WHEEL_OFF;
 	}
