@@ -1,11 +1,13 @@
 """What the client and the server of the torture agree on: the bytes of every body, and how a request asks for its reply.
 
-A request carries its id in the path and, with what the server is to do, in the header ``x-order``: ``<id> <kind> <size> <pieces>``.
+A request carries its id in the path and, with what the server is to do, in the header ``x-order``:
+``<id> <kind> <size> <pieces>``.
 The server needs to know nothing else. Kinds of replies are below. ``pieces`` 1 means one send; more of them come with pauses
 now and then. Only what starts fast is imported.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import random
 import socket
@@ -158,8 +160,6 @@ class Wire:
             raise EndedError("reset") from None
 
     def reset(self) -> None:
-        try:
+        with contextlib.suppress(OSError):
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        except OSError:
-            pass
         self.sock.close()
