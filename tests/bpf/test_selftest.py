@@ -27,6 +27,13 @@ def test_a_missing_object_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert selftest.kernel_path() == "/nowhere/verdict is missing: build it with make bpf"
 
 
+def test_another_kind_of_processor_is_told_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wheel is published by plain stores from Python, which needs barriers elsewhere than on x86-64."""
+    monkeypatch.setattr(selftest.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(selftest, "_Bench", None)
+    assert selftest.kernel_path() == "the kernel path has been tried on x86-64 only"
+
+
 def test_a_kernel_that_counts_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trap 12: receivers' memory is counted since 6.1.123, 6.12.8 and 6.13 only."""
     monkeypatch.setattr(selftest._Bench, "_waiting", lambda _: 0)
@@ -47,11 +54,11 @@ def test_a_kernel_that_sees_no_sockets_is_told(monkeypatch: pytest.MonkeyPatch) 
 def test_a_kernel_that_lets_memory_change_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trap 13: what is read must be what was judged."""
 
-    def send(bench: selftest._Bench) -> None:
-        bench._client.sendall(selftest._REQUEST)
+    def send(bench: selftest._Bench, body: bytes) -> None:
+        bench._client.sendall(selftest._REQUEST + body)
 
     real = selftest._receive
-    monkeypatch.setattr(selftest._Bench, "_send_head", send)
+    monkeypatch.setattr(selftest._Bench, "_send", send)
     monkeypatch.setattr(selftest, "_receive", lambda sock, length: real(sock, length).replace(b"POST /a", b"POST /b"))
     assert selftest.kernel_path() == "the receiver reads other bytes than those that were judged"
 
