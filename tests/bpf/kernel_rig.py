@@ -23,6 +23,7 @@ from tests.bpf.rig import CLIENT, PATIENCE, REDIRECT, SERVER, Rig, free, rule
 
 QUEUE = abi.PathLimit.QUEUE_BYTES
 HEAD_BYTES = abi.PathLimit.HEAD_BYTES
+REQUEST_BYTES = abi.PathLimit.REQUEST_BYTES
 CALL_HEAD = abi.SLUICE_CALL.size - 2 * HEAD_BYTES
 
 # Automata. Each way is a list of parts; ways that begin alike share their states.

@@ -1,5 +1,6 @@
 """What the kernel carries, what it leaves to the relay, and what it says of it (docs/kernel-path.md)."""
 
+import contextlib
 import ctypes
 import os
 import select
@@ -8,6 +9,8 @@ import socket
 import threading
 import time
 import traceback
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 import pytest
 
@@ -22,6 +25,7 @@ from tests.bpf.kernel_rig import (
     HEAD,
     HEAD_BYTES,
     HELLO,
+    REQUEST_BYTES,
     Call,
     KernelRig,
     automaton,
@@ -33,7 +37,7 @@ from tests.bpf.kernel_rig import (
     receive,
     soon,
 )
-from tests.bpf.rig import CLIENT, OTHER, REDIRECT, SERVER, free, rule
+from tests.bpf.rig import CLIENT, OTHER, PATIENCE, REDIRECT, SERVER, free, rule
 
 
 def test_calls_go_from_application_to_application_and_each_leaves_a_record(path: KernelRig) -> None:
@@ -147,38 +151,128 @@ def test_the_longest_head_is_carried(path: KernelRig) -> None:
     assert [record.head[: record.head_length] for record in path.records()] == [longest]
 
 
-def test_a_head_and_its_body_may_come_in_any_number_of_sends(path: KernelRig) -> None:
+@pytest.mark.parametrize("body", [1, 1000, REQUEST_BYTES - len(post(REQUEST_BYTES))])
+def test_a_request_with_all_of_its_body_in_one_send_is_carried(path: KernelRig, body: int) -> None:
     call = path.carried()
-    body = os.urandom(100_000)
-    for pieces in (1, 2, 7, 100):
-        size = len(body) // pieces + 1
-        call.client.sendall(post(len(body)) + body[:size])
-        for at in range(size, len(body), size):
-            call.client.sendall(body[at : at + size])
-        assert receive(call.server, len(post(len(body))) + len(body)) == post(len(body)) + body
-        call.server.sendall(ok(len(body)))
-        for at in range(0, len(body), size):
-            call.server.sendall(body[at : at + size])
-        assert receive(call.client, len(ok(len(body))) + len(body)) == ok(len(body)) + body
+    request = post(body) + os.urandom(body)
+    assert len(request) <= REQUEST_BYTES
+    for _ in range(3):
+        call.exchange(request)
     assert call.relayed_nothing()
-    records = path.records()
-    assert [record.request_bytes for record in records] == [len(post(len(body))) + len(body)] * 4
-    assert [record.reply_bytes for record in records] == [len(ok(len(body))) + len(body)] * 4
+    assert [(record.head[: record.head_length], record.request_bytes) for record in path.records()] == [
+        (post(body), len(request))
+    ] * 3
 
 
-def test_more_than_the_body_in_a_later_send_is_the_relays_and_the_call_with_it(path: KernelRig) -> None:
+@pytest.mark.parametrize("over", [1, 1000, 1 << 20])
+def test_a_request_that_is_too_large_is_the_relays(path: KernelRig, over: int) -> None:
+    """One byte more than is carried, and so many that the program sees it in several messages."""
     call = path.carried()
-    call.client.sendall(post(5) + b"he")
-    call.client.sendall(b"llo" + GET)
-    assert receive(call.agent_down, 3 + len(GET)) == b"llo" + GET
+    body = REQUEST_BYTES - len(post(REQUEST_BYTES)) + over
+    request = post(body) + os.urandom(body)
+    before = path.fell_back("request")
+    with _sending(call.client, request):
+        assert receive(call.agent_down, len(request)) == request
+    assert path.fell_back("request") == before + 1, "what comes behind it is not even looked at"
+    assert call.state is abi.Wheel.WHEEL_IDLE
+    assert nothing_to_read(call.server)
+    assert call.take() is None
+    assert path.records() == []
+
+
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        pytest.param([len(post(1000))], id="the head and the body"),
+        pytest.param([len(post(1000)) + 999], id="all but the last byte"),
+        pytest.param([len(post(1000)) + 300, len(post(1000)) + 600], id="a part of the body with the head"),
+        pytest.param(range(100, len(post(1000)) + 1000, 100), id="many sends"),
+    ],
+)
+def test_a_request_in_several_sends_is_the_relays(path: KernelRig, cuts: Iterable[int]) -> None:
+    call = path.carried()
+    request = post(1000) + os.urandom(1000)
+    edges = [0, *cuts, len(request)]
+    before = path.fell_back("request")
+    for start, end in pairwise(edges):
+        call.client.sendall(request[start:end])
+        assert call.state is abi.Wheel.WHEEL_IDLE
+    assert path.fell_back("request") == before + 1
+    assert nothing_to_read(call.server)
+    assert call.up(len(request)) == request
+    assert receive(call.server, len(request)) == request
+    assert call.take() is None
+    assert path.records() == []
+    call.server.sendall(HELLO)
+    assert call.down(len(HELLO)) == HELLO
+    assert receive(call.client, len(HELLO)) == HELLO
+    assert call.let_go()
+    call.exchange(request)
+    assert len(path.records()) == 1
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_body_that_looks_like_a_request_is_never_taken_for_one(path: KernelRig, taken: bool) -> None:
+    """It comes alone, behind a head that went to the relay, whether the relay has read that head yet or not."""
+    call = path.carried()
+    call.client.sendall(post(len(GET)))
+    if taken:
+        assert call.up(len(post(len(GET)))) == post(len(GET))
+        assert call.take() is None
+    before = path.fell_back("off" if taken else "ledger")
+    call.client.sendall(GET)
+    assert path.fell_back("off" if taken else "ledger") == before + 1
+    rest = GET if taken else post(len(GET)) + GET
+    assert call.up(len(rest)) == rest
+    assert receive(call.server, len(post(len(GET)) + GET)) == post(len(GET)) + GET
+    assert call.take() is None
+    assert path.records() == []
+
+
+@contextlib.contextmanager
+def _sending(sock: socket.socket, data: bytes) -> Iterator[None]:
+    """Send ``data`` in one call of a thread, which is over at the end."""
+    thread = threading.Thread(target=sock.sendall, args=(data,), daemon=True)
+    thread.start()
+    yield
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+def test_more_behind_a_whole_request_is_the_relays_and_the_open_call_with_it(path: KernelRig) -> None:
+    call = path.carried()
+    call.client.sendall(post(5) + b"hello")
+    before = path.fell_back("early")
+    call.client.sendall(b"more" + GET)
+    assert path.fell_back("early") == before + 1
+    assert receive(call.agent_down, 4 + len(GET)) == b"more" + GET
     taken = call.take()
     assert taken is not None
-    assert (taken.head, taken.request_bytes, taken.reply_head, taken.reply_bytes) == (post(5), len(post(5)) + 2, b"", 0)
-    assert receive(call.server, len(post(5)) + 2) == post(5) + b"he"
+    assert (taken.head, taken.request_bytes, taken.reply_head, taken.reply_bytes) == (post(5), len(post(5)) + 5, b"", 0)
+    assert receive(call.server, len(post(5)) + 5) == post(5) + b"hello"
+    assert nothing_to_read(call.server)
     assert path.records() == []
 
 
 # Replies.
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 7, 100])
+def test_a_reply_may_come_in_any_number_of_sends(path: KernelRig, pieces: int) -> None:
+    call = path.carried()
+    body = os.urandom(100_000)
+    size = len(body) // pieces + 1
+    for _ in range(2):
+        call.client.sendall(GET)
+        assert receive(call.server, len(GET)) == GET
+        call.server.sendall(ok(len(body)))
+        assert call.state is abi.Wheel.WHEEL_REPLY
+        for at in range(0, len(body), size):
+            call.server.sendall(body[at : at + size])
+        assert call.state is abi.Wheel.WHEEL_IDLE
+        assert receive(call.client, len(ok(len(body))) + len(body)) == ok(len(body)) + body
+    assert call.relayed_nothing()
+    assert [record.reply_bytes for record in path.records()] == [len(ok(len(body))) + len(body)] * 2
 
 
 @pytest.mark.parametrize(
@@ -239,16 +333,21 @@ def test_more_than_the_reply_in_a_later_send_is_the_relays_with_the_open_call(pa
 
 
 def test_a_reply_before_the_end_of_the_request_is_the_relays(path: KernelRig) -> None:
+    """The request has gone to the relay, in part: the reply goes there, too, and so does the rest."""
     call = path.carried()
     call.client.sendall(post(10) + b"12345")
-    receive(call.server, len(post(10)) + 5)
+    call.up(len(post(10)) + 5)
+    assert receive(call.server, len(post(10)) + 5) == post(10) + b"12345"
     before = path.fell_back("early")
     call.server.sendall(HELLO)
+    assert path.fell_back("early") == before + 1
     assert receive(call.agent_up, len(HELLO)) == HELLO
-    assert path.fell_back("early") > before
-    taken = call.take()
-    assert taken is not None
-    assert (taken.head, taken.request_bytes, taken.reply_head) == (post(10), len(post(10)) + 5, b"")
+    assert nothing_to_read(call.client)
+    call.client.sendall(b"67890")
+    assert receive(call.agent_down, 5) == b"67890"
+    assert nothing_to_read(call.server)
+    assert call.take() is None
+    assert path.records() == []
 
 
 def test_words_of_a_server_that_nobody_asked_are_the_relays(path: KernelRig) -> None:
@@ -294,22 +393,23 @@ def test_what_the_relay_takes_goes_its_way_until_it_lets_go_again(path: KernelRi
 def test_an_open_call_is_taken_with_the_wheel_at_every_stage(path: KernelRig) -> None:
     call = path.carried()
     call.client.sendall(post(4) + b"ab")
-    taken = call.take()
-    assert taken
-    assert (taken.head, taken.request_bytes, taken.status) == (post(4), len(post(4)) + 2, 0)
+    assert call.take() is None, "of a request in part there is nothing but what the relay reads"
     assert call.state is abi.Wheel.WHEEL_OFF
     call.client.sendall(b"cd")
-    call.up(2)
+    call.up(len(post(4)) + 4)
     assert receive(call.server, len(post(4)) + 4) == post(4) + b"abcd"
     call.server.sendall(HELLO)
     call.down(len(HELLO))
     receive(call.client, len(HELLO))
     assert call.let_go()
-    call.client.sendall(GET)
-    receive(call.server, len(GET))
+    call.client.sendall(post(4) + b"abcd")
+    assert call.state is abi.Wheel.WHEEL_WAIT
     taken = call.take()
     assert taken
-    assert (taken.head, taken.request_bytes, taken.reply_bytes) == (GET, len(GET), 0)
+    assert (taken.head, taken.request_bytes) == (post(4), len(post(4)) + 4)
+    assert (taken.reply_head, taken.reply_bytes, taken.status, taken.ended) == (b"", 0, 0, None)
+    assert call.state is abi.Wheel.WHEEL_OFF
+    assert receive(call.server, len(post(4)) + 4) == post(4) + b"abcd"
     call.server.sendall(HELLO)
     call.down(len(HELLO))
     receive(call.client, len(HELLO))
@@ -466,23 +566,28 @@ def test_without_a_heartbeat_requests_pass_and_replies_to_judged_ones_are_carrie
 
 
 def test_a_new_policy_is_asked_about_the_next_message(path: KernelRig) -> None:
-    """Trap 18. Between calls and in the middle of a request's body; the reply to what was judged still comes."""
-    call, busy, answering = path.carried(), path.carried(), path.carried()
+    """Trap 18. The reply to what was judged still comes, whether it has begun or not; the next request is not carried."""
+    call, asked, answering = path.carried(), path.carried(), path.carried()
     call.exchange()
-    busy.client.sendall(post(4) + b"ab")
-    answering.client.sendall(GET)
+    for one in (asked, answering):
+        one.client.sendall(post(4) + b"abcd")
+        assert receive(one.server, len(post(4)) + 4) == post(4) + b"abcd"
+    answering.server.sendall(HELLO[:-2])
     path.install(rule(CLIENT, SERVER, REDIRECT), free(SERVER))
-    call.client.sendall(GET)
-    assert receive(call.agent_down, len(GET)) == GET
-    busy.client.sendall(b"cd")
-    assert receive(busy.agent_down, 2) == b"cd"
-    taken = busy.take()
-    assert taken
-    assert taken.request_bytes == len(post(4)) + 2
-    receive(answering.server, len(GET))
-    answering.server.sendall(HELLO)
-    assert receive(answering.client, len(HELLO)) == HELLO
-    assert answering.relayed_nothing()
+    asked.server.sendall(HELLO)
+    answering.server.sendall(HELLO[-2:])
+    for one in (asked, answering):
+        assert receive(one.client, len(HELLO)) == HELLO
+        assert one.relayed_nothing()
+    assert len(path.records()) == 3
+    before = path.fell_back("stale")
+    for one in (call, asked, answering):
+        one.client.sendall(post(4) + b"abcd")
+        assert receive(one.agent_down, len(post(4)) + 4) == post(4) + b"abcd"
+        assert nothing_to_read(one.server)
+        assert one.take() is None
+    assert path.fell_back("stale") == before + 3
+    assert path.records() == []
 
 
 def test_rows_that_are_written_anew_never_prove_anything_of_an_older_generation(path: KernelRig) -> None:
