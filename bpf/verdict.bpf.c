@@ -409,8 +409,7 @@ static __always_inline int holders(__u64 sock)
 }
 
 /* Whether what the client had carried is in the server's queue. Between our verdict and that queue the kernel lets go of the
- * client's lock, and what another task sends meanwhile could come first: a body before its head. A task sends one thing after
- * another; for others, nobody but we may be in a system call on the socket.
+ * client's lock, and what another task sends meanwhile could come first. A task sends one thing after another; for others, nobody but we may be in a system call on the socket.
  */
 static __always_inline bool arrived(const struct sluice_lane *lane, struct sluice_ends *both)
 {

@@ -727,7 +727,7 @@ def test_two_threads_on_one_socket_lose_nothing_and_mix_no_messages(path: Kernel
         for _ in range(messages):
             call.client.sendall(noted(letter * 50))
 
-    threads = [threading.Thread(target=send, args=(letter,)) for letter in (b"a", b"b")]
+    threads = [threading.Thread(target=send, args=(letter,), daemon=True) for letter in (b"a", b"b")]
     for thread in threads:
         thread.start()
     size = len(noted(b"a" * 50))
