@@ -166,9 +166,7 @@ class Lane:
         alone = step == "single" or chance.random() < 0.5
         count = 1 if alone else chance.randrange(2, 8)
         half = step == "half"
-        calls = []
-        for index in range(count):
-            calls.append(self.call(count == 1 and not half, index == count - 1))
+        calls = [self.call(count == 1 and not half, index == count - 1) for index in range(count)]
         self.last = f"{step} {[(call.order, call.letter, call.method, call.style) for call in calls]}"
         since = time.monotonic()
         pieces = self.pieces()
