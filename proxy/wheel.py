@@ -13,6 +13,7 @@ import mmap
 import os
 import struct
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from socket import SocketType
 from time import monotonic_ns
@@ -279,8 +280,10 @@ class Wheel:
 
     def let_go(self, pair: Pair, ledger: Ledger) -> None:
         """Give the wheel to the kernel, if it can have this connection: see ``held``."""
+        if self._wheels.stuck or not self._ends().server:  # the automaton of a server elsewhere would be of no use
+            return
         table = self._wheels.table(pair)
-        if table is not None and not self._wheels.stuck:
+        if table is not None:
             self.give(table, pair.generation, ledger)
 
     def give(self, table: int, generation: int, ledger: Ledger) -> None:
@@ -365,6 +368,7 @@ class Wheels:
         self._loop = loop
         self._audit = audit
         self._making: set[asyncio.Task[None]] = set()
+        self._prover = ThreadPoolExecutor(1, "sluice-prover")  # one at a time: a policy may need many
         worker, workers = self.worker, _ = files.worker, files.workers
         self.flows = mmap.mmap(files.flows, _pages(abi.SLUICE_FLOW.size * abi.PathLimit.MAX_FLOWS))
         self.ends = mmap.mmap(files.ends, _pages(abi.SLUICE_ENDS.size * abi.PathLimit.MAX_FLOWS))
@@ -411,7 +415,7 @@ class Wheels:
         return self._numbers[pair]
 
     async def _make(self, pair: Pair) -> None:
-        automaton = await self._loop.run_in_executor(None, prove, pair)
+        automaton = await self._loop.run_in_executor(self._prover, prove, pair)
         if isinstance(automaton, HeadTable) and pair in self._numbers:
             self._numbers[pair] = self.install(automaton)
 
@@ -502,6 +506,7 @@ class Wheels:
             self._timer.cancel()
         for task in self._making:
             task.cancel()
+        self._prover.shutdown(wait=False, cancel_futures=True)
         for memory in (self.flows, self.ends, self._control, self._rows, self.ring):
             memory.close()
 
