@@ -264,7 +264,6 @@ class Relay:
         """Before anything of the connection is looked at: it is ours again, with what the kernel has begun."""
         if self.wheel.held and not self._closed:
             carried = self.wheel.take()
-            self._keep_behind(REQUEST)
             if carried is not None:
                 self._perform(self.flow.adopt(carried, monotonic()))
 
@@ -283,6 +282,10 @@ class Relay:
             lane.held = True
             self._loop.call_later(SETTLING, self._guard, self._release, direction, monotonic() + COOLING)
         return lane.held
+
+    def _must_wait(self, direction: Direction) -> bool:
+        """The same for what passes by. What the server says needs no question: it says one thing after another."""
+        return self._keep_behind(REQUEST) if direction is REQUEST else self._lanes[REPLY].held
 
     def _release(self, direction: Direction, deadline: float) -> None:
         lane = self._lanes[direction]
@@ -304,7 +307,7 @@ class Relay:
         lane = self._lanes[direction]
         if lane.broken:
             return
-        if lane.out or lane.sink is None or lane.held:
+        if lane.out or lane.sink is None or self._must_wait(direction):
             lane.wait(data)
             return
         sent = self._give(direction, lane.sink, data)
@@ -362,7 +365,7 @@ class Relay:
             return
         waiting = lane.size
         wanted = waiting < (HIGH_WATER if lane.reading else LOW_WATER) and not lane.broken and self.flow.wants(direction)
-        if lane.carry and (lane.in_pipe or waiting):
+        if lane.carry and (lane.in_pipe or waiting or lane.held):
             wanted = False  # what is behind those bytes stays where it is until they are gone
         if direction is REQUEST and self._unread_answers:
             wanted = False  # a client that asks and does not listen must not fill our memory with answers
@@ -438,7 +441,7 @@ class Relay:
         """Splice from source to sink, at most as many bytes as the flow has allowed."""
         source, sink = lane.source, lane.sink
         assert source is not None
-        if sink is None or lane.out or lane.held:
+        if sink is None or lane.out or self._must_wait(direction):
             self._perform([])  # earlier bytes first: reading stops until they are gone
             return
         if lane.pipe is None:
