@@ -36,6 +36,8 @@ async def serve(wire: Wire, journal: list[str]) -> None:
         else:
             got = await wire.exactly(int(fields.get("content-length", "0")))
         if order.kind == EARLY:
+            if fields.get("connection") == "close":
+                return
             continue
         if order.kind == RESETTING:
             wire.reset()
