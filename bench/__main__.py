@@ -26,7 +26,7 @@ TOOLS = ("nginx", "wrk", "curl", "taskset")  # without these there is nothing to
 BUSY_WARNING = 10.0  # percent of all CPUs used by others before the start
 
 # (rounds, seconds of one run of wrk, MiB of a body, seconds for the whole run)
-DEFAULT = (5, 2, 1024, 15 * 60)
+DEFAULT = (5, 2, 1024, 25 * 60)
 QUICK = (2, 1, 256, 3 * 60)
 
 
