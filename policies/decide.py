@@ -327,7 +327,7 @@ class Pair:
         sides: Sequence[Side],
         generation: int,
         acceleration: bool,
-        remembered: "deque[tuple[Pair, ApiCall]]",
+        remembered: "deque[tuple[dict[ApiCall, Decision], ApiCall]]",
         transport: str = "TCP",
     ) -> None:
         """``remembered`` has the decisions that all pairs of a policy set keep, the oldest first."""
@@ -384,10 +384,11 @@ class Pair:
 
     def _remember(self, call: ApiCall, decision: Decision) -> None:
         if len(self._remembered) >= MAX_DECISIONS:
-            pair, oldest = self._remembered.popleft()
-            pair._decisions.pop(oldest, None)
+            decisions, oldest = self._remembered.popleft()
+            decisions.pop(oldest, None)
         self._decisions[call] = decision
-        self._remembered.append((self, call))
+        # Not the pair itself: a circle would keep every generation of policy, with its calls, until a collection finds it.
+        self._remembered.append((self._decisions, call))
 
     def _judge(self, call: ApiCall) -> Decision:
         return self._combine([(s.enforced.judge(call), _audited(s.full, call) if s.full else None) for s in self.sides])
@@ -446,7 +447,7 @@ class PolicySet:
         )
         self._selected: dict[tuple[str, Direction], tuple[Policy, ...]] = {}
         self._pairs: dict[tuple[object, ...], Pair] = {}
-        self._remembered: deque[tuple[Pair, ApiCall]] = deque()
+        self._remembered: deque[tuple[dict[ApiCall, Decision], ApiCall]] = deque()
         self._plans: weakref.WeakValueDictionary[tuple[object, ...], L7Plan] = weakref.WeakValueDictionary()
 
     def endpoint(self, workload_name: str) -> Endpoint:

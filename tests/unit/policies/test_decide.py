@@ -1,5 +1,6 @@
 """Which connections and calls are allowed, and who is named for it."""
 
+import gc
 import weakref
 
 import pytest
@@ -453,3 +454,19 @@ class TestTotality:
     def test_an_unknown_workload_has_no_endpoint(self) -> None:
         with pytest.raises(KeyError):
             PolicySet(bundle(*PARTIES), 1).endpoint("nobody")
+
+
+def test_a_generation_that_nobody_uses_any_more_is_gone_with_its_calls() -> None:
+    """At once: the agent's garbage collector hardly ever looks for circles of references."""
+    replaced = policy_set(http_policy("[{path: /a}]"))
+    call = get("/a")
+    assert pair(replaced).decide(call).allowed
+    generation = weakref.ref(replaced)
+    remembers = weakref.ref(pair(replaced))
+    gc.disable()
+    try:
+        del replaced
+        assert generation() is None
+        assert remembers() is None
+    finally:
+        gc.enable()
