@@ -48,7 +48,7 @@ abi: bpf $(STAMP)/venv ## Generate bpf/abi.py from the compiled objects
 
 setup: $(STAMP)/apt-try $(STAMP)/venv $(BPF_OBJECTS)
 
-%.bpf.o: %.bpf.c bpf/sluice.h | $(STAMP)/apt-build
+%.bpf.o: %.bpf.c bpf/sluice.h bpf/common.bpf.h | $(STAMP)/apt-build
 	@command -v clang >/dev/null || { echo "make: no clang, $@ is not built" >&2; exit 0; }; echo "  BPF   $@"; \
 	clang -g -O2 -Wall -Wextra -Werror -target bpf -mcpu=v3 -I$(ARCH_INCLUDE) -c $< -o $@
 

@@ -174,8 +174,6 @@ SLUICE_CONTROL = Struct("=QII")
 
 class Ends(NamedTuple):
     carried_ns: int
-    request_bytes: int
-    reply_bytes: int
     server: int
     client_sock: int
     server_sock: int
@@ -185,7 +183,7 @@ class Ends(NamedTuple):
     server_received: int
 
 
-SLUICE_ENDS = Struct("=QQQQQQQQII")
+SLUICE_ENDS = Struct("=QQQQQQII")
 
 
 class Flow(NamedTuple):

@@ -9,15 +9,8 @@
  *
  * Doubt is a refusal. The hooks outlive a killed agent (see proxy/guard.py); a stale heartbeat then refuses what is policed.
  */
-#include <linux/bpf.h>
-#include <linux/types.h>
-#include <stdbool.h>
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_endian.h>
-#include <bpf/bpf_core_read.h>
-#include "sluice.h"
+#include "common.bpf.h"
 
-#define AF_INET 2
 #define AF_INET6 10
 #define SOCK_STREAM 1
 #define SOCK_DGRAM 2
@@ -51,17 +44,6 @@ struct sock {
 	struct sock_cgroup_data sk_cgrp_data;
 } __attribute__((preserve_access_index));
 
-/* A section of its own, so that the loader need not search for it among other constants. */
-const volatile struct sluice_config config SEC(".rodata.config");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct sluice_control);
-} control SEC(".maps");
-
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -85,13 +67,6 @@ struct {
 	__type(key, struct sluice_rule_key);
 	__type(value, struct sluice_rule);
 } rules SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct sluice_origin);
-} origins SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -136,13 +111,6 @@ static __always_inline int refuse(__u32 event, int error)
 	count(event);
 	bpf_set_retval(-error);
 	return DENY;
-}
-
-static __always_inline void map_v4(__u8 *addr, __be32 ip)
-{
-	__builtin_memset(addr, 0, 10);
-	addr[10] = addr[11] = 0xff;
-	__builtin_memcpy(addr + 12, &ip, 4);
 }
 
 static __always_inline bool is_mapped(const __u32 *ip6)
@@ -601,21 +569,11 @@ int sluice_getpeername6(struct bpf_sock_addr *ctx)
 	return ALLOW;
 }
 
-/* volatile: the verifier allows context fields one at a time, and clang would merge neighbours into one load. */
 static __always_inline void name(const volatile struct bpf_sock_ops *ctx, bool v4, struct sluice_tuple *tuple)
 {
 	/* In the agent's eyes the client is in the agent's namespace, wherever the packet came from. */
 	tuple->netns = config.agent_netns;
-	if (v4) {
-		map_v4(tuple->client, ctx->local_ip4);
-		map_v4(tuple->agent, ctx->remote_ip4);
-	} else {
-		__u32 local[4] = {ctx->local_ip6[0], ctx->local_ip6[1], ctx->local_ip6[2], ctx->local_ip6[3]};
-		__u32 remote[4] = {ctx->remote_ip6[0], ctx->remote_ip6[1], ctx->remote_ip6[2], ctx->remote_ip6[3]};
-
-		__builtin_memcpy(tuple->client, local, 16);
-		__builtin_memcpy(tuple->agent, remote, 16);
-	}
+	addresses_of(ctx, v4, tuple->client, tuple->agent);
 	tuple->client_port = bpf_htons(ctx->local_port);
 	tuple->agent_port = config.agent_port;
 }

@@ -206,8 +206,6 @@ struct sluice_flow {
 /* ends: what the programs know of the two applications' sockets of a flow. Mapped into the agent's memory. */
 struct sluice_ends {
 	__u64 carried_ns;	/* CLOCK_MONOTONIC when bytes were last carried */
-	__u64 request_bytes;	/* carried */
-	__u64 reply_bytes;
 	__u64 server;		/* cookie */
 	__u64 client_sock;	/* addresses */
 	__u64 server_sock;

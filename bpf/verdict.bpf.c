@@ -14,18 +14,10 @@
  * and writes down what it has moved so far. The programs compare that with the sockets' own sequence numbers: as long as
  * they agree, no byte is on the relay's way, and a carried one can overtake none.
  */
-#include <linux/bpf.h>
-#include <linux/types.h>
-#include <stdbool.h>
 #include <stddef.h>
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_endian.h>
-#include <bpf/bpf_core_read.h>
-#include "sluice.h"
+#include "common.bpf.h"
 
-#define AF_INET 2
 #define TCP_ESTABLISHED 1
-#define EAGAIN 11
 #define STATE_MASK 0x1fff
 #define STEP_SHIFT 13
 
@@ -66,26 +58,6 @@ struct tcp_sock {
 	bool is_mptcp;
 } __attribute__((preserve_access_index));
 
-/* Fixed by the loader before the programs are loaded; the same as that of redirect.bpf.c. */
-const volatile struct sluice_config config SEC(".rodata.config");
-
-/* From redirect.bpf.c, whose maps the loader gives to this object. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct sluice_control);
-} control SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct sluice_origin);
-} origins SEC(".maps");
-
-/* Our own. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SOCKHASH);
 	__uint(max_entries, 2 * SLUICE_MAX_FLOWS);
@@ -187,34 +159,14 @@ static __always_inline bool fall_back(__u32 reason)
 
 /* Sockets. */
 
-static __always_inline void map_v4(__u8 *addr, __be32 ip)
-{
-	__builtin_memset(addr, 0, 10);
-	addr[10] = addr[11] = 0xff;
-	__builtin_memcpy(addr + 12, &ip, 4);
-}
-
-/* The connection from the agent's end to the server's, in the agent's words or in the server's. An IPv6 socket with an
- * IPv4-mapped address names it as IPv6, an IPv4 one as IPv4: both are kept mapped.
- * volatile: the verifier allows context fields one at a time, and clang would merge neighbours into one load.
- */
+/* The connection from the agent's end to the server's, in the agent's words or in the server's. */
 static __always_inline void name(const volatile struct bpf_sock_ops *ctx, bool server, struct sluice_tuple *tuple)
 {
 	__u8 *local = server ? tuple->agent : tuple->client;
 	__u8 *remote = server ? tuple->client : tuple->agent;
-	__u16 local_port = bpf_htons(ctx->local_port), remote_port = bpf_ntohl(ctx->remote_port);
+	__be16 local_port = bpf_htons(ctx->local_port), remote_port = bpf_htons(bpf_ntohl(ctx->remote_port));
 
-	remote_port = bpf_htons(remote_port);
-	if (ctx->family == AF_INET) {
-		map_v4(local, ctx->local_ip4);
-		map_v4(remote, ctx->remote_ip4);
-	} else {
-		__u32 here[4] = {ctx->local_ip6[0], ctx->local_ip6[1], ctx->local_ip6[2], ctx->local_ip6[3]};
-		__u32 there[4] = {ctx->remote_ip6[0], ctx->remote_ip6[1], ctx->remote_ip6[2], ctx->remote_ip6[3]};
-
-		__builtin_memcpy(local, here, 16);
-		__builtin_memcpy(remote, there, 16);
-	}
+	addresses_of(ctx, ctx->family == AF_INET, local, remote);
 	tuple->client_port = server ? remote_port : local_port;
 	tuple->agent_port = server ? local_port : remote_port;
 }
@@ -409,7 +361,8 @@ static __always_inline int holders(__u64 sock)
 }
 
 /* Whether what the client had carried is in the server's queue. Between our verdict and that queue the kernel lets go of the
- * client's lock, and what another task sends meanwhile could come first. A task sends one thing after another; for others, nobody but we may be in a system call on the socket.
+ * client's lock, and what another task sends meanwhile could come first. A task sends one thing after another; for others,
+ * nobody but we may be in a system call on the socket.
  */
 static __always_inline bool arrived(const struct sluice_lane *lane, struct sluice_ends *both)
 {
@@ -603,16 +556,14 @@ static __always_inline bool find(struct sluice_lane *lane, bool client, struct p
 
 	on->lane = lane;
 	on->index = lane->flow;
-	if (client) {
-		on->flow = on->index ? bpf_map_lookup_elem(&flows, &on->index) : NULL;
-		if (!on->flow || on->flow->client != lane->cookie) {
-			found = bpf_map_lookup_elem(&callers, &lane->cookie);
-			if (!found)
-				return false;
-			on->index = lane->flow = *found;
-		}
-	}
 	on->flow = bpf_map_lookup_elem(&flows, &on->index);
+	if (client && (!on->index || !on->flow || on->flow->client != lane->cookie)) {
+		found = bpf_map_lookup_elem(&callers, &lane->cookie);
+		if (!found)
+			return false;
+		on->index = lane->flow = *found;
+		on->flow = bpf_map_lookup_elem(&flows, &on->index);
+	}
 	on->ends = bpf_map_lookup_elem(&ends, &on->index);
 	if (!on->flow || !on->ends || (client ? on->flow->client : on->ends->server) != lane->cookie)
 		return false;
@@ -658,13 +609,10 @@ int sluice_message(struct sk_msg_md *msg)
 		next = from_server(msg, &on, wheel);
 	if (next != SLUICE_WHEEL_OFF) {
 		on.ends->carried_ns = on.now;
-		if (client) {
-			on.ends->request_bytes += msg->size;
+		if (client)
 			on.ends->sender = bpf_get_current_pid_tgid();
-		} else {
-			on.ends->reply_bytes += msg->size;
+		else
 			on.ends->replying = 1;
-		}
 	}
 	/* What was not carried changes nothing: the agent sees the bytes, and takes the wheel with what there is of a call. */
 	__sync_val_compare_and_swap(&on.flow->wheel, SLUICE_WHEEL_BUSY, next != SLUICE_WHEEL_OFF ? next : wheel);

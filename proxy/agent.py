@@ -299,7 +299,8 @@ class Agent:
             fd = fd_of_map(number)
             if fd is not None:
                 self._left.append(fd)
-        loop.call_later(guard.LEFTOVER_SECONDS, self._drop_left)
+        if self._left:
+            loop.call_later(guard.LEFTOVER_SECONDS, self._drop_left)
 
     def _drop_left(self) -> None:
         for fd in self._left:
