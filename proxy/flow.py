@@ -11,7 +11,6 @@ Bytes of a request are forwarded only under a ``Permit``, and a ``Permit`` can b
 import logging
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from time import time
 from typing import Protocol
 
 import msgspec
@@ -35,7 +34,7 @@ from parsers.contract import (
 )
 from policies.decide import Decision, Pair, Verdict
 from proxy.audit.record import AuditRecord, Party, Repeated, call_id, listed_headers, now, redact_query
-from proxy.metrics import Metrics
+from proxy.metrics import CallCounter, Metrics
 
 REQUEST, REPLY = Direction.REQUEST, Direction.REPLY
 
@@ -107,13 +106,23 @@ class Abort(msgspec.Struct, frozen=True):
 
 
 class Carried(msgspec.Struct, frozen=True):
-    """What the kernel has carried of one call, with the bytes of both heads. Times in seconds of the monotonic clock."""
+    """What the kernel has carried of a call that is still open, with the bytes of both heads."""
 
-    began: float
-    ended: float | None  # None: the call is still open
+    began: float  # seconds of the monotonic clock
     head: bytes
     request_bytes: int
-    reply_head: bytes  # of an open call only
+    reply_head: bytes
+    reply_bytes: int
+    status: int
+
+
+class Finished(msgspec.Struct, gc=False):
+    """A whole call that the kernel has carried."""
+
+    at: int  # microseconds of the epoch
+    took: int  # microseconds
+    head: bytes
+    request_bytes: int
     reply_bytes: int
     status: int
 
@@ -135,8 +144,8 @@ class Sink(Protocol):
         """Take room for the record of one call; False when there is none."""
         ...
 
-    def write(self, record: AuditRecord | bytes, *, reserved: bool) -> None:
-        """Take a finished record, or its line. Unreserved ones, of refusals, have a reserve of their own."""
+    def write(self, record: AuditRecord, *, reserved: bool) -> None:
+        """Take a finished record. Unreserved ones, of refusals, have a reserve of their own."""
         ...
 
     @property
@@ -190,12 +199,13 @@ class OpenCall:
 
 
 class _RepeatedCall(msgspec.Struct, frozen=True):
-    """A call that the kernel carries again and again, and what all of its records have in common."""
+    """A call that the kernel carries again and again under one policy, and what all of its records have in common."""
 
     call: ApiCall
+    pair: Pair
     decision: Decision
     lines: Repeated
-    labels: tuple[str, str, str, str, str]
+    counter: CallCounter
 
 
 class Side:
@@ -283,41 +293,36 @@ class Flow:
         self._lent = self._scene.pair()
         return self._lent
 
-    def carried_call(self, carried: Carried, now: float) -> None:
-        """The kernel has carried a whole call: write its line, which has room.
+    def carried_call(self, finished: Finished, lines: list[str]) -> None:
+        """The kernel has carried a whole call: put its record, as a line, behind ``lines``.
 
-        Raises what shows that the kernel did what it must not; there is a record then too.
+        Raises what shows that the kernel did what it must not; if it could be read, there is a line then too.
         """
-        assert self._lent is not None
-        assert carried.ended is not None
-        judge = self._parser.skip(carried.head)
-        decision = self._lent.decide(judge.call)
+        judge = self._parser.skip(finished.head)
         repeated = self._repeated
-        if repeated is None or repeated.call is not judge.call or repeated.decision is not decision:
-            repeated = self._repeated = self._new_repeated(judge.call, decision)
-        seconds = carried.ended - carried.began
-        line = repeated.lines.line(
-            time() - (now - carried.began),
-            call_id(self._scene.connection, judge.number),
-            carried.status,
-            carried.request_bytes,
-            carried.reply_bytes,
-            seconds,
+        if repeated is None or repeated.call is not judge.call or repeated.pair is not self._lent:
+            repeated = self._repeated = self._new_repeated(judge.call)
+        lines.append(
+            repeated.lines.line(
+                finished.at,
+                call_id(self._scene.connection, judge.number),
+                finished.status,
+                finished.request_bytes,
+                finished.reply_bytes,
+                finished.took,
+            )
         )
-        self._scene.sink.write(line, reserved=True)
-        self._scene.metrics.calls.add(repeated.labels, seconds)
-        self._count_carried(carried)
-        if not decision.allowed:
-            raise PermissionError(f"the kernel carried a call that policy denies: {decision.reason}")
+        repeated.counter.add(finished.took / 1e6)
+        if not repeated.decision.allowed:
+            raise PermissionError(f"the kernel carried a call that policy denies: {repeated.decision.reason}")
 
-    def _new_repeated(self, call: ApiCall, decision: Decision) -> "_RepeatedCall":
+    def _new_repeated(self, call: ApiCall) -> "_RepeatedCall":
+        assert self._lent is not None
+        decision = self._lent.decide(call)
         opened = OpenCall(call, decision, 0.0, reserved=True)
         opened.via = "kernel"
-        return _RepeatedCall(call, decision, Repeated(self._record("-", opened)), self._labels(opened))
-
-    def _count_carried(self, carried: Carried) -> None:
-        for direction, size in (("request", carried.request_bytes), ("reply", carried.reply_bytes)):
-            self._scene.metrics.kernel_bytes.add((direction,), size)
+        lines = Repeated(self._record("-", opened))
+        return _RepeatedCall(call, self._lent, decision, lines, self._scene.metrics.calls.counter(self._labels(opened)))
 
     def adopt(self, carried: Carried, now: float) -> list[Command]:
         """Take over a call that the kernel began to carry: from here on as if it had been forwarded by us."""
@@ -419,7 +424,8 @@ class Flow:
         self._advance(direction)
 
     def _adopted(self, carried: Carried) -> None:
-        self._count_carried(carried)
+        self._scene.metrics.kernel_bytes.add(("request",), carried.request_bytes)
+        self._scene.metrics.kernel_bytes.add(("reply",), carried.reply_bytes)
         self._adopting = carried
         try:
             for direction, head, size in (

@@ -43,6 +43,13 @@ class Series:
             labels = self._admit(labels)
             self._values[labels] = self._values.get(labels, 0) + amount
 
+    def entry(self, labels: Labels) -> tuple[dict[Labels, int], Labels]:
+        """Where ``add`` counts these labels: in which dictionary, under which key."""
+        if labels not in self._values:
+            labels = self._admit(labels)
+            self._values.setdefault(labels, 0)
+        return self._values, labels
+
     def items(self) -> list[tuple[list[str], int]]:
         return [(list(labels), value) for labels, value in self._values.items()]
 
@@ -63,19 +70,19 @@ class Durations:
         self._cells: dict[Labels, _Cell] = {}
 
     def add(self, labels: Labels, seconds: float) -> None:
-        cell = self._cell(labels)
+        cell = self.cell(labels)
         cell.counts[bisect_left(DURATION_BUCKETS, seconds)] += 1
         cell.total += seconds
 
     def absorb(self, labels: Labels, counts: list[int], total: float) -> None:
-        cell = self._cell(labels)
+        cell = self.cell(labels)
         cell.counts = [ours + theirs for ours, theirs in zip(cell.counts, counts, strict=True)]
         cell.total += total
 
     def items(self) -> list[tuple[list[str], list[int], float]]:
         return [(list(labels), list(cell.counts), cell.total) for labels, cell in self._cells.items()]
 
-    def _cell(self, labels: Labels) -> "_Cell":
+    def cell(self, labels: Labels) -> "_Cell":
         cell = self._cells.get(labels)
         if cell is None:
             if len(self._cells) >= MAX_TOKEN_SERIES:
@@ -92,6 +99,20 @@ class _Cell:
         self.total = 0.0
 
 
+class CallCounter:
+    """Counts calls that have all their labels in common, without looking anything up."""
+
+    __slots__ = ("_cell", "_labels", "_values")
+
+    def __init__(self, values: dict[Labels, int], labels: Labels, cell: _Cell) -> None:
+        self._values, self._labels, self._cell = values, labels, cell
+
+    def add(self, seconds: float) -> None:
+        self._values[self._labels] += 1
+        self._cell.counts[bisect_left(DURATION_BUCKETS, seconds)] += 1
+        self._cell.total += seconds
+
+
 class Calls:
     """Finished calls: ``sluice_calls_total`` and ``sluice_call_duration_seconds``."""
 
@@ -103,6 +124,10 @@ class Calls:
         """Count one call. ``labels``: protocol, verdict, via, subject, peer (workload names, or a token such as ``world``)."""
         self.total.add(labels)
         self.durations.add((labels[0], labels[2]), seconds)
+
+    def counter(self, labels: tuple[str, str, str, str, str]) -> CallCounter:
+        """What ``add`` does with these labels, for many calls."""
+        return CallCounter(*self.total.entry(labels), self.durations.cell((labels[0], labels[2])))
 
 
 class Snapshot(TypedDict):

@@ -23,7 +23,7 @@ from time import monotonic  # loop.time() is cached per turn and counts in milli
 
 from parsers.contract import Direction, Outage
 from proxy.audit.writer import AuditWriter
-from proxy.flow import Abort, Answer, AwaitRoom, Carried, Carry, Close, Command, Dial, Flow, Forward, Shut
+from proxy.flow import Abort, Answer, AwaitRoom, Carry, Close, Command, Dial, Flow, Forward, Shut
 from proxy.poller import Poller
 from proxy.wheel import COOLING, Ledger, NoWheel, Wheel
 
@@ -267,13 +267,10 @@ class Relay:
             if carried is not None:
                 self._perform(self.flow.adopt(carried, monotonic()))
 
-    def carried(self, carried: Carried) -> None:
-        """The kernel has carried a whole call."""
-        try:
-            self.flow.carried_call(carried, monotonic())
-        except Exception as error:
-            self.flow.fault(error, monotonic())
-            self._abort()
+    def fault(self, error: Exception) -> None:
+        """Something is wrong with this connection, which is ended."""
+        self.flow.fault(error, monotonic())
+        self._abort()
 
     def _keep_behind(self, direction: Direction) -> bool:
         """Whether what we have for a receiver must wait, so that it does not overtake what the kernel has carried."""
@@ -391,8 +388,7 @@ class Relay:
         try:
             act(*facts)
         except Exception as error:
-            self.flow.fault(error, monotonic())
-            self._abort()
+            self.fault(error)
 
     def _readable(self, direction: Direction) -> None:
         if self.wheel.held:

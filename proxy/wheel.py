@@ -13,10 +13,11 @@ import mmap
 import os
 import struct
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from socket import SocketType
-from time import monotonic_ns
+from time import monotonic_ns, time_ns
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -28,7 +29,8 @@ from policies.decide import Pair
 from policies.heads import HeadTable, prove
 from proxy.audit.writer import AuditWriter
 from proxy.datapath import Hooks, object_file
-from proxy.flow import Carried
+from proxy.flow import Carried, Finished, Flow
+from proxy.metrics import Metrics
 
 # How long (seconds) we keep our own bytes behind carried ones of which nobody can tell whether they have arrived. Where nobody
 # is in a system call on the sender's socket, it can be told.
@@ -63,7 +65,6 @@ def _open(call: bytes) -> Carried:
     fields = abi.Call._make(abi.SLUICE_CALL.unpack(call))
     return Carried(
         began=fields.began_ns / 1e9,
-        ended=None,
         head=fields.head[: fields.head_length],
         request_bytes=fields.request_bytes,
         reply_head=fields.reply_head[: fields.reply_head_length],
@@ -187,23 +188,30 @@ class Ring:
         self._producer = mmap.mmap(fd, _PAGE + 2 * size, prot=mmap.PROT_READ, offset=_PAGE)
         self._at = _POSITION.unpack_from(self._consumer)[0]
 
-    def peek(self) -> bytes | None:
-        """The oldest one that was not taken. It keeps its place in the ring until `advance`."""
-        while self._at < _POSITION.unpack_from(self._producer)[0]:
-            start = _PAGE + (self._at & self._mask)
-            header = _WHEEL.unpack_from(self._producer, start)[0]
+    def take(self, most: int) -> list[bytes]:
+        """The oldest ones, at most so many; their room is given back."""
+        taken: list[bytes] = []
+        memory, at, end = self._producer, self._at, _POSITION.unpack_from(self._producer)[0]
+        while at < end and len(taken) < most:
+            start = _PAGE + (at & self._mask)
+            length = header = _WHEEL.unpack_from(memory, start)[0]
             if header & _RING_BUSY:
-                return None
-            if not header & _RING_DISCARDED:
+                break
+            if header & _RING_DISCARDED:
+                length = header & ~_RING_DISCARDED
+            else:
                 start += _RING_HEADER
-                return self._producer[start : start + header]
-            self.advance(header & ~_RING_DISCARDED)
-        return None
+                taken.append(memory[start : start + length])
+            at += (length + _RING_HEADER + 7) & ~7
+        if at != self._at:
+            self._at = at
+            _POSITION.pack_into(self._consumer, 0, at)
+        return taken
 
-    def advance(self, length: int) -> None:
-        """Give back the room of the oldest one, which is ``length`` bytes long."""
-        self._at += (length + _RING_HEADER + 7) & ~7
-        _POSITION.pack_into(self._consumer, 0, self._at)
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is there, finished or not."""
+        return bool(self._at == _POSITION.unpack_from(self._producer)[0])
 
     def close(self) -> None:
         self._consumer.close()
@@ -217,8 +225,11 @@ RESERVED_ROWS = 512
 class Rider(Protocol):
     """A relay, as far as the wheel of its connection is concerned."""
 
-    def carried(self, carried: Carried) -> None:
-        """The kernel has carried a whole call, whose line has room."""
+    @property
+    def flow(self) -> Flow: ...
+
+    def fault(self, error: Exception) -> None:
+        """Something is wrong with the connection, which has to be ended."""
         ...
 
     def take_wheel(self) -> None: ...
@@ -364,9 +375,10 @@ class Wheel:
 class Wheels:
     """The wheels of one worker's connections, and the automata that its policies need."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, files: Files, audit: AuditWriter) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, files: Files, audit: AuditWriter, metrics: Metrics) -> None:
         self._loop = loop
         self._audit = audit
+        self._metrics = metrics
         self._making: set[asyncio.Task[None]] = set()
         self._prover = ThreadPoolExecutor(1, "sluice-prover")  # one at a time: a policy may need many
         worker, workers = self.worker, _ = files.worker, files.workers
@@ -464,20 +476,19 @@ class Wheels:
 
     def _turn(self) -> None:
         self._timer = None
-        for _ in range(RING_BATCH):
-            call = self.ring.peek()
-            if call is None:
-                self.stuck = self.stuck and not self._audit.has_room
-                if self.stuck:
-                    self._later()
-                else:
-                    self.start()
-                return
-            if not self._audit.reserve():
-                self.hold_back()
-                return
-            self._tell(call)
-        self._timer = self._loop.call_later(0, self._turn)
+        room = self._audit.room
+        calls = self.ring.take(min(room, RING_BATCH))
+        self._tell(calls)
+        if len(calls) == RING_BATCH:
+            self._timer = self._loop.call_later(0, self._turn)
+        elif len(calls) == room and not self.ring.empty:
+            self.hold_back()
+        else:
+            self.stuck = self.stuck and not self._audit.room
+            if self.stuck:
+                self._later()
+            else:
+                self.start()
 
     def hold_back(self) -> None:
         """No record can be written: let the relay have all calls, where they wait for room, or are denied."""
@@ -489,16 +500,31 @@ class Wheels:
 
     def collect(self) -> None:
         """Take all that is there, room or not: it is no more than a ring holds, and with no room the ring stays empty."""
-        while (call := self.ring.peek()) is not None:
-            self._audit.make_room()
-            self._tell(call)
+        while calls := self.ring.take(RING_BATCH):
+            self._tell(calls)
 
-    def _tell(self, call: bytes) -> None:
-        self.ring.advance(len(call))
-        # What the fields are: struct sluice_call.
-        began, ended, request_bytes, reply_bytes, _, index, _, _, head, _, status, _, _ = _FINISHED.unpack_from(call)
-        heads = call[_FINISHED.size : _FINISHED.size + head]
-        self.riders[index].carried(Carried(began / 1e9, ended / 1e9, heads, request_bytes, b"", reply_bytes, status))
+    def _tell(self, calls: Iterable[bytes]) -> None:
+        lines: list[str] = []
+        faults: list[tuple[Rider, Exception]] = []
+        carried = [0, 0]
+        since_epoch = time_ns() - monotonic_ns()
+        for call in calls:
+            # What the fields are: struct sluice_call.
+            began, ended, request_bytes, reply_bytes, _, index, _, _, length, _, status, _, _ = _FINISHED.unpack_from(call)
+            head = call[_FINISHED.size : _FINISHED.size + length]
+            at, took = (since_epoch + began) // 1000, (ended - began) // 1000
+            carried[0] += request_bytes
+            carried[1] += reply_bytes
+            rider = self.riders[index]
+            try:
+                rider.flow.carried_call(Finished(at, took, head, request_bytes, reply_bytes, status), lines)
+            except Exception as error:
+                faults.append((rider, error))
+        self._audit.write_lines(lines)
+        self._metrics.kernel_bytes.add(("request",), carried[0])
+        self._metrics.kernel_bytes.add(("reply",), carried[1])
+        for rider, fault in faults:  # what was before comes before its end
+            rider.fault(fault)
 
     def close(self) -> None:
         self._loop.remove_reader(self.ring.fd)

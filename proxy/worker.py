@@ -66,12 +66,12 @@ class Records:
 
     def __init__(self, writer: AuditWriter) -> None:
         self._writer = writer
-        self._backlog: deque[AuditRecord | bytes] = deque()
+        self._backlog: deque[AuditRecord] = deque()
 
     def reserve(self) -> bool:
         return self._writer.reserve()
 
-    def write(self, record: AuditRecord | bytes, *, reserved: bool) -> None:
+    def write(self, record: AuditRecord, *, reserved: bool) -> None:
         if (self._backlog and not reserved) or not self._writer.write(record, reserved=reserved):
             self._backlog.append(record)
 
@@ -133,9 +133,9 @@ class Worker:
         self._origins = origins
         self._audit = AuditWriter(settings.audit)
         self._records = Records(self._audit)
-        self._wheels = Wheels(loop, kernel, self._audit) if kernel else None
         self._record_headers = frozenset(name.lower() for name in settings.record_headers)
         self._metrics = Metrics()
+        self._wheels = Wheels(loop, kernel, self._audit, self._metrics) if kernel else None
         self._names: Mapping[int, str] = {}
         self._elsewhere: set[int] = set()  # identities of workloads that have, or had at last, addresses only
         self._ends: dict[tuple[int, int, str, int], Ends] = {}

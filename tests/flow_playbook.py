@@ -9,7 +9,7 @@ AssertionError. ``LineParser`` speaks a toy protocol of one line per call, so th
 """
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 from parsers.contract import (
     ApiCall,
@@ -30,7 +30,7 @@ from parsers.contract import (
 )
 from policies.decide import Decision, Pair, Verdict
 from proxy.audit.record import AuditRecord, Party
-from proxy.flow import Abort, Answer, Carried, Carry, Close, Command, Dial, Flow, Forward, Scene, Shut
+from proxy.flow import Abort, Answer, Carried, Carry, Close, Command, Dial, Finished, Flow, Forward, Scene, Shut
 from proxy.metrics import Metrics
 
 REQUEST, REPLY = Direction.REQUEST, Direction.REPLY
@@ -42,7 +42,7 @@ class Records:
     def __init__(self, room: int = 1000) -> None:
         self.room = room
         self.accepts_refusals = True
-        self.written: list[tuple[AuditRecord, bool]] = []
+        self.written: list[tuple[Any, bool]] = []  # records, or lines of calls that the kernel has carried
         self.reserved = 0
 
     def reserve(self) -> bool:
@@ -135,6 +135,14 @@ class Dialogue:
         self.carry[direction] -= n
         return self.take(self.flow.carried(direction, n, self.now))
 
+    def carried_call(self, head: bytes, request_bytes: int, reply_bytes: int, status: int, took: int = 250_000) -> None:
+        """The kernel has carried a whole call, in so many microseconds. Its record is a line."""
+        lines: list[str] = []
+        try:
+            self.flow.carried_call(Finished(int(1.7e15), took, head, request_bytes, reply_bytes, status), lines)
+        finally:
+            self.sink.written += ((line, True) for line in lines)
+
     def adopt(self, carried: Carried) -> "Dialogue":
         self.take(self.flow.adopt(carried, self.now))
         assert not any(isinstance(command, Forward) for command in self.commands), "the kernel has carried it"
@@ -191,7 +199,7 @@ class Dialogue:
     # What came of it.
 
     @property
-    def records(self) -> list[AuditRecord]:
+    def records(self) -> list[Any]:
         return [record for record, _ in self.sink.written]
 
     @property

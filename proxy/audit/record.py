@@ -153,26 +153,21 @@ class Repeated:
         self._middle, found, self._end = rest.partition(self._OUTCOME)
         assert found, "a record whose fields are in another order"
 
-    def line(self, at: float, id_: str, status: int, bytes_request: int, bytes_reply: int, seconds: float) -> bytes:
-        """One line. ``at`` is the time in seconds of the epoch, ``seconds`` the duration; the words of ``id_`` are our own."""
+    def line(self, at: int, id_: str, status: int, bytes_request: int, bytes_reply: int, took: int) -> str:
+        """One line, in ASCII. ``at`` is the time in microseconds of the epoch, ``took`` the duration in microseconds; the words
+        of ``id_`` are our own."""
+        second, fraction = divmod(at, 1_000_000)
+        # As msgspec writes it: with six digits of the second's fraction, or none at all.
+        digits = f".{fraction:06}Z" if fraction else "Z"
         return (
-            f'{{"time":"{_rfc3339(at)}","id":"{id_}"{self._middle}"status":{status},"bytesRequest":{bytes_request},'
-            f'"bytesReply":{bytes_reply},"durationMs":{round(seconds * 1000, 3)}{self._end}'
-        ).encode("ascii")
+            f'{{"time":"{_whole_second(second)}{digits}","id":"{id_}"{self._middle}"status":{status},"bytesRequest":{bytes_request},'
+            f'"bytesReply":{bytes_reply},"durationMs":{took / 1000}{self._end}'
+        )
 
 
 @lru_cache(1)
 def _whole_second(second: int) -> str:
     return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-
-
-def _rfc3339(at: float) -> str:
-    """The time as msgspec writes it: with six digits of the second's fraction, or none at all."""
-    second = int(at)
-    microseconds = round((at - second) * 1e6)
-    if microseconds == 1_000_000:
-        second, microseconds = second + 1, 0
-    return f"{_whole_second(second)}.{microseconds:06}Z" if microseconds else f"{_whole_second(second)}Z"
 
 
 _LINES = msgspec.json.Encoder()

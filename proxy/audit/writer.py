@@ -47,14 +47,27 @@ class _Slots:
         self.freed = 0
 
     @property
+    def left(self) -> int:
+        return max(self.capacity - self.taken + self.freed, 0)
+
+    @property
     def full(self) -> bool:
-        return self.taken - self.freed >= self.capacity
+        return not self.left
 
     def take(self) -> bool:
         if self.full:
             return False
         self.taken += 1
         return True
+
+
+class _Lines:
+    """Records that are lines already."""
+
+    __slots__ = ("lines",)
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        self.lines = lines
 
 
 class AuditWriter:
@@ -68,7 +81,7 @@ class AuditWriter:
         self._sink = Sink(os.fspath(path))
         self._calls = _Slots(capacity)
         self._refusals = _Slots(refusals)
-        self._queue: deque[tuple[_Slots, AuditRecord | bytes]] = deque()
+        self._queue: deque[tuple[_Slots, AuditRecord | _Lines]] = deque()
         self._given = 0  # records handed over; counted by the event loop's thread
         self._written = 0  # records in the sink; counted by the writing thread
         self._waiters: OrderedDict[object, Callable[[], object]] = OrderedDict()
@@ -87,35 +100,42 @@ class AuditWriter:
         return not self._waiters and not self._closing.is_set() and self._calls.take()
 
     @property
-    def has_room(self) -> bool:
-        """Whether `reserve` would succeed."""
-        return not self._waiters and not self._calls.full
-
-    def make_room(self) -> None:
-        """Take room that is not there, for the record of a call that is over: for as many as the kernel's ring can hold."""
-        self._calls.taken += 1
+    def room(self) -> int:
+        """How many times `reserve` would succeed."""
+        return 0 if self._waiters or self._closing.is_set() else self._calls.left
 
     def cancel(self) -> None:
         """Give a reservation back unused."""
         self._calls.taken -= 1
         self._admit()
 
-    def write(self, record: AuditRecord | bytes, *, reserved: bool = True) -> bool:
+    def write_lines(self, lines: Sequence[str]) -> None:
+        """Hand over the lines of records, in ASCII, of calls that are over: without reservations, and whether there is room
+        or not. Who comes with more than there is ``room`` for must have a bound of his own."""
+        if not lines:
+            return
+        self._calls.taken += len(lines)
+        self._hand_over(self._calls, _Lines(lines), len(lines))
+
+    def write(self, record: AuditRecord, *, reserved: bool = True) -> bool:
         """Hand over a finished record. With a reservation, which it uses up, this always succeeds before ``close``.
 
         ``reserved=False`` is for refusals. False: their slots are full and the record was **not** taken. Stop reading from
-        that client, and try again later. A record may be its line already.
+        that client, and try again later.
         """
         if self._closing.is_set():
             return False
         slots = self._calls if reserved else self._refusals
         if not reserved and not slots.take():
             return False
-        self._given += 1
-        self._queue.append((slots, record))
+        self._hand_over(slots, record, 1)
+        return True
+
+    def _hand_over(self, slots: _Slots, what: "AuditRecord | _Lines", count: int) -> None:
+        self._given += count
+        self._queue.append((slots, what))
         if not self._wake.is_set():
             self._wake.set()
-        return True
 
     def on_room(self, callback: Callable[[], object]) -> object:
         """Wait in line for a reservation: ``callback()`` runs once, on the running loop, and **owns one**.
@@ -193,7 +213,7 @@ class AuditWriter:
             self._reopen_if_asked()
             batch = [self._queue.popleft() for _ in range(min(len(self._queue), BATCH_RECORDS))]
             if self._deliver(_encode([record for _, record in batch])):
-                self._settle([slots for slots, _ in batch])
+                self._settle(batch)
 
     def _deliver(self, data: bytes) -> bool:
         """Try until ``data`` is in the sink. False: ``close`` gave up."""
@@ -219,10 +239,11 @@ class AuditWriter:
             _log.error("audit: cannot write, calls will be held back and then denied: %s", error)
         self._write_error = str(error)
 
-    def _settle(self, slots_of_batch: Sequence[_Slots]) -> None:
-        self._written += len(slots_of_batch)
-        for slots in slots_of_batch:
-            slots.freed += 1
+    def _settle(self, batch: "Sequence[tuple[_Slots, AuditRecord | _Lines]]") -> None:
+        for slots, what in batch:
+            count = len(what.lines) if isinstance(what, _Lines) else 1
+            self._written += count
+            slots.freed += count
         if self._waiters and self._loop is not None:
             # A loop that is closed has nobody left who waits.
             with contextlib.suppress(RuntimeError):
@@ -250,16 +271,16 @@ class AuditWriter:
             _log.error("audit: the last records may not be on the disk: %s", error)
 
 
-def _encode(records: Sequence[AuditRecord | bytes]) -> bytes:
+def _encode(records: Sequence[AuditRecord | _Lines]) -> bytes:
     """The lines of records, in their order; those that are lines already stay as they are."""
     parts: list[bytes] = []
     fresh: list[AuditRecord] = []
     for record in records:
-        if isinstance(record, bytes):
+        if isinstance(record, _Lines):
             if fresh:
                 parts.append(_encode_fresh(fresh))
                 fresh = []
-            parts.append(record)
+            parts.append("".join(record.lines).encode("ascii"))
         else:
             fresh.append(record)
     return b"".join((*parts, _encode_fresh(fresh)))

@@ -17,6 +17,7 @@ from bpf import abi
 from policies.heads import HeadTable
 from proxy.audit.writer import AuditWriter
 from proxy.flow import Carried
+from proxy.metrics import Metrics
 from proxy.wheel import KernelPath, Ledger, Wheel, Wheels
 from proxy.workloads import cgroup2_mount
 from tests.bpf.rig import CLIENT, PATIENCE, REDIRECT, SERVER, Rig, free, rule
@@ -252,7 +253,7 @@ class KernelRig(Rig):
         self._stack.callback(self.path.close)
         self._loop = asyncio.new_event_loop()
         self._stack.callback(self._loop.close)
-        self.wheels = RigWheels(self._loop, self.path.files[0], cast(AuditWriter, None))
+        self.wheels = RigWheels(self._loop, self.path.files[0], cast(AuditWriter, None), Metrics())
         self._stack.callback(self.wheels.close)
         self.accelerated = {CLIENT}
         self.web, self.orders = self.cgroup("web", CLIENT), self.cgroup("orders", SERVER)
@@ -306,11 +307,8 @@ class KernelRig(Rig):
 
     def records(self) -> list[abi.Call]:
         """The finished calls, oldest first."""
-        found = []
-        while (entry := self.wheels.ring.peek()) is not None:
-            self.wheels.ring.advance(len(entry))
-            found.append(abi.Call._make(abi.SLUICE_CALL.unpack(entry.ljust(abi.SLUICE_CALL.size, b"\0"))))
-        return found
+        entries = self.wheels.ring.take(1 << 20)
+        return [abi.Call._make(abi.SLUICE_CALL.unpack(entry.ljust(abi.SLUICE_CALL.size, b"\0"))) for entry in entries]
 
     def cookies(self) -> set[int]:
         """Of the sockets in the map."""

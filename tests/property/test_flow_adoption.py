@@ -91,19 +91,7 @@ class Wire:
     def carry(self, exchange: Exchange) -> None:
         """The kernel carries all of it."""
         assert self.play.flow.lend() is not None
-        self.play.sink.reserve()
-        self.play.flow.carried_call(
-            Carried(
-                self.play.now,
-                self.play.now,
-                head_of(exchange.request),
-                len(exchange.request),
-                b"",
-                len(exchange.reply),
-                exchange.status,
-            ),
-            self.play.now,
-        )
+        self.play.carried_call(head_of(exchange.request), len(exchange.request), len(exchange.reply), exchange.status, took=0)
         self.got[0] += exchange.request
         self.got[1] += exchange.reply
 
@@ -121,7 +109,6 @@ class Wire:
         self.play.adopt(
             Carried(
                 self.play.now,
-                None,
                 head,
                 sent,
                 reply_head if answered else b"",
@@ -139,7 +126,7 @@ def told(play: Dialogue) -> list[dict[str, Any]]:
     """The records, without what may differ."""
     found = []
     for record, _ in play.sink.written:
-        line = record if isinstance(record, bytes) else msgspec.json.encode(record)
+        line = record if isinstance(record, str) else msgspec.json.encode(record)
         fields = msgspec.json.decode(line)
         found.append({name: value for name, value in fields.items() if name not in ("via", "time")})
     return found
@@ -184,7 +171,7 @@ def test_however_a_connection_ends_behind_an_adopted_call_its_record_is_as_ever(
     if answered:
         ours.play.server(reply[:answered])
     assert shared.play.flow.lend() is not None
-    shared.play.adopt(Carried(0.0, None, head, sent, reply_head if answered else b"", answered, 0))
+    shared.play.adopt(Carried(0.0, head, sent, reply_head if answered else b"", answered, 0))
     for wire in (ours, shared):
         if pipelined and sent == len(request):
             wire.play.client(b"GET /no/behind HTTP/1.1\r\nhost: a\r\n\r\n")
