@@ -77,7 +77,7 @@ class PathLimit(IntEnum):
     HEAD_BYTES = 0x450
     CELLS = 0x40
     REQUEST_BYTES = 0x10000
-    RING_BYTES = 0x40000
+    RING_BYTES = 0x80000
     REPLY_TABLE = 0x0
     QUEUE_BYTES = 0x400000
 

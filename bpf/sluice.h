@@ -183,7 +183,7 @@ enum sluice_path_limit {
 	SLUICE_HEAD_BYTES = 1104,	/* a longer head is the relay's; the automata count on it (HEAD_PROOF_MAX) */
 	SLUICE_CELLS = 64,		/* classes of bytes */
 	SLUICE_REQUEST_BYTES = 65536,	/* a longer request is the relay's */
-	SLUICE_RING_BYTES = 262144,	/* records on their way to a worker, which must make them within a heartbeat */
+	SLUICE_RING_BYTES = 524288,	/* records on their way to a worker, which must make them within a heartbeat */
 	SLUICE_REPLY_TABLE = 0,		/* the automaton of reply heads */
 	SLUICE_QUEUE_BYTES = 4194304,	/* what may wait for a receiver before its sender is slowed down by TCP again */
 };

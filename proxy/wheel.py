@@ -36,7 +36,7 @@ from proxy.metrics import Metrics
 # is in a system call on the sender's socket, it can be told.
 COOLING = 0.05
 # How long finished calls wait in the ring for others, so that their records are made in one go (seconds).
-RING_DELAY = 0.01
+RING_DELAY = 0.004
 # Finished calls that are recorded in one turn of the event loop.
 RING_BATCH = 128
 # A program is at the wheel for a microsecond, or for as long as it is kept from running.
