@@ -305,7 +305,7 @@ class Flow:
         lines.append(
             repeated.lines.line(
                 finished.at,
-                call_id(self._scene.connection, judge.number),
+                judge.number,
                 finished.status,
                 finished.request_bytes,
                 finished.reply_bytes,
@@ -321,7 +321,7 @@ class Flow:
         decision = self._lent.decide(call)
         opened = OpenCall(call, decision, 0.0, reserved=True)
         opened.via = "kernel"
-        lines = Repeated(self._record("-", opened))
+        lines = Repeated(self._record("-", opened), self._scene.connection)
         return _RepeatedCall(call, self._lent, decision, lines, self._scene.metrics.calls.counter(self._labels(opened)))
 
     def adopt(self, carried: Carried, now: float) -> list[Command]:

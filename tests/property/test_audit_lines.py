@@ -1,5 +1,6 @@
 """Lines that are filled in are the lines that their records would have had."""
 
+import json
 import os
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -64,7 +65,7 @@ def test_a_line_is_that_of_its_record(facts: dict[str, Any], at: int, status: in
         duration_ms=took / 1000,
         **facts,
     )
-    assert Repeated(common).line(at, "c.2", status, *sizes, took).encode("ascii") == encode_lines([record])
+    assert Repeated(common, "c").line(at, 2, status, *sizes, took).encode("ascii") == encode_lines([record])
 
 
 @pytest.mark.parametrize(
@@ -72,5 +73,13 @@ def test_a_line_is_that_of_its_record(facts: dict[str, Any], at: int, status: in
 )
 def test_a_whole_second_has_no_fraction_and_every_other_time_six_digits(at: int, shown: str) -> None:
     common = AuditRecord(time=moment(at), id="c.0", node="n", verdict="v")
-    assert f'"time":"{shown}"' in Repeated(common).line(at, "c.0", 200, 0, 0, 0)
+    assert f'"time":"{shown}"' in Repeated(common, "c").line(at, 0, 200, 0, 0, 0)
     assert f'"time":"{shown}"'.encode() in encode_lines([common])
+
+
+def test_lines_of_calls_that_alternate_have_each_its_own_outcome() -> None:
+    lines = Repeated(AuditRecord(time=moment(0), id="c.0", node="n", verdict="v"), "c")
+    outcomes = [(200, 40, 2), (404, 40, 2), (200, 41, 2), (200, 40, 3), (200, 40, 2)]
+    told = [json.loads(lines.line(0, number, *outcome, number)) for number, outcome in enumerate(outcomes)]
+    assert [(line["status"], line["bytesRequest"], line["bytesReply"]) for line in told] == outcomes
+    assert [line["id"] for line in told] == [f"c.{number}" for number in range(5)]
