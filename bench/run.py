@@ -13,7 +13,7 @@ from bench.contenders import Contender, requests_of_verify, running
 from bench.layouts import Layout
 from bench.machine import Others
 from bench.processes import BenchError, StartError
-from bench.scenarios import Scenario, Settings, Tally
+from bench.scenarios import DOCUMENT, Scenario, Settings, Tally
 from bench.summary import Sample, rotated
 
 SPACE_BESIDE_BODY = 3 * 2**30  # bytes: the log of one visit of a fast proxy at 15 runs of a second each, and some air
@@ -147,6 +147,7 @@ def _folder(body_mib: int) -> Iterator[Path]:
         with (folder / "payload").open("wb") as body:
             for _ in range(body_mib):
                 body.write(PIECE)
+        (folder / DOCUMENT).write_bytes(PIECE)
         yield folder
     finally:
         shutil.rmtree(folder)

@@ -17,6 +17,7 @@ from bench.processes import BenchError, held_client, run_client
 BODY_SECONDS = 60.0  # bound of one transfer: 1 GiB at 18 MiB/s
 IDLE_CONNECTIONS = 1000
 IDLE_SECONDS = 60  # bound of opening them and of looking at the proxy's memory
+DOCUMENT = "document"  # the file of 1 MiB that is asked for again and again
 CALLS = 100_000  # the number of calls that CPU time is stated for
 
 
@@ -107,8 +108,19 @@ def upload(settings: Settings, running: Running, tally: Tally) -> Values:
     return _move_body("upload", running.contender.sink, "/upload", settings, running, tally)
 
 
-def _load(settings: Settings, running: Running, tally: Tally, connections: int, options: tuple[str, ...] = ()) -> Values:
-    url = f"http://127.0.0.1:{running.contender.web}/orders/1"
+def documents(settings: Settings, running: Running, tally: Tally) -> Values:
+    return _load(settings, running, tally, connections=8, path=f"/body/{DOCUMENT}")
+
+
+def _load(
+    settings: Settings,
+    running: Running,
+    tally: Tally,
+    connections: int,
+    options: tuple[str, ...] = (),
+    path: str = "/orders/1",
+) -> Values:
+    url = f"http://127.0.0.1:{running.contender.web}{path}"
     before = running.proxy.cpu_seconds() if running.proxy else 0.0
     report = wrk.run(running.client, url, connections, settings.seconds, options)
     tally.finished += report.requests
@@ -136,8 +148,9 @@ KEEP_ALIVE_1 = Scenario("keep-alive-1", "keep-alive, 1 connection", keep_alive_1
 KEEP_ALIVE_64 = Scenario("keep-alive-64", "keep-alive, 64 connections", keep_alive_64, LOAD)
 VARIED_PATHS = Scenario("varied-paths", "keep-alive, 64 connections, varied paths", varied_paths, LOAD)
 NEW_CONNECTIONS = Scenario("new-connections", "new connection per request, 16 at a time", new_connections, LOAD)
+DOCUMENTS = Scenario("documents", "keep-alive, 8 connections, replies of 1 MiB", documents, LOAD)
 DOWNLOAD = Scenario("download", "body, download", download, LOAD)
 UPLOAD = Scenario("upload", "body, upload", upload, LOAD)
 
 # In the order of measuring: memory first, because load changes what an allocator keeps.
-SCENARIOS = (MEMORY, KEEP_ALIVE_1, KEEP_ALIVE_64, VARIED_PATHS, NEW_CONNECTIONS, DOWNLOAD, UPLOAD)
+SCENARIOS = (MEMORY, KEEP_ALIVE_1, KEEP_ALIVE_64, VARIED_PATHS, NEW_CONNECTIONS, DOCUMENTS, DOWNLOAD, UPLOAD)
