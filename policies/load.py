@@ -162,7 +162,7 @@ class _DocumentReader:
             labels=self._workload_labels(metadata, node.place),
             cgroups=cgroups,
             addresses=addresses,
-            acceleration="acceleration" not in spec or self.report.boolean(spec["acceleration"], "acceleration"),
+            acceleration="acceleration" not in spec or self.report.boolean(spec["acceleration"], "acceleration", "on", "off"),
         )
         other = self._workloads.setdefault(workload.name, workload)
         if other is not workload:

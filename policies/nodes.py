@@ -103,10 +103,11 @@ class Report:
         self.error(node.place, "SE004", f"{what} must be a string, not {_type_name(node)}", hint)
         return None
 
-    def boolean(self, node: Node, what: str) -> bool:
-        if isinstance(node, Scalar) and node.type == "bool" and node.text.lower() in ("true", "false"):
-            return node.text.lower() == "true"
-        self.error(node.place, "SE004", f"{what} must be true or false, not {_type_name(node)}")
+    def boolean(self, node: Node, what: str, yes: str = "true", no: str = "false") -> bool:
+        """``yes`` and ``no`` are what else it may be called than true and false."""
+        if isinstance(node, Scalar) and node.type == "bool" and node.text.lower() in ("true", "false", yes, no):
+            return node.text.lower() in ("true", yes)
+        self.error(node.place, "SE004", f"{what} must be {yes} or {no}, not {_type_name(node)}")
         return False
 
     def choice(self, node: Node, what: str, choices: Collection[str]) -> str | None:

@@ -364,9 +364,12 @@ class TestPolicyFlags:
 
     def test_acceleration_is_refused_by_either_workload(self) -> None:
         assert pair(policy_set()).acceleration
-        slow = workload("slow", extra=", acceleration: false")
-        assert not pair(policy_set(slow), "slow", "orders").acceleration
-        assert not pair(policy_set(slow), "orders", "slow").acceleration
+        for word in ("off", "false"):
+            slow = workload("slow", extra=f", acceleration: {word}")
+            assert not pair(policy_set(slow), "slow", "orders").acceleration
+            assert not pair(policy_set(slow), "orders", "slow").acceleration
+        for word in ("on", "true"):
+            assert pair(policy_set(workload("fast", extra=f", acceleration: {word}")), "fast", "orders").acceleration
 
 
 class TestPathFaults:

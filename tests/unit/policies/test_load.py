@@ -135,7 +135,7 @@ class TestWorkloads:
             ("{cgroups: [/a/../b]}", "is not a cgroup's path"),
             ("{cgroups: /a}", "cgroups must be a list"),
             ("{addresses: [10.0.0.300]}", "which is no address"),
-            ("{addresses: [10.0.0.1], acceleration: maybe}", "acceleration must be true or false"),
+            ("{addresses: [10.0.0.1], acceleration: maybe}", "acceleration must be on or off"),
             ("{addresses: [10.0.0.1], cgroup: [/a]}", "did you mean 'cgroups'?"),
         ],
     )
