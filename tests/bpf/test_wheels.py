@@ -1,0 +1,233 @@
+"""What a worker makes of finished calls and of policies: the kernel's ring, real automata, a real audit file."""
+
+import asyncio
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parsers.http1 import Http1Parser
+from policies.decide import Endpoint, Pair
+from policies.decide import PolicySet as Policies
+from policies.load import Source, load
+from proxy.audit.writer import AuditWriter
+from proxy.flow import Flow
+from proxy.metrics import Metrics
+from proxy.wheel import RING_BATCH, Wheels
+from tests.bpf.kernel_rig import GET, HELLO, Call, KernelRig
+from tests.bpf.rig import CLIENT, REDIRECT, SERVER, free, rule
+from tests.flow_playbook import Dialogue
+
+PATIENCE = 10.0
+
+POLICY = """
+apiVersion: sluice.dev/v1
+kind: Workload
+metadata: {name: web, labels: {app: web}}
+spec: {addresses: [10.0.0.1]}
+---
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: p}
+spec:
+  endpointSelector: {matchLabels: {app: web}}
+  egress:
+  - toPorts:
+    - {ports: [{port: "80", protocol: TCP}], rules: {http: [{path: "/a"}]}}
+    - {ports: [{port: "81", protocol: TCP}], rules: {http: []}}
+"""
+
+
+def pair(generation: int, port: int = 80) -> Pair:
+    policies = Policies(load([Source("policy.yaml", POLICY)]), generation)
+    return policies.pair(policies.endpoint("web"), Endpoint(address="192.0.2.1"), port)
+
+
+class Told:
+    """A relay, as far as its wheel knows it."""
+
+    def __init__(self) -> None:
+        self.play = Dialogue(Http1Parser()).client(GET).server(HELLO)
+        assert self.play.flow.lend() is not None
+        self.faults: list[Exception] = []
+        self.taken = 0
+
+    @property
+    def flow(self) -> Flow:
+        return self.play.flow
+
+    def fault(self, error: Exception) -> None:
+        self.faults.append(error)
+
+    def take_wheel(self) -> None:
+        self.taken += 1
+
+
+class Worker:
+    """A worker's wheels over the rig's programs."""
+
+    def __init__(self, path: KernelRig, audit: AuditWriter) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.metrics = Metrics()
+        self.wheels = Wheels(self.loop, path.path.files[0], audit, self.metrics)
+
+    def watch(self, call: Call) -> Told:
+        told = Told()
+        self.wheels.riders[call.wheel.index] = told
+        return told
+
+    def run(self, until: Callable[[], bool]) -> None:
+        async def wait() -> None:
+            deadline = time.monotonic() + PATIENCE
+            while not until():
+                assert time.monotonic() < deadline, "waited in vain"
+                await asyncio.sleep(0.001)
+
+        self.do(wait())
+
+    def do(self, work: Coroutine[Any, Any, None]) -> None:
+        self.loop.run_until_complete(work)
+
+    def close(self) -> None:
+        self.wheels.close()
+        self.loop.close()
+
+
+@pytest.fixture
+def audit(tmp_path: Path) -> Path:
+    return tmp_path / "audit.jsonl"
+
+
+@pytest.fixture
+def worker(path: KernelRig, audit: Path) -> Iterator[Worker]:
+    writer = AuditWriter(audit)
+    with contextlib.closing(Worker(path, writer)) as made:
+        yield made
+    assert writer.close(PATIENCE)
+
+
+def lines(audit: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in audit.read_bytes().splitlines()]
+
+
+# Finished calls.
+
+
+def test_finished_calls_are_recorded_in_their_order_and_counted(path: KernelRig, worker: Worker, audit: Path) -> None:
+    calls = [path.carried(), path.carried()]
+    for call in calls:
+        worker.watch(call)
+    worker.wheels.start()
+    for _ in range(RING_BATCH):  # more than one turn takes
+        for call in calls:
+            call.exchange()
+    worker.run(lambda: len(lines(audit)) == 2 * RING_BATCH)
+    assert worker.wheels.ring.empty
+    assert [line["id"] for line in lines(audit)[::2]] == [f"c.{number}" for number in range(1, RING_BATCH + 1)]
+    assert {(line["via"], line["status"], line["bytesRequest"]) for line in lines(audit)} == {("kernel", 200, len(GET))}
+    carried = {labels[0]: count for labels, count in worker.metrics.kernel_bytes.items()}
+    assert carried == {"request": 2 * RING_BATCH * len(GET), "reply": 2 * RING_BATCH * len(HELLO)}
+
+
+def test_what_is_finished_is_recorded_before_the_wheel_is_taken(path: KernelRig, worker: Worker, audit: Path) -> None:
+    call = path.carried()
+    told = worker.watch(call)
+    call.exchange()
+    call.exchange()
+    worker.wheels.collect()
+    told.play.client(GET).server(HELLO)
+    assert told.play.records[-1].id == "c.3"
+    worker.run(lambda: [line["id"] for line in lines(audit)] == ["c.1", "c.2"])
+
+
+def test_a_call_that_policy_denies_is_recorded_and_ends_its_connection_alone(
+    path: KernelRig, worker: Worker, audit: Path
+) -> None:
+    wrong, right = path.carried(), path.carried()
+    told_wrong, told_right = worker.watch(wrong), worker.watch(right)
+    told_wrong.play.policy.denies = lambda call: True
+    for call in (wrong, right, wrong):
+        call.exchange()
+    worker.wheels.collect()
+    assert [type(fault) for fault in told_wrong.faults] == [PermissionError, PermissionError]
+    assert told_right.faults == []
+    worker.run(lambda: [line["verdict"] for line in lines(audit)] == ["DENIED", "ALLOWED", "DENIED"])
+
+
+def test_without_room_for_records_nobody_is_carried_until_there_is_some(path: KernelRig, tmp_path: Path) -> None:
+    fifo = tmp_path / "stuck"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    writer = AuditWriter(fifo, capacity=2)
+    filler = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(filler, b"\n" * 4096)
+    os.close(filler)
+    call = path.carried()
+    with contextlib.closing(Worker(path, writer)) as worker:
+        told = worker.watch(call)
+        worker.wheels.start()
+        for _ in range(5):
+            call.exchange()
+        worker.run(lambda: worker.wheels.stuck)
+        assert told.taken == 1
+        assert writer.depth == 2
+        assert not worker.wheels.ring.empty
+        received = b""
+
+        def read_on() -> bool:
+            nonlocal received
+            with contextlib.suppress(BlockingIOError):
+                received += os.read(reader, 1 << 20).lstrip(b"\n")
+            return received.count(b"\n") == 5 and not worker.wheels.stuck
+
+        worker.run(read_on)
+        assert [json.loads(line)["id"] for line in received.splitlines()] == [f"c.{number}" for number in range(1, 6)]
+    assert writer.close(PATIENCE)
+    os.close(reader)
+
+
+# Automata.
+
+
+def test_the_automaton_of_a_pair_is_made_once_and_in_the_background(path: KernelRig, worker: Worker) -> None:
+    one, other = pair(1), pair(1)
+    assert worker.wheels.table(one) is None
+    worker.run(lambda: worker.wheels.table(one) is not None)
+    assert worker.wheels.table(one) == worker.wheels.table(one)
+    assert worker.wheels.table(other) is None
+    worker.run(lambda: worker.wheels.table(other) is not None)
+    assert worker.wheels.table(other) != worker.wheels.table(one)
+
+
+def test_a_pair_of_which_nothing_can_be_proven_never_has_an_automaton(path: KernelRig, worker: Worker) -> None:
+    hopeless, one = pair(1, port=81), pair(1)
+    assert worker.wheels.table(hopeless) is None
+    assert worker.wheels.table(one) is None
+    worker.run(lambda: worker.wheels.table(one) is not None)  # they are made one after another
+    assert worker.wheels.table(hopeless) is None
+
+
+def test_a_pair_of_another_generation_than_the_kernels_has_none(path: KernelRig, worker: Worker) -> None:
+    for late_or_early in (pair(0), pair(2)):
+        assert worker.wheels.table(late_or_early) is None
+    assert not worker.wheels._making
+
+
+def test_a_new_generation_starts_with_all_the_room(path: KernelRig, worker: Worker) -> None:
+    old = pair(1)
+    worker.wheels.table(old)
+    worker.run(lambda: worker.wheels.table(old) is not None)
+    first = worker.wheels.table(old)
+    path.install(rule(CLIENT, SERVER, REDIRECT), free(SERVER))
+    new = pair(2)
+    assert worker.wheels.table(old) is None
+    worker.wheels.table(new)
+    worker.run(lambda: worker.wheels.table(new) is not None)
+    assert worker.wheels.table(new) == first
