@@ -98,25 +98,30 @@ class Unrest(threading.Thread):
                     return
                 self.most = max(self.most, pss(self._agent))
                 if turn % 4 == 3:
-                    self._rotate(turn)
+                    self._rotate(turn, allowed)
                     continue
                 allowed = allowed if turn % 4 == 0 else not allowed  # the same rules under a new number, or others
                 self._reload(allowed, turn)
         except BaseException as error:
             self.error = error
 
-    def _rotate(self, turn: int) -> None:
+    def _rotate(self, turn: int, allowed: bool) -> None:
         assert self._agent.process is not None
+        before, since = self._agent.generation(), time.monotonic()
         self.files.append(self._agent.audit.with_suffix(f".{turn}"))
         self._agent.audit.rename(self.files[-1])
         self._agent.process.send_signal(signal.SIGHUP)
         eventually(self._agent.audit.exists, "a new audit file")
+        eventually(lambda: self._agent.generation() > before, "the same signal reads the documents again")
+        self._note(allowed, since)
 
     def _reload(self, allowed: bool, turn: int) -> None:
-        before, since = self._agent.generation(), time.monotonic()
+        since = time.monotonic()
         self._agent.reload(f"# {turn}\n{self._documents(allowed)}")
-        now = self._agent.generation()
-        for generation in range(before + 1, now + 1):
+        self._note(allowed, since)
+
+    def _note(self, allowed: bool, since: float) -> None:
+        for generation in range(max(self.began) + 1, self._agent.generation() + 1):
             self.flips[generation], self.began[generation], self.in_force[generation] = allowed, since, time.monotonic()
 
     def stop(self) -> None:
