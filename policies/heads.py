@@ -207,7 +207,10 @@ class _Targets:
 
 
 class _Compiler:
-    """Makes one table. Every state has a key, which is the method that makes its row, with the method's arguments."""
+    """Makes one table. Every state has a key, which is the method that makes its row, with the method's arguments.
+
+    The method as such, not one bound to us: that would be a circle, and the agent's collector hardly ever looks for circles.
+    """
 
     def __init__(self, demands: Demands, budget: Budget, host_first: bool) -> None:
         self._demands = demands
@@ -234,13 +237,13 @@ class _Compiler:
 
     def table(self) -> HeadTable:
         """Raises `TooLarge` and `NotProvableError`."""
-        self._state(self._method, "")
+        self._state(_Compiler._method, "")
         rows = [[0] * len(self._symbols)]
         while self._waiting:
             make, *arguments = self._waiting.popleft()
             assert callable(make)
             row = [0] * len(self._symbols)
-            make(row, *arguments)
+            make(self, row, *arguments)
             rows.append(row)
             self._budget.spend(10)
         column_of, rows = merged_columns(rows)  # at once, because everything below takes time for every column
@@ -312,14 +315,14 @@ class _Compiler:
         for method in self._demands.methods:
             if method == read:
                 rules = self._demands.of_method(method)
-                self._set(row, " ", self._state(self._target_start, rules) | (NO_REPLY_BODY if method == "HEAD" else 0))
+                self._set(row, " ", self._state(_Compiler._target_start, rules) | (NO_REPLY_BODY if method == "HEAD" else 0))
             elif method.startswith(read):
-                self._set(row, method[len(read)], self._state(self._method, method[: len(read) + 1]))
+                self._set(row, method[len(read)], self._state(_Compiler._method, method[: len(read) + 1]))
 
     def _target_start(self, row: list[int], rules: tuple[int, ...]) -> None:
         automaton = self._targets_of(rules).automaton
         after = automaton.row(automaton.start)[self._symbol_of[ord("/")]]
-        self._set(row, "/", self._state(self._path, rules, "/", after))
+        self._set(row, "/", self._state(_Compiler._path, rules, "/", after))
 
     def _targets_of(self, rules: tuple[int, ...]) -> _Targets:
         known = self._targets.get(rules)
@@ -335,34 +338,34 @@ class _Compiler:
         """In the path. ``segment`` is the beginning of the segment as far as it matters: "/", "/.", "/..", or ""."""
         targets = self._targets_of(rules)
         after = targets.automaton.row(state)
-        self._follow(row, _TARGET & ~mask_of(b"/.?;"), after, self._path, rules, "")
+        self._follow(row, _TARGET & ~mask_of(b"/.?;"), after, _Compiler._path, rules, "")
         dot = self._symbol_of[ord(".")]
-        row[dot] = self._state(self._path, rules, segment + "." if segment in ("/", "/.") else "", after[dot])
+        row[dot] = self._state(_Compiler._path, rules, segment + "." if segment in ("/", "/.") else "", after[dot])
         if segment in ("/.", "/.."):
             return
         if segment != "/":
             slash = self._symbol_of[ord("/")]
-            row[slash] = self._state(self._path, rules, "/", after[slash])
+            row[slash] = self._state(_Compiler._path, rules, "/", after[slash])
         matched = targets.matched(state)
         held = frozenset(number for number in matched if self._demands.targets[number][0] is not Reading.WHOLE)
         mark = self._symbol_of[ord("?")]
-        row[mark] = self._state(self._query, rules, held, targets.automaton.restricted(after[mark], targets.in_query))
+        row[mark] = self._state(_Compiler._query, rules, held, targets.automaton.restricted(after[mark], targets.in_query))
         self._end_target(row, rules, matched)
 
     def _query(self, row: list[int], rules: tuple[int, ...], held: frozenset[int], state: int) -> None:
         """In the query. ``held`` are the patterns that the path alone has satisfied."""
         targets = self._targets_of(rules)
-        self._follow(row, _TARGET, targets.automaton.row(state), self._query, rules, held)
+        self._follow(row, _TARGET, targets.automaton.row(state), _Compiler._query, rules, held)
         self._end_target(row, rules, held | targets.matched(state))
 
     def _end_target(self, row: list[int], rules: tuple[int, ...], matched: frozenset[int]) -> None:
         residue = self._demands.residue(rules, matched)
         if residue is not None:
             section = _Section(False, rules in self._bodiless, frozenset(), residue)
-            self._set(row, " ", self._state(self._version, section, 0))
+            self._set(row, " ", self._state(_Compiler._version, section, 0))
 
     def _version(self, row: list[int], section: _Section, read: int) -> None:
-        following = (self._version, section, read + 1) if read + 1 < len(_VERSION) else (self._line, section)
+        following = (_Compiler._version, section, read + 1) if read + 1 < len(_VERSION) else (_Compiler._line, section)
         move = self._state(*following)
         self._set(row, chr(_VERSION[read]), move)
 
@@ -372,7 +375,7 @@ class _Compiler:
         """At the beginning of a line: a field, or the end."""
         self._name(row, section, "")
         if section.host and not section.residue.allow:
-            self._set(row, "\r", self._state(self._end))
+            self._set(row, "\r", self._state(_Compiler._end))
 
     def _end(self, row: list[int]) -> None:
         self._set(row, "\n", ACCEPT)
@@ -380,13 +383,13 @@ class _Compiler:
     def _name(self, row: list[int], section: _Section, read: str) -> None:
         """In a name of which ``read`` (lower-cased) can still become one that matters."""
         trie = self._trie(section.names)
-        self._fill(row, _TOKEN, self._state(self._other_name, section, min(len(read) + 1, FIELD_LINE_MIN)))
+        self._fill(row, _TOKEN, self._state(_Compiler._other_name, section, min(len(read) + 1, FIELD_LINE_MIN)))
         in_word = read != "" and not read.endswith("-")
         if in_word:
             self._fill(row, _CAPITALS, 0)
         for character in trie.get(read, ()):
             name = read + character
-            move = 0 if name in _REFUSED_BEGINNINGS else self._state(self._name, section, name)
+            move = 0 if name in _REFUSED_BEGINNINGS else self._state(_Compiler._name, section, name)
             self._set(row, character, move)
             if not in_word or any(named.startswith(name) for named in section.names):
                 self._set(row, character.upper(), move)
@@ -409,55 +412,55 @@ class _Compiler:
         if name == "host":
             if section.host:
                 return 0
-            return self._state(self._host_start, section)
+            return self._state(_Compiler._host_start, section)
         if name == _LENGTH:
             is_late = section.length or (self._host_first and not section.host)
-            return 0 if is_late else self._state(self._length, section, 0)
+            return 0 if is_late else self._state(_Compiler._length, section, 0)
         if name == _CONNECTION:
-            return self._state(self._connection, section, 0)
+            return self._state(_Compiler._connection, section, 0)
         if name in section.names:
-            return 0 if name in section.named else self._state(self._value_start, section, name)
-        return self._state(self._other_value, section, min(len(name) + 1, FIELD_LINE_MIN))
+            return 0 if name in section.named else self._state(_Compiler._value_start, section, name)
+        return self._state(_Compiler._other_value, section, min(len(name) + 1, FIELD_LINE_MIN))
 
     def _other_name(self, row: list[int], section: _Section, length: int) -> None:
         """In a name that does not matter. ``length`` bytes of the line have been read, or more than can matter."""
         longer = min(length + 1, FIELD_LINE_MIN)
-        self._fill(row, _TOKEN, self._state(self._other_name, section, longer))
-        self._set(row, ":", self._state(self._other_value, section, longer))
+        self._fill(row, _TOKEN, self._state(_Compiler._other_name, section, longer))
+        self._set(row, ":", self._state(_Compiler._other_value, section, longer))
 
     def _other_value(self, row: list[int], section: _Section, length: int) -> None:
-        self._fill(row, _TEXT, self._state(self._other_value, section, min(length + 1, FIELD_LINE_MIN)))
+        self._fill(row, _TEXT, self._state(_Compiler._other_value, section, min(length + 1, FIELD_LINE_MIN)))
         if length + len("\r\n") >= FIELD_LINE_MIN:
             self._end_line(row, section)
 
     def _end_line(self, row: list[int], section: _Section) -> None:
-        self._set(row, "\r", self._state(self._line_feed, section))
+        self._set(row, "\r", self._state(_Compiler._line_feed, section))
 
     def _line_feed(self, row: list[int], section: _Section) -> None:
-        self._set(row, "\n", self._state(self._line, section))
+        self._set(row, "\n", self._state(_Compiler._line, section))
 
     def _connection(self, row: list[int], section: _Section, read: int) -> None:
         """Exactly keep-alive, as often as the client likes: saying it again says nothing new."""
         if read in (0, len(_KEEP_ALIVE)):
-            self._set(row, " ", self._state(self._connection, section, read))
+            self._set(row, " ", self._state(_Compiler._connection, section, read))
         if read == len(_KEEP_ALIVE):
             self._end_line(row, section)
             return
-        move = self._state(self._connection, section, read + 1)
+        move = self._state(_Compiler._connection, section, read + 1)
         self._set(row, chr(_KEEP_ALIVE[read]), move)
         if read == 0 or _KEEP_ALIVE[read - 1 : read] == b"-":
             self._set(row, chr(_KEEP_ALIVE[read]).upper(), move)
 
     def _length(self, row: list[int], section: _Section, digits: int) -> None:
         if digits < LENGTH_DIGITS:
-            self._fill(row, _DIGITS, self._state(self._length, section, digits + 1) | DIGIT)
+            self._fill(row, _DIGITS, self._state(_Compiler._length, section, digits + 1) | DIGIT)
         if digits:
             self._length_end(row, section)
         else:
-            self._set(row, " ", self._state(self._length, section, 0))
+            self._set(row, " ", self._state(_Compiler._length, section, 0))
 
     def _length_end(self, row: list[int], section: _Section) -> None:
-        self._set(row, " ", self._state(self._length_end, section))
+        self._set(row, " ", self._state(_Compiler._length_end, section))
         self._end_line(row, msgspec.structs.replace(section, length=True))
 
     # Values that policy looks at
@@ -474,30 +477,30 @@ class _Compiler:
         return automaton.restricted(automaton.start, section.residue.asked(name))
 
     def _host_start(self, row: list[int], section: _Section) -> None:
-        self._set(row, " ", self._state(self._host_start, section))
+        self._set(row, " ", self._state(_Compiler._host_start, section))
         after = self._automaton(HOST).row(self._start_of(section, HOST))
-        self._follow(row, _HOST_NAME, after, self._host, section, 1)
+        self._follow(row, _HOST_NAME, after, _Compiler._host, section, 1)
 
     def _host(self, row: list[int], section: _Section, length: int, state: int) -> None:
         """Behind a character of the name that is no dot."""
         after = self._automaton(HOST).row(state)
         if length < HOST_PROOF_MAX:
-            self._follow(row, _HOST_NAME, after, self._host, section, length + 1)
+            self._follow(row, _HOST_NAME, after, _Compiler._host, section, length + 1)
             dot = self._symbol_of[ord(".")]
-            row[dot] = self._state(self._host_dot, section, length + 1, after[dot])
+            row[dot] = self._state(_Compiler._host_dot, section, length + 1, after[dot])
         colon = self._symbol_of[ord(":")]
-        row[colon] = self._state(self._port, section, 0, after[colon])
+        row[colon] = self._state(_Compiler._port, section, 0, after[colon])
         self._end_host(row, section, state)
 
     def _host_dot(self, row: list[int], section: _Section, length: int, state: int) -> None:
         if length < HOST_PROOF_MAX:
             after = self._automaton(HOST).row(state)
-            self._follow(row, _HOST_NAME, after, self._host, section, length + 1)
+            self._follow(row, _HOST_NAME, after, _Compiler._host, section, length + 1)
 
     def _port(self, row: list[int], section: _Section, digits: int, state: int) -> None:
         if digits < len("65535"):
             after = self._automaton(HOST).row(state)
-            self._follow(row, _DIGITS if digits else _DIGITS & ~mask_of(b"0"), after, self._port, section, digits + 1)
+            self._follow(row, _DIGITS if digits else _DIGITS & ~mask_of(b"0"), after, _Compiler._port, section, digits + 1)
         if digits:
             self._end_host(row, section, state)
 
@@ -508,20 +511,20 @@ class _Compiler:
 
     def _end_value(self, row: list[int], section: _Section) -> None:
         """Behind a value that has been judged: spaces, or the end of the line. ``section`` is what the next line finds."""
-        self._set(row, " ", self._state(self._end_value, section))
+        self._set(row, " ", self._state(_Compiler._end_value, section))
         self._end_line(row, section)
 
     def _value_start(self, row: list[int], section: _Section, name: str) -> None:
         self._value(row, section, name, None, self._start_of(section, name))
-        self._set(row, " ", self._state(self._value_start, section, name))
+        self._set(row, " ", self._state(_Compiler._value_start, section, name))
 
     def _value(self, row: list[int], section: _Section, name: str, stripped: int | None, state: int) -> None:
         """In the value of a header that rules name. ``stripped`` is the state before the spaces that were read last, if any."""
         after = self._automaton(name).row(state)
-        self._follow(row, _TEXT & ~mask_of(b" "), after, self._value, section, name, None)
+        self._follow(row, _TEXT & ~mask_of(b" "), after, _Compiler._value, section, name, None)
         if stripped is None:
             stripped = state
-        self._set(row, " ", self._state(self._value, section, name, stripped, after[self._symbol_of[ord(" ")]]))
+        self._set(row, " ", self._state(_Compiler._value, section, name, stripped, after[self._symbol_of[ord(" ")]]))
         residue = self._demands.after(section.residue, name, self._automaton(name).accepted(stripped))
         if residue is not None:
             self._end_line(row, msgspec.structs.replace(section, named=section.named | {name}, residue=residue))
