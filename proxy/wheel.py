@@ -187,6 +187,8 @@ class Ring:
         self._consumer = mmap.mmap(fd, _PAGE)
         self._producer = mmap.mmap(fd, _PAGE + 2 * size, prot=mmap.PROT_READ, offset=_PAGE)
         self._at = _POSITION.unpack_from(self._consumer)[0]
+        # Written in one step: `struct` writes zeros first, and to a program that looks just then the ring is full.
+        self._position = memoryview(self._consumer).cast("Q")
 
     def take(self, most: int) -> list[bytes]:
         """The oldest ones, at most so many; their room is given back."""
@@ -205,7 +207,7 @@ class Ring:
             at += (length + _RING_HEADER + 7) & ~7
         if at != self._at:
             self._at = at
-            _POSITION.pack_into(self._consumer, 0, at)
+            self._position[0] = at
         return taken
 
     @property
@@ -214,6 +216,7 @@ class Ring:
         return bool(self._at == _POSITION.unpack_from(self._producer)[0])
 
     def close(self) -> None:
+        self._position.release()
         self._consumer.close()
         self._producer.close()
 

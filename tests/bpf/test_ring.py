@@ -1,6 +1,7 @@
 """The reading end of a ring buffer, with the kernel at the other: a program of a few instructions writes what it is given."""
 
 import ctypes
+import mmap
 import os
 import struct
 from collections.abc import Iterator
@@ -188,6 +189,29 @@ def test_another_reader_begins_where_the_last_one_stopped(made: Map, ring: Ring,
     other = Ring(made.fd, SIZE)
     assert take(other) == second
     other.close()
+
+
+def test_room_that_was_given_back_stays_given_back(made: Map, ring: Ring, producer: Producer) -> None:
+    """At any moment: a program that found an older position, or none, would take the ring for full."""
+    reader = os.fork()
+    if not reader:
+        try:
+            for _ in range(1000):
+                for number in range(200):
+                    producer.write(number, 8)
+                while ring.take(1):  # one by one: the moment is short
+                    pass
+        finally:
+            os._exit(0)
+    with mmap.mmap(made.fd, mmap.PAGESIZE) as page, memoryview(page).cast("Q") as position:
+        fell = last = 0
+        while os.waitpid(reader, os.WNOHANG) == (0, 0):
+            for _ in range(1000):
+                now = position[0]
+                fell += now < last
+                last = now
+        assert position[0] == 200_000 * 16
+    assert fell == 0
 
 
 def test_a_ring_of_a_size_that_is_none_is_an_error_that_names_it() -> None:
