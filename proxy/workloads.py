@@ -73,6 +73,9 @@ class Found(msgspec.Struct, frozen=True):
     watched: frozenset[Path]
 
 
+_Folder = tuple[Path, int, str | None, list[tuple[tuple[str, ...], str]]]
+
+
 def scan(mount: Path, workloads: Iterable[Workload]) -> Found:
     """Look at every cgroup below ``mount`` that a workload's glob can match, or that lies on the way to one."""
     globs = [(_parts(glob), workload.name) for workload in workloads for glob in workload.cgroups]
@@ -80,9 +83,19 @@ def scan(mount: Path, workloads: Iterable[Workload]) -> Found:
     unsettled: set[int] = set()
     watched: set[Path] = set()
 
-    def visit(folder: Path, inode: int, above: str | None, partial: list[tuple[tuple[str, ...], str]], depth: int) -> None:
-        """``above`` owns what no glob below claims; ``partial`` is what is left of the globs that led here."""
-        children = _children(folder)
+    # Of each folder that is to be looked at: its inode, who owns what no glob below claims, and what is left of the globs that
+    # led there. A function that calls itself would keep all of it in a circle until a garbage collection finds it.
+    waiting: list[_Folder] = []
+    if globs:
+        waiting.append((mount, mount.stat().st_ino, None, [(parts, who) for parts, who in globs if parts]))
+    while waiting:
+        folder, inode, above, partial = waiting.pop()
+        try:
+            children = _children(folder)
+        except FileNotFoundError:
+            if folder == mount:
+                raise
+            continue  # gone meanwhile; inotify brings us back
         watched.add(folder)
         names = {name for name, _ in children}
         open_ended = any(parts[0] not in names for parts, _ in partial)  # a wildcard, or a folder that is not there yet
@@ -92,18 +105,14 @@ def scan(mount: Path, workloads: Iterable[Workload]) -> Found:
         for name, child in children:
             onward = list(dict.fromkeys((rest, who) for parts, who in partial for rest in _step(parts, name)))
             claimed = next((who for rest, who in onward if not rest), None)
-            if claimed and depth + 1 > MAX_DEPTH:
+            if claimed and len(folder.parts) - len(mount.parts) >= MAX_DEPTH:
                 raise WorkloadError(f"workload {claimed}: cgroup {folder / name} is more than {MAX_DEPTH} levels deep")
             owner = claimed or above
             if claimed or open_ended:
                 cgroups[child] = owner
             deeper = [(rest, who) for rest, who in onward if rest]
             if deeper:
-                with contextlib.suppress(FileNotFoundError):  # gone meanwhile; inotify brings us back
-                    visit(folder / name, child, owner, deeper, depth + 1)
-
-    if globs:
-        visit(mount, mount.stat().st_ino, None, [(parts, who) for parts, who in globs if parts], 0)
+                waiting.append((folder / name, child, owner, deeper))
     return Found(cgroups, frozenset(unsettled), frozenset(watched))
 
 

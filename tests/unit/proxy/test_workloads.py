@@ -1,5 +1,6 @@
 """Which cgroup is which workload, on a tree of plain folders: the walk asks nothing of cgroupfs but names and inodes."""
 
+import gc
 import os
 import select
 from pathlib import Path
@@ -121,6 +122,18 @@ def test_a_workload_deeper_than_the_hook_looks_is_an_error(tmp_path: Path) -> No
     assert "fine" in scan(tmp_path, [workload("fine", f"/{deepest}")]).cgroups.values()
     with pytest.raises(WorkloadError, match=r"workload deep: cgroup .*too-deep is more than 16 levels deep"):
         scan(tmp_path, [workload("deep", f"/{deepest}/too-deep")])
+
+
+def test_nothing_of_a_look_waits_for_the_garbage_collector(tmp_path: Path) -> None:
+    """It hardly ever runs, and the agent looks again every second."""
+    folders(tmp_path, "/sluice/web/below", "/sluice/orders")
+    gc.collect()
+    gc.disable()
+    try:
+        scan(tmp_path, [workload("web", "/sluice/web*"), workload("orders", "/**/orders")])
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:
