@@ -98,6 +98,8 @@ class Wire:
         self.step = 1 << 18  # bytes of one read
         self.pause = 0.0  # between reads
         self.slow = 0  # reads with a pause
+        self.sent = self.received = 0
+        self.heard = loop.time()
 
     async def fill(self) -> bool:
         if self.pause:
@@ -110,7 +112,15 @@ class Wire:
         except OSError:
             raise EndedError("reset") from None
         self.buffer += data
+        self.received += len(data)
+        self.heard = self.loop.time()
         return bool(data)
+
+    def state(self) -> str:
+        return (
+            f"sent {self.sent} bytes, received {self.received}, the last of them {self.loop.time() - self.heard:.3f} s ago; "
+            f"{len(self.buffer)} not used yet; reads of {self.step} bytes every {self.pause} s, {self.slow} of them"
+        )
 
     async def until(self, marker: bytes) -> bytes:
         """Up to and with ``marker``; empty at an orderly end in front of it."""
@@ -154,6 +164,7 @@ class Wire:
                 await asyncio.sleep(chance.choice((0, 0, 0.0005, 0.004)))
             try:
                 await self.loop.sock_sendall(self.sock, memoryview(data)[start:stop])
+                self.sent += stop - start
             except OSError:
                 raise EndedError("reset") from None
 

@@ -1,4 +1,6 @@
-"""The client of the torture: torture_client.py PORT SEED CALLS CONNECTIONS JOURNAL.
+"""The client of the torture: torture_client.py PORT SEED CALLS CONNECTIONS JOURNAL ADMIN.
+
+ADMIN is the agent's socket, which is asked when a connection is stuck.
 
 Makes calls of all kinds at random and checks every byte of every reply. The journal gets one line per call (`Outcome`). Exits
 with 1, and says what and where, when something is not as it must be.
@@ -40,6 +42,7 @@ from torture import (
     chunks,
     reply,
 )
+from torture_report import cookie, whereabouts
 
 PATIENCE = 40.0  # seconds for anything that must end
 
@@ -74,8 +77,8 @@ class FaultError(Exception):
 class Lane:
     """One connection after the other."""
 
-    def __init__(self, number: int, seed: int, port: int, budget: "list[int]", journal: list[str]) -> None:
-        self.number, self.port, self.budget, self.journal = number, port, budget, journal
+    def __init__(self, number: int, seed: int, port: int, budget: "list[int]", journal: list[str], admin: str) -> None:
+        self.number, self.port, self.budget, self.journal, self.admin = number, port, budget, journal, admin
         self.chance = random.Random(f"{seed}-{number}")
         self.made = 0
         self.last = "nothing yet"
@@ -151,11 +154,30 @@ class Lane:
             wire = Wire(loop, sock)
             try:
                 while self.budget[0] > 0:
-                    async with asyncio.timeout(PATIENCE):
-                        if not await self.step(wire):
-                            break
+                    try:
+                        async with asyncio.timeout(PATIENCE):
+                            if not await self.step(wire):
+                                break
+                    except TimeoutError:
+                        raise FaultError(await self.stuck(wire)) from None
             finally:
                 sock.close()
+
+    async def stuck(self, wire: Wire) -> str:
+        """Where the connection is stuck, and whether anything still comes of it."""
+        told = [f"stuck in {self.last}", wire.state()]
+        told.append(await asyncio.to_thread(whereabouts, cookie(wire.sock), self.admin))
+        before = wire.received
+        wire.step, wire.pause = 1 << 18, 0.0
+        try:
+            async with asyncio.timeout(PATIENCE / 2):
+                while await wire.fill():
+                    pass
+            told.append("then the end came")
+        except (TimeoutError, EndedError) as error:
+            told.append(f"then {error!r}")
+        told.append(f"{wire.received - before} bytes came in the end; {wire.state()}")
+        return "\n".join(told)
 
     async def step(self, wire: Wire) -> bool:
         """Make some calls; whether the connection goes on."""
@@ -304,15 +326,15 @@ class Lane:
         return status, raw + wire.take(len(wire.buffer)), closes
 
 
-async def main(port: int, seed: int, calls: int, connections: int, journal: Path) -> int:
+async def main(port: int, seed: int, calls: int, connections: int, journal: Path, admin: str) -> int:
     budget, lines = [calls], []
-    lanes = [Lane(number, seed, port, budget, lines) for number in range(connections)]
+    lanes = [Lane(number, seed, port, budget, lines, admin) for number in range(connections)]
     tasks = [asyncio.create_task(lane.run()) for lane in lanes]
     began = time.monotonic()
     done = await asyncio.gather(*tasks, return_exceptions=True)
     faults = [(lane, fault) for lane, fault in zip(lanes, done, strict=True) if fault]
     for lane, fault in faults[:6]:
-        print(f"seed {seed}, lane {lane.number}, call {lane.made}: {fault!r}\n  in {lane.last}"[:1500])
+        print(f"seed {seed}, lane {lane.number}, call {lane.made}: {type(fault).__name__} {fault}\n  in {lane.last}"[:20_000])
     journal.write_text("\n".join(lines))  # noqa: ASYNC240 - all is over
     print(f"{sum(lane.made for lane in lanes)} calls in {time.monotonic() - began:.1f} s, {len(faults)} lanes with faults")
     return 1 if faults else 0
@@ -320,4 +342,4 @@ async def main(port: int, seed: int, calls: int, connections: int, journal: Path
 
 if __name__ == "__main__":
     port, seed, calls, connections = map(int, sys.argv[1:5])
-    sys.exit(uvloop.run(main(port, seed, calls, connections, Path(sys.argv[5]))))
+    sys.exit(uvloop.run(main(port, seed, calls, connections, Path(sys.argv[5]), sys.argv[6])))

@@ -157,7 +157,7 @@ def test_mixed_calls_come_out_right_and_leave_one_record_each(
     client = web.run(
         sys.executable,
         str(CLIENTS / "torture_client.py"),
-        *map(str, (port, seed, calls, CONNECTIONS, told)),
+        *map(str, (port, seed, calls, CONNECTIONS, told, agent.admin)),
         timeout=3000 if SOAK else 200,
     )
     unrest.stop()
