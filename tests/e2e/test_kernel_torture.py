@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,13 +25,44 @@ from tests.harness import PATIENCE, Sluice, Workload, eventually, http_policy
 
 CLIENTS = Path(__file__).parent.parent / "clients"
 SOAK = os.environ.get("SLUICE_SOAK") == "1"
-CALLS = int(os.environ.get("SLUICE_TORTURE_CALLS", 1_000_000 if SOAK else 8_000))
 CONNECTIONS = 64
-SEEDS = [int(seed) for seed in os.environ.get("SLUICE_TORTURE_SEEDS", "").split()] or [random.SystemRandom().randrange(1 << 30)]
+SEEDS = [int(seed) for seed in os.environ.get("SLUICE_TORTURE_SEEDS", "").split()]
 # Of the calls that the kernel can prove, on a connection that it may have, at least so many must be carried by it. The others
 # come while an automaton is made for a new generation, or right behind something that was relayed.
 KERNEL_SHARE = 0.5
 PSS_GROWTH_MAX = 60 * 1024  # KiB, over all processes of the agent: queued records, and 64 connections with 256 KiB each way
+
+
+# In the second half of a long run, over all processes of the agent (KiB): by then its caches are full and its heap has settled.
+PSS_CREEP_MAX = 12 * 1024
+LONG = 100_000  # calls
+
+
+class Run(NamedTuple):
+    """One agent, one server and one client, for so many calls."""
+
+    datapath: str | None  # None: that of all tests of this session
+    workers: int
+    calls: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.datapath or 'any'}-{self.workers}-{self.calls}-{self.seed}"
+
+
+def runs() -> list[Run]:
+    """With SLUICE_SOAK=1 more than a million calls, in runs of some 45 s: most by one worker, some by two or by the relay."""
+    plan: list[tuple[str | None, int, int]] = [(None, 1, 4000), (None, 2, 4000)]
+    if SOAK:
+        plan = [*[("kernel", 1, 200_000)] * 5, *[("kernel", 2, 100_000)] * 2, ("relay", 1, 100_000)]
+    if "SLUICE_TORTURE_CALLS" in os.environ:
+        calls = int(os.environ["SLUICE_TORTURE_CALLS"])
+        plan = [(None, 1, calls), (None, 2, calls)]
+    first = random.SystemRandom().randrange(1 << 30)
+    return [Run(*what, seed) for number, what in enumerate(plan) for seed in SEEDS or [first + number]]
+
+
+RUNS = runs()
 
 
 class Outcome(NamedTuple):
@@ -78,16 +109,18 @@ def pss(agent: Sluice) -> int:
 class Unrest(threading.Thread):
     """Reloads policy and rotates the audit file until it is told to stop."""
 
-    def __init__(self, agent: Sluice, documents: Callable[[bool], str], pause: float) -> None:
+    def __init__(
+        self, agent: Sluice, documents: Callable[[bool], str], pause: float, say: Callable[[str], None] = print
+    ) -> None:
         super().__init__(daemon=True)
-        self._agent, self._documents, self._pause = agent, documents, pause
+        self._agent, self._documents, self._pause, self._say = agent, documents, pause, say
         self._over = threading.Event()
         self.files = [agent.audit]
         first = agent.generation()
         self.flips: dict[int, bool] = {first: True}  # generation -> whether the flipping path is allowed
         self.began: dict[int, float] = {first: 0.0}
         self.in_force: dict[int, float] = {first: 0.0}
-        self.most = 0
+        self.memory: list[tuple[float, float, int]] = []  # monotonic seconds, finished calls, KiB
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -96,7 +129,7 @@ class Unrest(threading.Thread):
             for turn in itertools.count():
                 if self._over.wait(self._pause):
                     return
-                self.most = max(self.most, pss(self._agent))
+                self.look(say=SOAK and turn % 20 == 19)
                 if turn % 4 == 3:
                     self._rotate(turn, allowed)
                     continue
@@ -104,6 +137,23 @@ class Unrest(threading.Thread):
                 self._reload(allowed, turn)
         except BaseException as error:
             self.error = error
+
+    def look(self, say: bool = False) -> None:
+        calls, memory = self._agent.metric("sluice_calls_total"), pss(self._agent)
+        self.memory.append((time.monotonic(), calls, memory))
+        if say:
+            self._say(f"  {calls:,.0f} calls, {memory / 1024:.1f} MiB")
+
+    @property
+    def growth(self) -> int:
+        """The most that the agent has ever had above what it had at first, in KiB."""
+        return max(memory for _, _, memory in self.memory) - self.memory[0][2]
+
+    @property
+    def creep(self) -> int:
+        """By how much it has grown since half of the calls were made, in KiB."""
+        half = self.memory[-1][1] / 2
+        return self.memory[-1][2] - next(memory for _, calls, memory in self.memory if calls >= half)
 
     def _rotate(self, turn: int, allowed: bool) -> None:
         assert self._agent.process is not None
@@ -131,13 +181,62 @@ class Unrest(threading.Thread):
             raise self.error
 
 
-@pytest.mark.timeout(3600 if SOAK else 240)
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("workers", [1, 2])
+class Tally:
+    """What came of all runs together."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.seconds = 0.0
+        self.ways: Counter[str] = Counter()
+        self.fallbacks: Counter[str] = Counter()
+        self.growth: list[int] = []
+        self.creep: list[int] = []
+
+    def add(self, share: Counter[str], fallbacks: Counter[str], unrest: Unrest, seconds: float) -> None:
+        self.runs += 1
+        self.seconds += seconds
+        self.ways.update(share)
+        self.fallbacks.update(fallbacks)
+        self.growth.append(unrest.growth)
+        self.creep.append(unrest.creep)
+
+    def __str__(self) -> str:
+        recorded = self.ways["kernel"] + self.ways["relay"]
+        return (
+            f"torture: {recorded:,} calls recorded in {self.runs} runs and {self.seconds:.0f} s: {dict(self.ways)}\n"
+            f"  messages that the kernel left to the relay: { ({why: n for why, n in self.fallbacks.items() if n}) }\n"
+            f"  growth of the agent, KiB: {self.growth}, in the second half: {self.creep}"
+        )
+
+
+@pytest.fixture(scope="module")
+def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Writes a line past pytest's capture."""
+    terminal = request.config.pluginmanager.get_plugin("terminalreporter")
+    assert terminal is not None
+    return terminal.write_line  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def tally(say: Callable[[str], None]) -> Iterator[Tally]:
+    tally = Tally()
+    yield tally
+    if SOAK:
+        say(f"\n{tally}")
+
+
+@pytest.mark.timeout(1200 if SOAK else 240)
+@pytest.mark.parametrize("run", RUNS, ids=str)
 def test_mixed_calls_come_out_right_and_leave_one_record_each(
-    workers: int, seed: int, web: Workload, orders: Workload, sluice: Callable[..., Sluice], tmp_path: Path
+    run: Run,
+    web: Workload,
+    orders: Workload,
+    sluice: Callable[..., Sluice],
+    tmp_path: Path,
+    say: Callable[[str], None],
+    tally: Tally,
 ) -> None:
-    calls = CALLS // 2
+    began, seed = time.monotonic(), run.seed
     told, seen = tmp_path / "client.journal", tmp_path / "server.journal"
     server = orders.start(
         sys.executable, str(CLIENTS / "torture_server.py"), str(seed), str(seen), stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -150,23 +249,25 @@ def test_mixed_calls_come_out_right_and_leave_one_record_each(
         letters = "[af]" if allowed else "a"
         return web.document() + orders.document() + http_policy(orders, web, port, f'[{{path: "/{letters}/.*"}}]')
 
-    agent = sluice(documents(True), "--workers", str(workers))
-    before = pss(agent)
-    unrest = Unrest(agent, documents, 0.5)
+    agent = sluice(documents(True), "--workers", str(run.workers), "--datapath", run.datapath or Sluice.datapath)
+    unrest = Unrest(agent, documents, 0.5, say)
+    unrest.look()
+    if SOAK:
+        say(f"\n{run}")
     unrest.start()
     client = web.run(
         sys.executable,
         str(CLIENTS / "torture_client.py"),
-        *map(str, (port, seed, calls, CONNECTIONS, told, agent.admin)),
-        timeout=3000 if SOAK else 200,
+        *map(str, (port, seed, run.calls, CONNECTIONS, told, agent.admin)),
+        timeout=1000 if SOAK else 200,
     )
     unrest.stop()
     facts = f"seed {seed}: {client.stdout}{client.stderr[-3000:]}{agent.log.read_text()[-3000:]}"
     assert client.returncode == 0, facts
     eventually(lambda: agent.get("/connections")["total"] == 0, f"every connection ends; {facts}")
     eventually(lambda: agent.metric("sluice_audit_queue") == 0, "every record is written")
-    growth = max(unrest.most, pss(agent)) - before
-    fallbacks = [line for line in agent.get("/metrics").splitlines() if line.startswith("sluice_kernel_fallbacks_total")]
+    unrest.look()
+    fallbacks = fallen_back(agent)
     assert agent.stop() == 0
     server.stdin.close()
     assert server.stdout.readline() == b"0\n", f"connections of the server that have not ended; {facts}"
@@ -174,20 +275,27 @@ def test_mixed_calls_come_out_right_and_leave_one_record_each(
     lines = [msgspec.json.decode(line, type=Line) for file in set(unrest.files) for line in file.read_bytes().splitlines()]
     faults, share = compare(outcomes, Counter(line.split()[0] for line in seen.read_text().splitlines()), lines, unrest)
     assert not faults, f"{len(faults)} faults: " + "\n".join(map(str, faults[:10])) + facts
-    print(f"{facts}kernel: {share}; PSS growth {growth} KiB; {fallbacks}")
+    tally.add(share, fallbacks, unrest, time.monotonic() - began)
+    figures = f"{share}; growth {unrest.growth} KiB, in the second half {unrest.creep} KiB; {fallbacks}; {client.stdout}"
+    if SOAK:
+        say(f"  {figures}")
     log = agent.log.read_text()
     assert "Traceback" not in log, log
     assert "fault" not in log, log
-    assert growth < PSS_GROWTH_MAX, facts
-    if agent_datapath(agent) == "kernel":
-        assert share["likely by kernel"] > KERNEL_SHARE * share["likely"], f"{share} {fallbacks} {facts}"
-        assert share["relay"] > len(outcomes) / 10, f"{share} {facts}"
+    assert unrest.growth < PSS_GROWTH_MAX, f"{figures} {unrest.memory}"
+    if run.calls >= LONG:
+        assert unrest.creep < PSS_CREEP_MAX, f"{figures} {unrest.memory}"
+    if (run.datapath or Sluice.datapath) == "kernel":
+        assert share["likely by kernel"] > KERNEL_SHARE * share["likely"], f"{figures} {facts}"
+        assert share["relay"] > len(outcomes) / 10, f"{figures} {facts}"
     else:
         assert share["kernel"] == 0
 
 
-def agent_datapath(agent: Sluice) -> str:
-    return agent.datapath
+def fallen_back(agent: Sluice) -> Counter[str]:
+    """How many messages the kernel left to the relay, by reason."""
+    lines = (line for line in agent.get("/metrics").splitlines() if line.startswith("sluice_kernel_fallbacks_total{"))
+    return Counter({line.split('"')[1]: int(float(line.rsplit(" ", 1)[1])) for line in lines})
 
 
 def parse(line: str) -> tuple[str, dict[str, Any]]:
