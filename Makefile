@@ -10,7 +10,7 @@ APT_bench := haproxy
 BPF_OBJECTS := bpf/redirect.bpf.o bpf/verdict.bpf.o
 ARCH_INCLUDE := /usr/include/$(shell uname -m)-linux-gnu
 
-.PHONY: help demo test lint type bench soak image bpf abi setup fuzz clean
+.PHONY: help demo test lint type bench soak image bpf abi kafka setup fuzz clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -45,6 +45,10 @@ bpf: $(BPF_OBJECTS) ## Compile the BPF programs
 abi: bpf $(STAMP)/venv ## Generate bpf/abi.py from the compiled objects
 	@$(PY) -m bpf.generate_abi $(BPF_OBJECTS) > bpf/abi.py.new && mv bpf/abi.py.new bpf/abi.py
 	@.venv/bin/ruff format -q bpf/abi.py
+
+kafka: $(STAMP)/venv ## Generate parsers/kafka/layouts.py from the protocol's definitions
+	@$(PY) -m parsers.kafka.generate > parsers/kafka/layouts.py.new && mv parsers/kafka/layouts.py.new parsers/kafka/layouts.py
+	@.venv/bin/ruff format -q parsers/kafka/layouts.py
 
 setup: $(STAMP)/apt-try $(STAMP)/venv $(BPF_OBJECTS)
 

@@ -1,0 +1,517 @@
+"""Reads from a request what policy needs (topics, groups, transactional ids) and steps over the rest, records above all.
+
+Two readers that share one walk: ``skim`` takes a whole frame and refuses whatever is not exactly as laid out. ``look`` takes
+as much of a frame as has arrived and answers as soon as nothing behind can change what policy asks, so a Produce request
+to one topic can be judged before its records are there.
+
+Every length is checked against the frame before it is used, every element takes at least a byte, and their number is
+bounded, so a walk takes time in proportion to the bytes and never more than some 200 ms. Where two programs might read
+different things, the request is refused: a broker must never see a topic that was not judged.
+"""
+
+from collections.abc import Mapping
+from struct import Struct, unpack_from
+from typing import Never
+
+import msgspec
+
+from parsers.contract import ApiCall
+from parsers.kafka.frame import SIZE, Header, MalformedError, UnsupportedError, read_header
+from parsers.kafka.layouts import REQUESTS
+from parsers.kafka.shapes import (
+    ACKS,
+    ARRAY,
+    BYTES,
+    EMPTY_IS_ALL,
+    EVERYTHING,
+    FORGOTTEN,
+    GROUP,
+    KEY,
+    KEY_TYPE,
+    KIND,
+    NAME,
+    NULL_IS_ALL,
+    NUMBERS,
+    PARTITION,
+    PARTITIONS,
+    PLAIN,
+    REGEX,
+    SESSION_EPOCH,
+    SESSION_ID,
+    SKIP,
+    STRUCT,
+    TAGS,
+    TOPIC_ID,
+    TOPIC_STRUCT,
+    TOPICS,
+    TRANSACTIONAL,
+    Block,
+    shape,
+)
+
+# Topics, groups and transactional ids of one request; a Metadata request of a client that uses them all has some thousands.
+MAX_RESOURCES = 10_000
+# Elements of arrays and tagged fields of one request that have to be walked one by one. Apache Kafka advises against more
+# than some 100,000 partitions per cluster, let alone per request.
+MAX_ELEMENTS = 200_000
+
+_INT16, _INT32 = Struct(">h"), Struct(">i")
+_NO_ID = bytes(16)
+_VARINT_MAX = 0x7FFFFFFF  # a length beyond that would be a negative number to Kafka, which could mean null
+_TOPIC, _GROUP = 2, 32  # kinds of resources that have a configuration: ConfigResource.Type
+_KEY_GROUP, _KEY_TRANSACTION, _KEY_SHARE = 0, 1, 2  # FindCoordinatorRequest.CoordinatorType
+
+
+class Topic(msgspec.Struct, frozen=True):
+    """One topic as the request names it, by its name or by its id (16 bytes), never by both.
+
+    Both are None when the request gives an id of zeroes, which names nothing. ``start`` and ``end``: where this element of
+    its array stands in the frame, in bytes from the first of the size field. ``partitions``: only of Fetch.
+    """
+
+    name: str | None
+    topic_id: bytes | None
+    start: int
+    end: int
+    partitions: tuple[int, ...] = ()
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request asks for, as far as policy looks at it.
+
+    ``size``: bytes of the frame with its size field. ``topic_array``: (start, end of the count, number) of the one array
+    whose elements are the topics, when it is one. ``determined``: length in bytes of the prefix of the frame behind which
+    nothing can change any field but the ends of ranges.
+    """
+
+    api_key: int
+    api: str
+    version: int
+    correlation_id: int
+    client_id: str | None
+    size: int
+    topics: tuple[Topic, ...] = ()
+    groups: tuple[str, ...] = ()
+    transactional_ids: tuple[str, ...] = ()
+    all_topics: bool = False
+    topic_array: tuple[int, int, int] | None = None
+    forgotten: tuple[Topic, ...] = ()
+    acks: int | None = None
+    session: tuple[int, int] | None = None
+    determined: int = 0
+
+
+class UnknownTopicIdError(Exception):
+    """``ids``: topic ids (16 bytes each, all zero if the request gave none) for which no name is known."""
+
+    def __init__(self, ids: tuple[bytes, ...]) -> None:
+        super().__init__(f"{len(ids)} unknown topic ids")
+        self.ids = ids
+
+
+class _IncompleteError(Exception):
+    """What the walk needs next has not arrived."""
+
+
+class _DeterminedError(Exception):
+    """The walk need not go on."""
+
+
+class _Walk:
+    """One walk over the body of one frame. ``end``: bytes of the frame that are there; ``stop``: its size."""
+
+    # What most requests do not have is not set for each.
+    key_type = _KEY_GROUP
+    all_topics = False
+    topic_array: tuple[int, int, int] | None = None
+    topic_arrays = 0
+    acks: int | None = None
+    session_id: int | None = None
+    session_epoch = 0
+    determined = 0
+    elements = MAX_ELEMENTS
+    resources = MAX_RESOURCES
+    # The topic that is being read: where it goes and begins, and what is known of it.
+    pending: tuple[list[Topic], int] | None = None
+    name: str | None = None
+    topic_id: bytes | None = None
+    kind = _TOPIC
+
+    def __init__(self, data: bytes, end: int, header: Header, whole: bool) -> None:
+        self.data, self.end, self.header, self.whole = data, end, header, whole
+        self.stop = header.size
+        self.flexible = header.version >= REQUESTS[header.api_key].flexible
+        self.topics: list[Topic] = []
+        self.forgotten: list[Topic] = []
+        self.groups: list[str] = []
+        self.transactional_ids: list[str] = []
+        self.keys: list[str] = []
+        self.partitions: list[int] = []
+
+    # Lengths. Each gives the length or -1 for null, and where what it measures begins.
+
+    def short(self, need: int) -> Never:
+        if need > self.stop:
+            raise MalformedError("beyond-frame")
+        raise _IncompleteError
+
+    def varint(self, pos: int) -> tuple[int, int]:
+        data, end = self.data, self.end
+        if pos >= end:
+            self.short(pos + 1)
+        value = data[pos]
+        if value < 0x80:
+            return value, pos + 1
+        value &= 0x7F
+        for shift in (7, 14, 21, 28):
+            pos += 1
+            if pos >= end:
+                self.short(pos + 1)
+            byte = data[pos]
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                if value > _VARINT_MAX:
+                    break
+                return value, pos + 1
+        raise MalformedError("bad-varint")
+
+    def length(self, pos: int, null: bool, wide: bool) -> tuple[int, int]:
+        """The length of a string, or ``wide`` of bytes or the number of elements of an array."""
+        if self.flexible:
+            n, pos = self.varint(pos)
+            n -= 1
+        elif wide:
+            if pos + 4 > self.end:
+                self.short(pos + 4)
+            n = _INT32.unpack_from(self.data, pos)[0]
+            pos += 4
+        else:
+            if pos + 2 > self.end:
+                self.short(pos + 2)
+            n = _INT16.unpack_from(self.data, pos)[0]
+            pos += 2
+        if n < 0 and (n < -1 or not null):
+            raise MalformedError("null-not-allowed" if n == -1 else "negative-length")
+        if pos + n > self.stop:
+            raise MalformedError("beyond-frame")
+        return n, pos
+
+    def count(self, pos: int, null: bool, least: int) -> tuple[int, int]:
+        """The number of elements of at least ``least`` bytes that are going to be walked one by one."""
+        n, pos = self.length(pos, null, True)
+        if n * least > self.stop - pos:
+            raise MalformedError("count-beyond-frame")
+        self.spend(n)
+        return n, pos
+
+    def spend(self, elements: int) -> None:
+        if elements > 0:
+            self.elements -= elements
+            if self.elements < 0:
+                raise MalformedError("too-many-elements", "MAX_ELEMENTS")
+
+    def number(self, pos: int, size: int) -> tuple[int, int]:
+        if pos + size > self.end:
+            self.short(pos + size)
+        return int.from_bytes(self.data[pos : pos + size], "big", signed=True), pos + size
+
+    def text(self, pos: int, null: bool) -> tuple[str | None, int]:
+        n, pos = self.length(pos, null, False)
+        if n < 0:
+            return None, pos
+        if pos + n > self.end:
+            self.short(pos + n)
+        try:
+            return str(self.data[pos : pos + n], "utf-8"), pos + n
+        except UnicodeDecodeError:
+            raise MalformedError("bad-utf8") from None
+
+    def resource(self, into: list[str], text: str | None) -> None:
+        if text is not None:
+            self.claim(1)
+            into.append(text)
+
+    def claim(self, resources: int) -> None:
+        self.resources -= resources
+        if self.resources < 0:
+            raise MalformedError("too-many-resources", "MAX_RESOURCES")
+
+    # Structures
+
+    def block(self, block: Block, pos: int, last: bool) -> int:
+        """Walks one structure and returns where it ends. ``last``: nothing that policy needs comes behind it."""
+        end = self.end
+        for code, n, null, inner, final in block.steps:
+            if code == SKIP:
+                pos += n
+                if pos > end:
+                    self.short(pos)
+            elif code <= BYTES:
+                size, pos = self.length(pos, null, code == BYTES)
+                if size > 0:
+                    pos += size
+                    if pos > end:
+                        self.short(pos)
+            elif code == TAGS:
+                # Nearly always there are none.
+                pos = pos + 1 if pos < end and not self.data[pos] else self.tags(inner, pos)
+            elif code == PARTITION:
+                if pos + 4 > end:
+                    self.short(pos + 4)
+                self.partitions.append(_INT32.unpack_from(self.data, pos)[0])
+                pos += 4
+            elif code == ARRAY:
+                assert inner is not None
+                size, pos = self.count(pos, null, inner.least)
+                final_element = size - 1 if last and final else -1
+                for element in range(size):
+                    pos = self.block(inner, pos, element == final_element)
+            elif code == NAME:
+                self.name, pos = self.text(pos, null)
+            elif code == TOPICS:
+                assert inner is not None
+                pos = self.topics_of(inner, pos, n, null, last and final)
+            else:
+                pos = self.rare(code, n, null, inner, pos, last and final)
+            if final and last:
+                self.settle(pos)
+        return pos
+
+    def rare(self, code: int, n: int, null: bool, inner: Block | None, pos: int, last: bool) -> int:
+        """The steps that occur at most a few times in a request."""
+        if code == TOPIC_ID:
+            if pos + n > self.end:
+                self.short(pos + n)
+            topic_id = bytes(self.data[pos : pos + n])
+            self.topic_id = None if topic_id == _NO_ID else topic_id
+            return pos + n
+        if code in (GROUP, TRANSACTIONAL, KEY, REGEX):
+            text, pos = self.text(pos, null)
+            if code == REGEX:
+                self.all_topics |= bool(text)
+            else:
+                self.resource(self.groups if code == GROUP else self.keys if code == KEY else self.transactional_ids, text)
+            return pos
+        if code >= NUMBERS:
+            return self.numbers(code, *self.number(pos, n))
+        if code == PLAIN:
+            return self.plain(pos, null, n)[1]
+        if code == PARTITIONS:
+            start, pos = self.plain(pos, null, 4)
+            if pos > start:
+                number = (pos - start) // 4
+                self.spend(number)
+                self.partitions.extend(unpack_from(f">{number}i", self.data, start))
+            return pos
+        if code in (STRUCT, TOPIC_STRUCT):
+            assert inner is not None
+            return self.structure(inner, pos, null, code == TOPIC_STRUCT, last)
+        assert code == EVERYTHING
+        self.all_topics = True
+        return pos
+
+    def numbers(self, code: int, number: int, pos: int) -> int:
+        if code == ACKS:
+            self.acks = number
+        elif code == SESSION_ID:
+            self.session_id = number
+        elif code == SESSION_EPOCH:
+            self.session_epoch = number
+        elif code == KIND:
+            self.kind = number
+        else:
+            assert code == KEY_TYPE
+            if number not in (_KEY_GROUP, _KEY_TRANSACTION, _KEY_SHARE):
+                raise MalformedError("unknown-key-type")
+            self.key_type = number
+        return pos
+
+    def plain(self, pos: int, null: bool, size: int) -> tuple[int, int]:
+        """Where the elements of an array begin and end that have ``size`` bytes each."""
+        n, pos = self.length(pos, null, True)
+        after = pos + max(n, 0) * size
+        if after > self.end:
+            self.short(after)
+        return pos, after
+
+    def structure(self, inner: Block, pos: int, null: bool, topic: bool, last: bool) -> int:
+        if null:
+            start = pos
+            present, pos = self.number(pos, 1)
+            if present not in (-1, 1):  # KIP-893
+                raise MalformedError("bad-presence")
+            if present < 0:
+                return pos
+        else:
+            start = pos
+        if not topic:
+            return self.block(inner, pos, last)
+        self.claim(1)
+        self.topic_arrays += 2  # what this topic belongs to is no array
+        return self.topic(self.topics, inner, start, pos, last)
+
+    def topics_of(self, inner: Block, start: int, marks: int, null: bool, last: bool) -> int:
+        n, pos = self.count(start, null, inner.least)
+        if n < 0 or (n == 0 and marks & EMPTY_IS_ALL):
+            self.all_topics |= bool(marks & (NULL_IS_ALL | EMPTY_IS_ALL))
+            return pos
+        self.claim(n)
+        into = self.forgotten if marks & FORGOTTEN else self.topics
+        if into is self.topics:
+            self.topic_array = (start, pos, n)
+            self.topic_arrays += 1
+        for element in range(n):
+            pos = self.topic(into, inner, pos, pos, last and element == n - 1)
+        return pos
+
+    def topic(self, into: list[Topic], inner: Block, start: int, pos: int, last: bool) -> int:
+        self.name = self.topic_id = None
+        self.kind = _TOPIC
+        self.partitions = []
+        self.pending = into, start
+        pos = self.block(inner, pos, last)
+        self.finish_topic(pos)
+        return pos
+
+    def finish_topic(self, end: int) -> None:
+        if self.pending is None:
+            return
+        into, start = self.pending
+        self.pending = None
+        if self.kind == _GROUP:
+            self.groups.append(self.name or "")
+        elif self.kind == _TOPIC:
+            if self.name is not None and self.topic_id is not None:
+                # A broker takes one and forgets the other, and which one is nothing to rely on.
+                raise MalformedError("topic-name-and-id")
+            into.append(Topic(self.name, self.topic_id, start, end, tuple(self.partitions)))
+
+    def tags(self, inner: Block | None, pos: int) -> int:
+        """Tagged fields (KIP-482): in ascending order, each of the length that it says."""
+        n, pos = self.varint(pos)
+        self.spend(n)
+        previous = -1
+        for _ in range(n):
+            tag, pos = self.varint(pos)
+            if tag <= previous:
+                raise MalformedError("tags-out-of-order")
+            previous = tag
+            size, pos = self.varint(pos)
+            after = pos + size
+            if after > self.end:
+                self.short(after)
+            known = inner and inner.tagged.get(tag)
+            if known and self.block(known, pos, False) != after:
+                raise MalformedError("bad-tagged-field")
+            pos = after
+        return pos
+
+    def settle(self, pos: int) -> None:
+        if not self.determined:
+            self.determined = pos
+            if not self.whole:
+                self.finish_topic(pos)
+                raise _DeterminedError
+
+    def run(self, body: Block) -> Request:
+        header, pos = self.header, self.header.end
+        try:
+            if self.flexible:
+                pos = self.tags(None, pos)
+            if not body.wanted:
+                self.settle(pos)
+            pos = self.block(body, pos, True)
+            if pos != self.stop:
+                raise MalformedError("trailing-bytes")
+        except _DeterminedError:
+            pass
+        if self.keys:
+            into = self.transactional_ids if self.key_type == _KEY_TRANSACTION else self.groups
+            into.extend(self.keys)
+        one_array = self.topic_arrays == 1 and self.topic_array is not None and self.topic_array[2] == len(self.topics)
+        return Request(
+            api_key=header.api_key,
+            api=REQUESTS[header.api_key].name,
+            version=header.version,
+            correlation_id=header.correlation_id,
+            client_id=header.client_id,
+            size=header.size,
+            topics=tuple(self.topics),
+            groups=tuple(self.groups),
+            transactional_ids=tuple(self.transactional_ids),
+            all_topics=self.all_topics,
+            topic_array=self.topic_array if one_array else None,
+            forgotten=tuple(self.forgotten),
+            acks=self.acks,
+            session=None if self.session_id is None else (self.session_id, self.session_epoch),
+            determined=self.determined,
+        )
+
+
+def _walk(data: bytes, header: Header, whole: bool) -> Request:
+    body = shape(header.api_key, header.version)
+    if body is None:
+        raise UnsupportedError(header)
+    return _Walk(data, min(len(data), header.size), header, whole).run(body)
+
+
+def skim(frame: bytes) -> Request:
+    """Reads a whole frame, from its size field to its last byte.
+
+    Raises MalformedError for anything that is not exactly as laid out, UnsupportedError for an unknown API or version.
+    """
+    header = read_header(frame)
+    if header is None or header.size != len(frame):
+        raise MalformedError("not-one-frame")
+    return _walk(frame, header, True)
+
+
+def look(data: bytes) -> Request | int:
+    """Reads as much of the first frame of ``data`` as is there.
+
+    A Request as soon as all of its fields are determined; what stands behind has not been read, so ends of ranges that lie
+    behind are those of what has. Otherwise a number: ask again when ``data`` has so many bytes. That is about twice of what
+    is there, or all of the frame, so asking is linear in time however the bytes arrive.
+    Raises MalformedError and UnsupportedError as soon as they are certain.
+    """
+    header = read_header(data)
+    if header is not None:
+        try:
+            return _walk(data, header, False)
+        except _IncompleteError:
+            return min(header.size, 2 * len(data))
+    wanted = max(2 * len(data), SIZE)
+    return wanted if len(data) < SIZE else min(SIZE + int.from_bytes(data[:SIZE], "big"), wanted)
+
+
+def skim_prefix(data: bytes) -> Request | None:
+    """What ``look`` says, or None for "not yet", when somebody else sees to it that this is not asked too often."""
+    found = look(data)
+    return None if isinstance(found, int) else found
+
+
+def api_call(request: Request, topic_names: Mapping[bytes, str]) -> ApiCall:
+    """The call that policy judges. ``topic_names``: names by topic id.
+
+    Raises UnknownTopicIdError when an id has no name: then there is nothing to judge, and the client has to be told so.
+    Forgotten topics of a fetch session are none of its resources: to forget is always allowed.
+    """
+    names = [topic.name if topic.name is not None else topic_names.get(topic.topic_id or _NO_ID) for topic in request.topics]
+    if None in names:
+        unknown = {topic.topic_id or _NO_ID: None for topic, name in zip(request.topics, names, strict=True) if name is None}
+        raise UnknownTopicIdError(tuple(unknown))
+    attributes: dict[str, str | int] = {"apiKey": request.api_key, "apiVersion": request.version}
+    if request.client_id is not None:
+        attributes["clientId"] = request.client_id
+    resources = [
+        *(f"topic:{name}" for name in names),
+        *(f"group:{group}" for group in request.groups),
+        *(f"transactionalId:{name}" for name in request.transactional_ids),
+    ]
+    return ApiCall(
+        protocol="kafka",
+        method=request.api,
+        resources=tuple(dict.fromkeys(resources)),
+        attributes=attributes,
+        wire_length=request.size,
+    )
