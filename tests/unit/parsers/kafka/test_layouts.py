@@ -1,0 +1,83 @@
+"""The committed layouts are what the protocol's definitions say, and the generator takes nothing for granted."""
+
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from parsers.kafka import generate, layouts
+from parsers.kafka.layouts import REQUESTS
+from parsers.kafka.shapes import shape
+
+
+def test_the_committed_file_is_what_the_generator_writes() -> None:
+    ruff = [sys.executable, "-m", "ruff", "format", "--stdin-filename", "layouts.py", "-"]
+    made = subprocess.run(ruff, input=generate.generate(), capture_output=True, text=True, check=True).stdout
+    assert made == Path(layouts.__file__).read_text(), "make kafka"
+
+
+def test_layouts_read_as_the_protocol_guide_does() -> None:
+    assert REQUESTS[0].layouts[-2:] == (
+        (3, 12, "transactional=s? acks=2 4 topics=[topic=s [4 b?]]"),
+        (13, 13, "transactional=s? acks=2 4 topics=[topicId=16 [4 b?]]"),
+    )
+    assert REQUESTS[0].flexible == 9
+    assert REQUESTS[3].layouts[0] == (0, 0, "topics=[topic=s]!")
+    assert REQUESTS[10].layouts[-1] == (4, 6, "keyType=1 [key=s;]")
+
+
+def test_every_version_of_an_api_is_known_from_the_first_to_the_last() -> None:
+    for api in REQUESTS.values():
+        ranges = [(low, high) for low, high, _ in api.layouts]
+        assert all(high + 1 == low for (_, high), (low, _) in pairwise(ranges)), api.name
+
+
+def test_every_layout_can_be_walked() -> None:
+    for key, api in REQUESTS.items():
+        for low, high, _ in api.layouts:
+            for version in range(low, high + 1):
+                assert shape(key, version) is not None
+        assert shape(key, api.layouts[-1][1] + 1) is None
+        assert shape(key, -1) is None
+
+
+def test_what_brokers_say_to_each_other_has_no_layout() -> None:
+    """Envelope would carry a request of any kind past policy; the others are the controller's business."""
+    assert not {4, 5, 6, 7, 52, 53, 54, 56, 58, 59, 62, 63, 64, 67, 70, 73} & REQUESTS.keys()
+
+
+def field(name: str, kind: str = "string", **more: object) -> generate.Field:
+    return generate.Field(
+        **{"name": name, "kind": kind, "array": False, "nullable": False, "tag": None, "entity": "", "fields": ()} | more
+    )  # type: ignore[arg-type]
+
+
+def layout(*fields: generate.Field, name: str = "Novel") -> str:
+    return generate.layouts(generate.Api(999, name, 0, {0: fields}))[0][2]
+
+
+@pytest.mark.parametrize(
+    "name", ["Topic", "SourceTopics", "TopicNamePattern", "OtherGroupId", "TransactionalIds", "ResourceName"]
+)
+def test_a_new_field_that_sounds_like_a_resource_must_be_classified(name: str) -> None:
+    with pytest.raises(generate.Unclassified, match=name):
+        layout(field(name))
+
+
+def test_a_field_that_is_marked_or_does_not_sound_like_one_passes() -> None:
+    assert layout(field("Anything", entity="topicName"), field("Rack"), field("TopicCount", "int32")) == "topic=s s 4"
+
+
+def test_a_resource_in_a_tagged_field_fails_the_generator() -> None:
+    with pytest.raises(generate.Unclassified, match="tagged"):
+        layout(field("Anything", entity="topicName", tag=0))
+
+
+def test_structures_arrays_and_neighbours_are_written_together() -> None:
+    inner = (field("A", "int32"), field("B", "int16"), field("Id", entity="groupId"))
+    assert layout(field("List", "struct", array=True, nullable=True, fields=inner)) == "[6 group=s]?"
+    assert (
+        layout(field("One", "struct", nullable=True, fields=(field("A", "bool"),)), field("T", "int8", tag=3)) == "(1)? <3: 1>"
+    )
