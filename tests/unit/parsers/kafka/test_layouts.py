@@ -1,11 +1,17 @@
 """The committed layouts are what the protocol's definitions say, and the generator takes nothing for granted."""
 
+import importlib
+import pkgutil
+import re
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+from kafka.protocol import old
+from kafka.protocol.old import types
 
 from parsers.kafka import generate, layouts
 from parsers.kafka.layouts import REQUESTS
@@ -81,3 +87,63 @@ def test_structures_arrays_and_neighbours_are_written_together() -> None:
     assert (
         layout(field("One", "struct", nullable=True, fields=(field("A", "bool"),)), field("T", "int8", tag=3)) == "(1)? <3: 1>"
     )
+
+
+# Before it had definitions, kafka-python had its layouts typed by hand. They are the only other word on versions that brokers
+# have dropped since, and they stop before the flexible ones for the most part.
+
+_SIZES = {"Boolean": 1, "Int8": 1, "Int16": 2, "Int32": 4, "Int64": 8, "Float64": 8, "String": "s", "Bytes": "b"}
+
+
+def hand_kept() -> dict[tuple[int, int], str]:
+    def words(kind: Any) -> str:
+        if isinstance(kind, types.Schema):
+            return " ".join(map(words, kind.fields))
+        if isinstance(kind, types.Array):
+            return f"[{words(kind.array_of)}]"
+        return str(_SIZES[getattr(kind, "__name__", type(kind).__name__)])
+
+    found = {}
+    for module in pkgutil.iter_modules(old.__path__):
+        for name, entity in vars(importlib.import_module(f"{old.__name__}.{module.name}")).items():
+            if re.search(r"Request_v\d+$", name) and REQUESTS[entity.API_KEY].flexible > entity.API_VERSION:
+                found[entity.API_KEY, entity.API_VERSION] = joined(words(entity.SCHEMA))
+    return found
+
+
+def joined(text: str) -> str:
+    """Only what takes room: no names, no marks, and neighbouring bytes in one word."""
+    text = re.sub(r"\w+=|everything ?|[?~!;]", "", text)
+    while (shorter := re.sub(r"(\d+) (\d+)", lambda both: str(int(both[1]) + int(both[2])), text)) != text:
+        text = shorter
+    return text
+
+
+def test_versions_before_the_flexible_ones_are_as_they_were_once_typed_by_hand() -> None:
+    hand = hand_kept()
+    ours = {
+        (key, version): joined(text)
+        for key, api in REQUESTS.items()
+        for low, high, text in api.layouts
+        for version in range(low, high + 1)
+    }
+    assert hand.pop((35, 0)) == "[s 4]", "DescribeLogDirs: typed wrong there; partitions are an array"
+    assert {entry: ours[entry] for entry in hand} == hand
+    dropped = {
+        (0, 0),
+        (0, 2),
+        (1, 0),
+        (1, 3),
+        (2, 0),
+        (8, 0),
+        (8, 1),
+        (9, 0),
+        (19, 0),
+        (20, 0),
+        (23, 0),
+        (29, 0),
+        (30, 0),
+        (31, 0),
+    }
+    assert dropped <= hand.keys()
+    assert len(hand) > 120
