@@ -53,6 +53,10 @@ class ApiCall(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     wire_length: int = 0
     # Why a rule that looks at the path must not match (RFC 3986: what the server would see is not certain), or None.
     path_fault: str | None = None
+    # The protocol can refuse some of the resources and grant the rest, and the parser will do so.
+    divisible: bool = False
+    # The call is about every topic there is, whatever topics are among its resources.
+    all_topics: bool = False
 
 
 class HeaderEdit(msgspec.Struct, frozen=True):

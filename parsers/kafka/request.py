@@ -51,15 +51,20 @@ from parsers.kafka.shapes import (
 
 # Topics, groups and transactional ids of one request; a Metadata request of a client that uses them all has some thousands.
 MAX_RESOURCES = 10_000
+# Bytes of all their names together: so many of the longest that topics can have (249), and then some.
+MAX_NAME_BYTES = 4 * 1024 * 1024
 # Elements of arrays and tagged fields of one request that have to be walked one by one. Apache Kafka advises against more
 # than some 100,000 partitions per cluster, let alone per request.
 MAX_ELEMENTS = 200_000
 
 _INT16, _INT32 = Struct(">h"), Struct(">i")
 _NO_ID = bytes(16)
+_STRING_MAX = 0x7FFF  # bytes; Kafka refuses longer ones where the length is a varint, too
 _VARINT_MAX = 0x7FFFFFFF  # a length beyond that would be a negative number to Kafka, which could mean null
 _TOPIC, _GROUP = 2, 32  # kinds of resources that have a configuration: ConfigResource.Type
 _KEY_GROUP, _KEY_TRANSACTION, _KEY_SHARE = 0, 1, 2  # FindCoordinatorRequest.CoordinatorType
+# Where a walk keeps the numbers that it finds.
+_NUMBERS = {ACKS: "acks", SESSION_ID: "session_id", SESSION_EPOCH: "session_epoch", KIND: "kind", KEY_TYPE: "key_type"}
 
 
 class Topic(msgspec.Struct, frozen=True):
@@ -131,6 +136,7 @@ class _Walk:
     determined = 0
     elements = MAX_ELEMENTS
     resources = MAX_RESOURCES
+    name_bytes = MAX_NAME_BYTES
     # The topic that is being read: where it goes and begins, and what is known of it.
     pending: tuple[list[Topic], int] | None = None
     name: str | None = None
@@ -178,8 +184,12 @@ class _Walk:
     def length(self, pos: int, null: bool, wide: bool) -> tuple[int, int]:
         """The length of a string, or ``wide`` of bytes or the number of elements of an array."""
         if self.flexible:
-            n, pos = self.varint(pos)
-            n -= 1
+            if pos < self.end and self.data[pos] < 0x80:
+                n = self.data[pos] - 1
+                pos += 1
+            else:
+                n, pos = self.varint(pos)
+                n -= 1
         elif wide:
             if pos + 4 > self.end:
                 self.short(pos + 4)
@@ -199,16 +209,16 @@ class _Walk:
     def count(self, pos: int, null: bool, least: int) -> tuple[int, int]:
         """The number of elements of at least ``least`` bytes that are going to be walked one by one."""
         n, pos = self.length(pos, null, True)
-        if n * least > self.stop - pos:
-            raise MalformedError("count-beyond-frame")
-        self.spend(n)
+        if n > 0:
+            if n * least > self.stop - pos:
+                raise MalformedError("count-beyond-frame")
+            self.spend(n)
         return n, pos
 
     def spend(self, elements: int) -> None:
-        if elements > 0:
-            self.elements -= elements
-            if self.elements < 0:
-                raise MalformedError("too-many-elements", "MAX_ELEMENTS")
+        self.elements -= elements
+        if self.elements < 0:
+            raise MalformedError("too-many-elements", "MAX_ELEMENTS")
 
     def number(self, pos: int, size: int) -> tuple[int, int]:
         if pos + size > self.end:
@@ -219,6 +229,11 @@ class _Walk:
         n, pos = self.length(pos, null, False)
         if n < 0:
             return None, pos
+        if n > _STRING_MAX:
+            raise MalformedError("string-too-long")
+        self.name_bytes -= n
+        if self.name_bytes < 0:
+            raise MalformedError("names-too-long", "MAX_NAME_BYTES")
         if pos + n > self.end:
             self.short(pos + n)
         try:
@@ -293,7 +308,9 @@ class _Walk:
                 self.resource(self.groups if code == GROUP else self.keys if code == KEY else self.transactional_ids, text)
             return pos
         if code >= NUMBERS:
-            return self.numbers(code, *self.number(pos, n))
+            number, pos = self.number(pos, n)
+            setattr(self, _NUMBERS[code], number)
+            return pos
         if code == PLAIN:
             return self.plain(pos, null, n)[1]
         if code == PARTITIONS:
@@ -308,22 +325,6 @@ class _Walk:
             return self.structure(inner, pos, null, code == TOPIC_STRUCT, last)
         assert code == EVERYTHING
         self.all_topics = True
-        return pos
-
-    def numbers(self, code: int, number: int, pos: int) -> int:
-        if code == ACKS:
-            self.acks = number
-        elif code == SESSION_ID:
-            self.session_id = number
-        elif code == SESSION_EPOCH:
-            self.session_epoch = number
-        elif code == KIND:
-            self.kind = number
-        else:
-            assert code == KEY_TYPE
-            if number not in (_KEY_GROUP, _KEY_TRANSACTION, _KEY_SHARE):
-                raise MalformedError("unknown-key-type")
-            self.key_type = number
         return pos
 
     def plain(self, pos: int, null: bool, size: int) -> tuple[int, int]:
@@ -356,8 +357,10 @@ class _Walk:
             self.all_topics |= bool(marks & (NULL_IS_ALL | EMPTY_IS_ALL))
             return pos
         self.claim(n)
-        into = self.forgotten if marks & FORGOTTEN else self.topics
-        if into is self.topics:
+        if marks & FORGOTTEN:
+            into = self.forgotten
+        else:
+            into = self.topics
             self.topic_array = (start, pos, n)
             self.topic_arrays += 1
         for element in range(n):
@@ -426,6 +429,8 @@ class _Walk:
         except _DeterminedError:
             pass
         if self.keys:
+            if self.key_type not in (_KEY_GROUP, _KEY_TRANSACTION, _KEY_SHARE):
+                raise MalformedError("unknown-key-type")
             into = self.transactional_ids if self.key_type == _KEY_TRANSACTION else self.groups
             into.extend(self.keys)
         one_array = self.topic_arrays == 1 and self.topic_array is not None and self.topic_array[2] == len(self.topics)
@@ -490,8 +495,8 @@ def skim_prefix(data: bytes) -> Request | None:
     return None if isinstance(found, int) else found
 
 
-def api_call(request: Request, topic_names: Mapping[bytes, str]) -> ApiCall:
-    """The call that policy judges. ``topic_names``: names by topic id.
+def api_call(request: Request, topic_names: Mapping[bytes, str], divisible: bool = False) -> ApiCall:
+    """The call that policy judges. ``topic_names``: names by topic id. ``divisible``: see ApiCall.
 
     Raises UnknownTopicIdError when an id has no name: then there is nothing to judge, and the client has to be told so.
     Forgotten topics of a fetch session are none of its resources: to forget is always allowed.
@@ -514,4 +519,6 @@ def api_call(request: Request, topic_names: Mapping[bytes, str]) -> ApiCall:
         resources=tuple(dict.fromkeys(resources)),
         attributes=attributes,
         wire_length=request.size,
+        divisible=divisible,
+        all_topics=request.all_topics,
     )

@@ -9,6 +9,7 @@ from parsers.kafka import frame as frames
 from parsers.kafka.frame import FRAME_MAX, MalformedError, UnsupportedError
 from parsers.kafka.request import (
     MAX_ELEMENTS,
+    MAX_NAME_BYTES,
     MAX_RESOURCES,
     Request,
     Topic,
@@ -281,6 +282,17 @@ def test_a_request_names_no_more_resources_than_the_limit() -> None:
     assert refused(groups) == "too-many-resources"
 
 
+def test_names_of_a_request_are_no_longer_than_the_limits() -> None:
+    long = b"\x80\x80\x02" + bytes(0x7FFF)  # a varint: 0x8000 less one
+    assert len(skim(flexible(METADATA, 9, b"\2" + long + b"\0\0\0\0\0")).topics[0].name or "") == 0x7FFF
+    assert refused(flexible(METADATA, 9, b"\2\x81\x80\x02" + bytes(0x8000) + b"\0\0\0\0\0")) == "string-too-long"
+    names = MAX_NAME_BYTES // 1024
+    assert len(skim(metadata(*[b"t" * 1024] * names)).topics) == names
+    with pytest.raises(MalformedError) as caught:
+        skim(metadata(*[b"t" * 1024] * (names + 1)))
+    assert caught.value.limit == "MAX_NAME_BYTES"
+
+
 def test_a_request_has_no_more_elements_than_the_limit() -> None:
     def produce(partitions: int) -> bytes:
         return framed(PRODUCE, 0, pack(">hiih", 1, 1, 1, 1) + b"t" + pack(">i", partitions) + bytes(8) * partitions)
@@ -329,6 +341,14 @@ def test_a_call_has_all_resources_once_and_the_attributes_of_the_request() -> No
     assert (call.protocol, call.method) == ("kafka", "TxnOffsetCommit")
     assert call.resources == ("topic:a", "group:billing", "transactionalId:tx")
     assert call.attributes == {"apiKey": 28, "apiVersion": 0, "clientId": "me"}
+
+
+def test_a_call_says_when_it_is_about_all_topics_and_when_it_can_be_divided() -> None:
+    everything = skim(framed(METADATA, 1, b"\xff\xff\xff\xff"))
+    call = api_call(everything, {}, divisible=True)
+    assert (call.resources, call.all_topics, call.divisible) == ((), True, True)
+    call = api_call(skim(metadata(b"a")), {})
+    assert (call.all_topics, call.divisible) == (False, False)
 
 
 def test_topic_ids_go_by_the_names_that_are_known_and_unknown_ones_are_not_judged() -> None:
