@@ -123,9 +123,9 @@ def test_whatever_the_bytes_no_topic_is_missed_and_nothing_escapes() -> None:
     writer = Writer("mutations")
     for _ in range(MUTATIONS):
         frame = writer.mutated(writer.any_frame())
-        begun = time.perf_counter()
+        begun = time.thread_time()
         request = read(frame)
-        slowest = max(slowest, time.perf_counter() - begun)
+        slowest = max(slowest, time.thread_time() - begun)
         if isinstance(request, str):
             outcomes["refused"] += 1
             continue
