@@ -77,6 +77,15 @@ class Ruling(Protocol):
     def edits(self) -> Sequence[HeaderEdit]: ...
 
     @property
+    def per_resource(self) -> Mapping[str, str] | None:
+        """The verdict of each topic of a divisible call that is allowed in part; None: it is allowed, or denied, as a whole."""
+        ...
+
+    def grants(self, resource: str) -> bool:
+        """Whether the call may touch this resource, or see this topic in its reply."""
+        ...
+
+    @property
     def bad_request(self) -> bool:
         """The denial is the client's malformed target (HTTP 400), not a lack of permission (403)."""
         ...

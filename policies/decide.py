@@ -11,7 +11,7 @@ Law: doubt is a denial. `Pair.decide` never raises; whatever goes wrong inside i
 
 import weakref
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum, StrEnum
 from functools import cached_property
 from ipaddress import IPv6Address, ip_address
@@ -21,17 +21,18 @@ from typing import TypeVar
 import msgspec
 
 from parsers.contract import ApiCall, HeaderEdit
+from policies.kafka import GROUP, PROTOCOL, TOPIC, TRANSACTIONAL_ID, KafkaIndex, pieces
 from policies.match import RuleIndex, UndecidedError, looks_at_path
 from policies.model import (
     DEFAULT_NAMESPACE,
     NAMESPACE_LABEL,
     Address,
+    AnyL7Rule,
     Bundle,
     Direction,
     Endpoint,
     Entity,
-    GrpcRule,
-    HttpRule,
+    KafkaRule,
     Peers,
     Policy,
     PortRule,
@@ -49,7 +50,11 @@ MAX_DECISIONS = 4096
 MAX_REMEMBERED_LENGTH = 4096
 
 # The calls that each kind of L7 rule can judge. A gRPC call is an HTTP request as well (POST to /pkg.Svc/Method).
-PROTOCOLS_OF_KIND = {"http": frozenset({"http/1.1", "http/2", "grpc"}), "grpc": frozenset({"grpc"})}
+PROTOCOLS_OF_KIND = {
+    "http": frozenset({"http/1.1", "http/2", "grpc"}),
+    "grpc": frozenset({"grpc"}),
+    "kafka": frozenset({PROTOCOL}),
+}
 
 
 _Item = TypeVar("_Item")
@@ -77,7 +82,9 @@ class Decision(msgspec.Struct, frozen=True, eq=False, kw_only=True):
 
     ``policy`` and ``rule`` name what decided, if one thing did; ``detail`` has the names of all policies that were asked.
     ``reason`` is a stable kebab-case token. ``would`` is "DENY" when only ``mode: audit`` let the call pass.
-    ``notes`` are findings that changed nothing, such as a ``headerMatches`` mismatch with LOG.
+    ``notes`` are findings that changed nothing, such as a ``headerMatches`` mismatch with LOG. ``per_resource`` is what becomes of
+    each topic of a PARTIAL call. ``summary``: its record may stand for several calls (``record: summary``). ``granting`` is asked
+    by ``grants`` about resources where not all have the same verdict.
     """
 
     verdict: Verdict
@@ -93,10 +100,19 @@ class Decision(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     per_resource: Mapping[str, Verdict] | None = None
     redact_query: bool = False
     detail: tuple[str, ...] = ()
+    summary: bool = False
+    granting: Callable[[str], bool] | None = None
 
     @property
     def allowed(self) -> bool:
         return self.verdict is not Verdict.DENIED
+
+    def grants(self, resource: str) -> bool:
+        """Whether the call may touch this topic, group or transactional id, or see this topic in its reply."""
+        if self.granting is None:
+            return self.allowed
+        known = self.per_resource.get(resource) if self.per_resource is not None else None
+        return known is not Verdict.DENIED if known is not None else self.granting(resource)
 
 
 class Rank(IntEnum):
@@ -117,6 +133,7 @@ class Outcome(msgspec.Struct, frozen=True):
     edits: tuple[HeaderEdit, ...] = ()
     notes: tuple[str, ...] = ()
     bad_request: bool = False
+    summary: bool = False
 
 
 class Party(msgspec.Struct, frozen=True):
@@ -246,7 +263,7 @@ class _Rules:
 
     def __init__(
         self,
-        labelled: Sequence[tuple[Entry, HttpRule | GrpcRule]],
+        labelled: Sequence[tuple[Entry, AnyL7Rule]],
         secrets: Mapping[tuple[str, str], str],
         rank: Rank,
         reason: str,
@@ -259,9 +276,13 @@ class _Rules:
         self._plain: dict[int, Outcome] = {}  # of rules that leave the headers alone, by their order
 
     @cached_property
-    def index(self) -> RuleIndex:
+    def index(self) -> RuleIndex | KafkaIndex:
         """Built for the first call that is judged: L3/L4 questions do not need it. Raises `UndecidedError`."""
-        return RuleIndex(self.rules, self._secrets, deny=any(rule.deny for rule in self.rules))
+        deny = any(rule.deny for rule in self.rules)
+        kafka = [rule for rule in self.rules if isinstance(rule, KafkaRule)]
+        if kafka:
+            return KafkaIndex(kafka, deny)
+        return RuleIndex([rule for rule in self.rules if not isinstance(rule, KafkaRule)], self._secrets, deny)
 
     def first(self, call: ApiCall) -> Outcome | None:
         """The outcome that the first matching rule has, with the header changes of all matching ones."""
@@ -278,7 +299,9 @@ class _Rules:
         return self._outcome(order, tuple(edits), tuple(notes))
 
     def _outcome(self, order: int, edits: tuple[HeaderEdit, ...] = (), notes: tuple[str, ...] = ()) -> Outcome:
-        return Outcome(self._rank, self._reason, self.entries[order].policy.name, self.rules[order].name, edits, notes)
+        rule = self.rules[order]
+        summary = isinstance(rule, KafkaRule) and rule.summary
+        return Outcome(self._rank, self._reason, self.entries[order].policy.name, rule.name, edits, notes, summary=summary)
 
     def lacks_secret(self, call: ApiCall) -> bool:
         """Whether a rule would hold for the call if its secret were there."""
@@ -391,7 +414,29 @@ class Pair:
         self._remembered.append((self._decisions, call))
 
     def _judge(self, call: ApiCall) -> Decision:
+        return self._judge_pieces(call) if call.protocol == PROTOCOL else self._judge_whole(call)
+
+    def _judge_whole(self, call: ApiCall) -> Decision:
         return self._combine([(s.enforced.judge(call), _audited(s.full, call) if s.full else None) for s in self.sides])
+
+    def _judge_pieces(self, call: ApiCall) -> Decision:
+        """A call that touches several things: each must be allowed, or, where the protocol can tell them apart, some."""
+        judged = [(piece, self._judge_whole(piece)) for piece in pieces(call)]
+        denied = next((decision for _, decision in judged if not decision.allowed), None)
+        if denied is None:
+            decision = next((one for _, one in judged if one.verdict is not Verdict.ALLOWED), judged[0][1])
+            return msgspec.structs.replace(decision, summary=all(one.summary for _, one in judged))
+        granting = _Granting(tuple(self.sides), call)
+        if call.divisible:
+            verdicts: dict[str, Verdict] = {}
+            for piece, decision in judged:
+                for topic in piece.resources:
+                    if topic.startswith(TOPIC) and verdicts.get(topic) is not Verdict.DENIED:
+                        verdicts[topic] = Verdict.ALLOWED if decision.allowed else Verdict.DENIED
+            some = any(verdict is Verdict.ALLOWED for verdict in verdicts.values())
+            if some or (call.all_topics and self._judge_whole(msgspec.structs.replace(call, all_topics=False)).allowed):
+                return msgspec.structs.replace(denied, verdict=Verdict.PARTIAL, per_resource=verdicts, granting=granting)
+        return msgspec.structs.replace(denied, granting=granting)
 
     def _combine(self, outcomes: Sequence[tuple[Outcome, Outcome | None]]) -> Decision:
         """One decision from the outcomes (enforced, full) of the sides."""
@@ -427,6 +472,7 @@ class Pair:
             bad_request=outcome.bad_request and verdict is Verdict.DENIED,
             redact_query=self.redact_query,
             detail=self._consulted,
+            summary=outcome.summary and verdict is Verdict.ALLOWED,
         )
 
     def _denial(self, reason: str) -> Decision:
@@ -586,6 +632,24 @@ def _connection(entries: Sequence[Entry], allowing: Sequence[Entry], restricted:
     for entry in allowing:
         return Outcome(Rank.ALLOW, "connection-allowed", entry.policy.name, entry.rule.name)
     return Outcome(Rank.ALLOW, "default-allow")
+
+
+class _Granting:
+    """Which of the things that a call names, or that its reply names, are allowed by what is enforced."""
+
+    def __init__(self, sides: tuple[Side, ...], call: ApiCall) -> None:
+        self._sides, self._call = sides, call
+
+    def __call__(self, resource: str) -> bool:
+        resources: tuple[str, ...] = (resource,)
+        if resource.startswith(TOPIC):  # a rule may be about this topic for that group
+            resources += tuple(one for one in self._call.resources if one.startswith((GROUP, TRANSACTIONAL_ID)))
+        call = msgspec.structs.replace(self._call, resources=resources, all_topics=False)
+        try:
+            judged = [side.enforced.judge(piece).rank for piece in pieces(call) for side in self._sides]
+        except Exception:
+            return False
+        return Rank.DENY not in judged
 
 
 def _together(parts: Sequence[tuple[_Item, ...]]) -> tuple[_Item, ...]:

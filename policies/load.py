@@ -4,6 +4,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterable
+from itertools import permutations
 
 import msgspec
 
@@ -305,17 +306,20 @@ def _check_kinds(bundle: Bundle, report: Report) -> None:
         )
         for policy, direction, rule, port_rule in rules
     ]
-    grpc = [entry for entry in entries if entry.port_rule.kind == "grpc"]
-    http = [entry for entry in entries if entry.port_rule.kind == "http"]
-    for one in grpc:
-        for other in http:
-            if _ports_overlap(one.port_rule, other.port_rule) and _meet(one, other):
-                report.error(
-                    one.port_rule.place,
-                    "SE009",
-                    f"grpc rules for connections that have http rules at {_at(other.port_rule.place)}",
-                    "one kind of L7 rules per port and peer; http rules can express gRPC (POST, /pkg.Svc/Method)",
-                )
+    for one, other in permutations(entries, 2):
+        if one.port_rule.kind is None or other.port_rule.kind is None or one.port_rule.kind <= other.port_rule.kind:
+            continue
+        if _ports_overlap(one.port_rule, other.port_rule) and _meet(one, other):
+            hint = "one kind of L7 rules per port and peer"
+            kinds = {one.port_rule.kind, other.port_rule.kind}
+            if kinds == {"grpc", "http"}:
+                hint += "; http rules can express gRPC (POST, /pkg.Svc/Method)"
+            report.error(
+                one.port_rule.place,
+                "SE009",
+                f"{one.port_rule.kind} rules for connections that have {other.port_rule.kind} rules at {_at(other.port_rule.place)}",
+                hint,
+            )
 
 
 def _ports_overlap(one: PortRule, other: PortRule) -> bool:

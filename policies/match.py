@@ -141,6 +141,10 @@ class PatternTable:
         except re2.error as error:
             raise UndecidedError("the patterns need too much memory") from error
 
+    def holds(self, pattern: str, text: str) -> bool:
+        """Whether one condition that was added holds for ``text`` (Latin-1)."""
+        return self._ids[pattern] in self.matching(text)
+
     def matching(self, text: str) -> list[int]:
         """The ids whose conditions hold for ``text`` (Latin-1)."""
         literal = self._literals.get(text)

@@ -183,13 +183,50 @@ class GrpcRule(L7Rule, frozen=True, eq=False, kw_only=True):
     method: str | None = None
 
 
+class KafkaRole(StrEnum):
+    """What a client does with topics; the APIs of each role are in `policies.kafka`."""
+
+    PRODUCE = "produce"
+    CONSUME = "consume"
+
+
+class TopicKind(StrEnum):
+    """What a rule's topic condition is."""
+
+    EXACT = "topic"
+    PREFIX = "topicPrefix"
+    PATTERN = "topicPattern"  # RE2, the whole name
+
+
+class TopicMatch(msgspec.Struct, frozen=True):
+    kind: TopicKind
+    text: str
+
+
+class KafkaRule(L7Rule, frozen=True, eq=False, kw_only=True):
+    """Conditions are ANDed. ``keys``: the APIs of ``role`` or of ``apiKey``; None: all. ``summary``: calls that it allows have
+    one record for many."""
+
+    role: KafkaRole | None = None
+    keys: frozenset[int] | None = None
+    api_version: int | None = None
+    client_id: str | None = None
+    topic: TopicMatch | None = None
+    group: str | None = None
+    transactional_id: str | None = None
+    summary: bool = False
+
+
+AnyL7Rule = HttpRule | GrpcRule | KafkaRule
+
+
 class PortRule(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     """One ``toPorts`` entry. ``kind`` None: these ports are allowed as such; else only what one of ``rules`` allows."""
 
     ports: tuple[PortRange, ...]
     place: Place
-    kind: str | None = None  # "http" or "grpc"
-    rules: tuple[HttpRule | GrpcRule, ...] = ()
+    kind: str | None = None  # "http", "grpc" or "kafka"
+    rules: tuple[AnyL7Rule, ...] = ()
     opaque_allowed: bool = False
 
 

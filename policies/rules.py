@@ -4,18 +4,23 @@ import re
 
 import re2
 
+from policies.kafka import KEYS_BY_WORD, ROLES
 from policies.match import compile_pattern
 from policies.model import (
     GrpcRule,
     HeaderMatch,
     HttpRule,
+    KafkaRole,
+    KafkaRule,
     Mismatch,
     PathKind,
     PathMatch,
+    TopicKind,
+    TopicMatch,
     ValueKind,
     ValueMatch,
 )
-from policies.nodes import Fields, Node, Report, Scalar
+from policies.nodes import Fields, Node, Report, Scalar, suggestion
 
 # Longer than any path that servers accept by default; a longer pattern is a generated one that should be several rules.
 MAX_PATTERN_CHARACTERS = 4096
@@ -23,7 +28,10 @@ MAX_PATTERN_CHARACTERS = 4096
 HTTP_FIELDS = ("method", "path", "host", "headers", "headerMatches")
 HTTP_EXTENSIONS = ("name", "deny", "mode", "pathPrefix", "pathTemplate", "query")
 GRPC_FIELDS = ("service", "method", "metadata", "name", "deny", "mode")
+KAFKA_FIELDS = ("role", "apiKey", "apiVersion", "clientID", "topic")
+KAFKA_EXTENSIONS = ("name", "deny", "mode", "topicPrefix", "topicPattern", "group", "transactionalID", "record")
 MODES = ("enforce", "audit")
+RECORDS = ("full", "summary")
 
 # RFC 9110 section 5.6.2: what a header's name may consist of.
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -32,6 +40,9 @@ _FIELD_VALUE = re.compile(r"[!-~]([\t -~]*[!-~])?")
 # The gRPC-over-HTTP/2 document and the protobuf language: identifiers, with dots between them in a service.
 _SERVICE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 _METHOD = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+# What Kafka takes for a topic's name.
+_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+_API_VERSION = re.compile(r"0|[1-9][0-9]{0,4}")
 _TEMPLATE = re.compile(r"(/([^{}/?#*\\]+|\{[A-Za-z_][A-Za-z0-9_]*\}))+/?|/")
 
 # Headers that frame the message or steer proxies (RFC 9110 sections 7.6.1 and 7.8, RFC 9112 section 6): changing one would
@@ -96,6 +107,87 @@ class RuleReader:
             service=self._identifier(fields, "service", _SERVICE, "pkg.Service, compared exactly"),
             method=self._identifier(fields, "method", _METHOD, "a method's name, compared exactly"),
         )
+
+    def kafka(self, node: Node, position: str) -> KafkaRule | None:
+        known = KAFKA_FIELDS + KAFKA_EXTENSIONS if self._extended else KAFKA_FIELDS
+        refused = dict.fromkeys(KAFKA_EXTENSIONS, "is an extension: use apiVersion sluice.dev/v1, kind ApiPolicy")
+        fields = self._report.fields(node, "a Kafka rule", known, refused)
+        if fields is None:
+            return None
+        role, keys = self._apis(fields)
+        deny = "deny" in fields and self._report.boolean(fields["deny"], "deny")
+        summary = "record" in fields and self._report.choice(fields["record"], "record", RECORDS) == "summary"
+        if summary and deny:
+            self._report.error(
+                fields["record"].place, "SE006", "a deny rule cannot have record: summary", "denials are told one by one"
+            )
+        return KafkaRule(
+            name=self.name(fields, position),
+            place=node.place,
+            deny=deny,
+            audit=self.audit(fields),
+            role=role,
+            keys=keys,
+            api_version=self._api_version(fields),
+            client_id=self._report.string(fields["clientID"], "clientID") if "clientID" in fields else None,
+            topic=self._topic(fields),
+            group=self._report.string(fields["group"], "group") if "group" in fields else None,
+            transactional_id=(
+                self._report.string(fields["transactionalID"], "transactionalID") if "transactionalID" in fields else None
+            ),
+            summary=summary,
+        )
+
+    def _apis(self, fields: dict[str, Node]) -> tuple[KafkaRole | None, frozenset[int] | None]:
+        if "role" in fields and "apiKey" in fields:
+            self._report.error(fields["apiKey"].place, "SE009", "role and apiKey in one rule", "make them two rules")
+        if "role" in fields:
+            word = self._report.choice(fields["role"], "role", list(KafkaRole))
+            return (KafkaRole(word), ROLES[KafkaRole(word)]) if word in list(KafkaRole) else (None, None)
+        if "apiKey" not in fields:
+            return None, None
+        text = self._report.string(fields["apiKey"], "apiKey")
+        if text is None:
+            return None, None
+        key = KEYS_BY_WORD.get(text.lower())
+        if key is None:
+            hint = suggestion(text.lower(), KEYS_BY_WORD) or "the name of an API, such as produce, fetch or metadata"
+            self._report.error(fields["apiKey"].place, "SE006", f"apiKey is {text!r}, which is no API of Kafka", hint)
+            return None, None
+        return None, frozenset({key})
+
+    def _api_version(self, fields: dict[str, Node]) -> int | None:
+        if "apiVersion" not in fields:
+            return None
+        node = fields["apiVersion"]
+        if (
+            isinstance(node, Scalar)
+            and node.type in ("str", "int")
+            and _API_VERSION.fullmatch(node.text)
+            and int(node.text) < 1 << 15
+        ):
+            return int(node.text)
+        self._report.error(node.place, "SE006", "apiVersion is not a version", 'a number as a string, such as "7"')
+        return None
+
+    def _topic(self, fields: dict[str, Node]) -> TopicMatch | None:
+        given = [kind for kind in TopicKind if kind.value in fields]
+        if len(given) > 1:
+            names = " and ".join(kind.value for kind in given)
+            self._report.error(fields[given[1].value].place, "SE009", f"{names} in one rule", "make them two rules")
+        if not given:
+            return None
+        kind = given[0]
+        if kind is TopicKind.PATTERN:
+            text = self._pattern(fields, kind.value)
+            return None if text is None else TopicMatch(kind, text)
+        text = self._report.string(fields[kind.value], kind.value)
+        if text is None:
+            return None
+        if not _TOPIC.fullmatch(text):
+            hint = "at most 249 of a-z, A-Z, 0-9, '.', '_' and '-'; topicPattern of an ApiPolicy takes an expression"
+            self._report.error(fields[kind.value].place, "SE006", f"{kind.value} {text!r} is not a topic's name", hint)
+        return TopicMatch(kind, text)
 
     def name(self, fields: dict[str, Node], position: str) -> str:
         """The rule's own name, or its position in the document."""

@@ -7,11 +7,10 @@ from ipaddress import IPv6Network, ip_network
 from policies.model import (
     ANY_PORT,
     NAMESPACE_LABEL,
+    AnyL7Rule,
     CidrRule,
     Direction,
     Entity,
-    GrpcRule,
-    HttpRule,
     Network,
     Operator,
     Peers,
@@ -48,7 +47,7 @@ _EXTENSION = "is an extension: use apiVersion sluice.dev/v1, kind ApiPolicy"
 _RULE_EXTENSIONS = ("name", "mode")
 _PEER_KINDS = ("Endpoints", "CIDR", "CIDRSet", "Entities")
 _PEERS_REFUSED = ("Requires", "Groups", "Nodes", "Services", "FQDNs")
-_L7_REFUSED = dict.fromkeys(("kafka", "dns", "l7proto", "l7"), NOT_YET)
+_L7_REFUSED = dict.fromkeys(("dns", "l7proto", "l7"), NOT_YET)
 _PORT_RULE_REFUSED = dict.fromkeys(("serverNames", "terminatingTLS", "originatingTLS", "listener"), NOT_YET)
 _ENTITIES_REFUSED = (
     "init",
@@ -357,8 +356,8 @@ class SpecReader:
             return text.upper()
         return None
 
-    def _l7(self, node: Node, position: str) -> tuple[str | None, tuple[HttpRule | GrpcRule, ...]]:
-        known = ("http", "grpc") if self._extended else ("http",)
+    def _l7(self, node: Node, position: str) -> tuple[str | None, tuple[AnyL7Rule, ...]]:
+        known = ("http", "kafka", "grpc") if self._extended else ("http", "kafka")
         refused = _L7_REFUSED | {"grpc": _EXTENSION}
         fields = self._report.fields(node, "rules", known, refused)
         if fields is None:
@@ -369,11 +368,16 @@ class SpecReader:
                     node.place, "SE005", "rules is empty", 'leave it out, or write "http: []" to deny every call'
                 )
             elif fields:
-                self._report.error(node.place, "SE009", "http and grpc rules on the same ports", "one kind per port")
+                self._report.error(node.place, "SE009", f"{' and '.join(fields)} rules on the same ports", "one kind per port")
             return None, ()
         kind = next(iter(fields))
-        read: Callable[[Node, str], HttpRule | GrpcRule | None] = self._rules.http if kind == "http" else self._rules.grpc
-        found: list[HttpRule | GrpcRule] = []
+        readers: dict[str, Callable[[Node, str], AnyL7Rule | None]] = {
+            "http": self._rules.http,
+            "grpc": self._rules.grpc,
+            "kafka": self._rules.kafka,
+        }
+        read = readers[kind]
+        found: list[AnyL7Rule] = []
         for index, item in enumerate(self._report.items(fields[kind], kind)):
             rule = read(item, f"{position}.rules.{kind}[{index}]")
             if rule is not None:

@@ -11,6 +11,7 @@ Bytes of a request are forwarded only under a ``Permit``, and a ``Permit`` can b
 import logging
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from time import time
 from typing import Protocol
 
 import msgspec
@@ -35,6 +36,7 @@ from parsers.contract import (
 from policies.decide import Decision, Pair, Verdict
 from proxy.audit.record import AuditRecord, Party, Repeated, call_id, listed_headers, now, redact_query
 from proxy.metrics import CallCounter, Metrics
+from proxy.summaries import Summaries, Summary
 
 REQUEST, REPLY = Direction.REQUEST, Direction.REPLY
 
@@ -144,6 +146,10 @@ class Sink(Protocol):
         """Take room for the record of one call; False when there is none."""
         ...
 
+    def cancel(self) -> None:
+        """Give a reservation back unused."""
+        ...
+
     def write(self, record: AuditRecord, *, reserved: bool) -> None:
         """Take a finished record. Unreserved ones, of refusals, have a reserve of their own."""
         ...
@@ -243,6 +249,7 @@ class Flow:
         self._head_since: float | None = None  # the client has begun something; nothing of it could be settled since
         self._dialled = False
         self._refusals = 0
+        self._summaries: Summaries[tuple[int | str, OpenCall]] | None = None  # calls whose records are summed up
         self._now = 0.0
         self._out: list[Command] = []
         self._lent: Pair | None = None  # what the kernel goes by
@@ -477,6 +484,7 @@ class Flow:
             self._without_server(Outage.TIMEOUT)
 
     def _ticked(self, listening: bool) -> None:
+        self._write_summaries(int(time()))
         if self._waiting:
             if self._now - self._waiting_since > AUDIT_PATIENCE and self._scene.sink.accepts_refusals:
                 self._limit("AUDIT_PATIENCE")
@@ -757,6 +765,7 @@ class Flow:
             if opened.decision.allowed:
                 opened.reason = opened.reason or reason
             self._finish(number)
+        self._write_summaries(None)
         self._out.append(how)
 
     def _redacts_queries(self) -> bool:
@@ -770,17 +779,49 @@ class Flow:
         self._write(number, self._calls.pop(number), limit)
 
     def _write(self, number: int | str, opened: OpenCall, limit: str | None = None) -> None:
-        self._scene.sink.write(self._record(number, opened, limit), reserved=opened.reserved)
         self._scene.metrics.calls.add(self._labels(opened), self._now - opened.began)
+        if opened.decision.summary and opened.reserved and opened.reason is None and self._sum_up(number, opened):
+            return
+        self._scene.sink.write(self._record(number, opened, limit), reserved=opened.reserved)
+
+    def _sum_up(self, number: int | str, opened: OpenCall) -> bool:
+        """Count the call in a record that stands for several; False if it needs one of its own."""
+        if self._summaries is None:
+            self._summaries = Summaries()
+        second = int(opened.time.timestamp())
+        self._write_summaries(second)
+        key = opened.call.method, opened.call.resources, opened.status, opened.decision.policy, opened.decision.rule
+        summary, known = self._summaries.find(second, key, (number, opened))
+        if summary is None:
+            return False
+        summary.add(*opened.bytes, self._now - opened.began)
+        if known:
+            self._scene.sink.cancel()  # the record has the room that was reserved for its first call
+        return True
+
+    def _write_summaries(self, second: int | None) -> None:
+        """Write the records of seconds that are over, or all."""
+        if self._summaries is not None:
+            for summary in self._summaries.ended(second):
+                number, opened = summary.first
+                self._scene.sink.write(self._record(number, opened, summary=summary), reserved=True)
 
     def _labels(self, opened: OpenCall) -> tuple[str, str, str, str, str]:
         scene = self._scene
         parties = scene.subject.workload or "host", scene.peer.workload or "world"
         return (opened.call.protocol, opened.decision.verdict.value, opened.via, *parties)
 
-    def _record(self, number: int | str, opened: OpenCall, limit: str | None = None) -> AuditRecord:
-        """Build the record of a call: the only place where one is made."""
+    def _record(
+        self,
+        number: int | str,
+        opened: OpenCall,
+        limit: str | None = None,
+        summary: Summary[tuple[int | str, OpenCall]] | None = None,
+    ) -> AuditRecord:
+        """Build the record of a call, or of several like it: the only place where one is made."""
         scene, call, decision = self._scene, opened.call, opened.decision
+        sent, received = opened.bytes if summary is None else (summary.bytes_request, summary.bytes_reply)
+        seconds = self._now - opened.began if summary is None else summary.longest
         path = call.path
         if path is not None and (decision.redact_query or (not decision.generation and self._redacts_queries())):
             path = redact_query(path)
@@ -797,6 +838,9 @@ class Flow:
             method=call.method,
             path=path,
             host=call.host,
+            api_version=call.attributes.get("apiVersion"),
+            client_id=call.attributes.get("clientId"),
+            principal=call.attributes.get("principal"),
             headers=listed_headers(call.headers, scene.record_headers) if scene.record_headers else None,
             resources=call.resources,
             verdict=decision.verdict,
@@ -807,9 +851,10 @@ class Flow:
             notes=decision.notes,
             per_resource=decision.per_resource,
             status=opened.status,
-            bytes_request=opened.bytes[0],
-            bytes_reply=opened.bytes[1],
-            duration_ms=round((self._now - opened.began) * 1000, 3),
+            bytes_request=sent,
+            bytes_reply=received,
+            duration_ms=round(seconds * 1000, 3),
+            calls=None if summary is None else summary.calls,
             via=opened.via,
             generation=decision.generation or None,
         )

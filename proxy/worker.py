@@ -71,6 +71,9 @@ class Records:
     def reserve(self) -> bool:
         return self._writer.reserve()
 
+    def cancel(self) -> None:
+        self._writer.cancel()
+
     def write(self, record: AuditRecord, *, reserved: bool) -> None:
         if (self._backlog and not reserved) or not self._writer.write(record, reserved=reserved):
             self._backlog.append(record)
@@ -426,6 +429,10 @@ def _parser(pair: Pair) -> Parser:
     if pair.opaque_allowed:
         read = ("http/1.1",) if pair.only_watches else ("http/1.1", "http/2")
         return DetectingParser(lambda found: Http1Parser() if found in read else None)
+    if pair.protocol == "kafka":
+        from parsers.kafka.connection import KafkaParser  # large: only who polices Kafka pays for it
+
+        return KafkaParser()
     return Http1Parser()
 
 

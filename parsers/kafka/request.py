@@ -9,13 +9,11 @@ bounded, so a walk takes time in proportion to the bytes and never more than som
 different things, the request is refused: a broker must never see a topic that was not judged.
 """
 
-from collections.abc import Mapping
 from struct import Struct, unpack_from
 from typing import Never
 
 import msgspec
 
-from parsers.contract import ApiCall
 from parsers.kafka.frame import SIZE, Header, MalformedError, UnsupportedError, read_header
 from parsers.kafka.layouts import REQUESTS
 from parsers.kafka.shapes import (
@@ -104,14 +102,6 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     acks: int | None = None
     session: tuple[int, int] | None = None
     determined: int = 0
-
-
-class UnknownTopicIdError(Exception):
-    """``ids``: topic ids (16 bytes each, all zero if the request gave none) for which no name is known."""
-
-    def __init__(self, ids: tuple[bytes, ...]) -> None:
-        super().__init__(f"{len(ids)} unknown topic ids")
-        self.ids = ids
 
 
 class _IncompleteError(Exception):
@@ -493,32 +483,3 @@ def skim_prefix(data: bytes) -> Request | None:
     """What ``look`` says, or None for "not yet", when somebody else sees to it that this is not asked too often."""
     found = look(data)
     return None if isinstance(found, int) else found
-
-
-def api_call(request: Request, topic_names: Mapping[bytes, str], divisible: bool = False) -> ApiCall:
-    """The call that policy judges. ``topic_names``: names by topic id. ``divisible``: see ApiCall.
-
-    Raises UnknownTopicIdError when an id has no name: then there is nothing to judge, and the client has to be told so.
-    Forgotten topics of a fetch session are none of its resources: to forget is always allowed.
-    """
-    names = [topic.name if topic.name is not None else topic_names.get(topic.topic_id or _NO_ID) for topic in request.topics]
-    if None in names:
-        unknown = {topic.topic_id or _NO_ID: None for topic, name in zip(request.topics, names, strict=True) if name is None}
-        raise UnknownTopicIdError(tuple(unknown))
-    attributes: dict[str, str | int] = {"apiKey": request.api_key, "apiVersion": request.version}
-    if request.client_id is not None:
-        attributes["clientId"] = request.client_id
-    resources = [
-        *(f"topic:{name}" for name in names),
-        *(f"group:{group}" for group in request.groups),
-        *(f"transactionalId:{name}" for name in request.transactional_ids),
-    ]
-    return ApiCall(
-        protocol="kafka",
-        method=request.api,
-        resources=tuple(dict.fromkeys(resources)),
-        attributes=attributes,
-        wire_length=request.size,
-        divisible=divisible,
-        all_topics=request.all_topics,
-    )

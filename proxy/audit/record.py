@@ -34,6 +34,8 @@ _TEXT_FIELDS = (
     "protocol",
     "method",
     "host",
+    "client_id",
+    "principal",
     "verdict",
     "policy",
     "rule",
@@ -81,6 +83,9 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     method: str | None = None
     path: str | None = None
     host: str | None = None
+    api_version: int | str | None = None  # Kafka's
+    client_id: str | int | None = None  # as the client calls itself
+    principal: str | int | None = None  # as the broker knows it, by SASL
     headers: Mapping[str, str] | None = None  # only names that the operator listed: ``listed_headers``
     resources: Sequence[str] = ()
     policy: str | None = None
@@ -93,6 +98,7 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     bytes_request: int | None = None
     bytes_reply: int | None = None
     duration_ms: float | None = None
+    calls: int | None = None  # how many, when the record stands for several
     via: str | None = None  # "kernel" or "relay"
     generation: int | None = None
     truncated: Sequence[str] = ()
@@ -101,7 +107,7 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
         # Nearly every record passes this one look at all its words together.
         words = (
             f"{self.id}{self.node}{self.direction}{self.source}{self.destination}{self.protocol}{self.method}{self.path}"
-            f"{self.host}{self.verdict}{self.policy}{self.rule}{self.reason}{self.limit}{self.status}{self.via}"
+            f"{self.host}{self.client_id}{self.principal}{self.verdict}{self.policy}{self.rule}{self.reason}{self.limit}{self.status}{self.via}"
         )
         if len(words) > MAX_TEXT_CHARS or not words.isascii() or self._has_lists():
             self._bound()

@@ -1,0 +1,585 @@
+"""One Kafka connection, as ``parsers.contract.Parser``.
+
+    frame -> look -> Judge -> Pass | without the denied topics | our own words
+    reply frame -> whose is it -> Pass | filtered | merged -> the words of ours that waited behind it
+
+A broker answers the requests of a connection one after another, in their order, and so do we: a denial waits until every earlier
+request has been answered. Requests are judged by their beginning, as soon as nothing that follows can change the verdict; the rest
+of a frame, and all of its records, goes by unread.
+
+Topic ids (KIP-516) have names only in Metadata replies. Those that went by on this connection are remembered; for any other
+id the broker is asked, on this very connection and with the client's permissions, before the request is judged.
+"""
+
+import base64
+import struct
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
+
+import msgspec
+
+from parsers.contract import ApiCall, Direction, Done, Drop, Fail, Hold, Inject, Judge, More, Outage, Pass, Reply, Ruling, Verb
+from parsers.kafka import denials, replies, splits
+from parsers.kafka.frame import API_VERSIONS, SIZE, MalformedError, UnsupportedError
+from parsers.kafka.layouts import REQUESTS
+from parsers.kafka.request import Request, Topic, look, skim
+from parsers.kafka.sasl import Login
+from parsers.kafka.sessions import FINAL_EPOCH, INITIAL_EPOCH, Partitions, Session, Sessions
+from parsers.kafka.wire import varint
+
+PROTOCOL = "kafka"
+
+# Calls that are open at once. Clients have 5 to 1,000 under way; more wait in their sockets until replies have come.
+OPEN_CALLS_MAX = 1024
+# Bytes of our own words that wait for earlier replies; beyond, the client is not read until these have come.
+OWN_WORDS_MAX = 1024 * 1024
+# Bytes of one request that are kept until it can be judged, or refused with all its topics. A Produce request to several topics
+# has to be read to its last topic, and is at most 1 MiB with the defaults of all clients.
+HELD_REQUEST_MAX = 8 * 1024 * 1024
+# Bytes of one reply that has to be read as a whole: Metadata of some 100,000 partitions.
+HELD_REPLY_MAX = 16 * 1024 * 1024
+# Shorter replies are kept until they are there as a whole, too: the record tells their error.
+READ_WHOLE_MAX = 16 * 1024
+# Topic ids whose names are remembered: as many as a large cluster has topics.
+TOPIC_IDS_MAX = 50_000
+
+_PRODUCE, _FETCH, _METADATA, _SASL_HANDSHAKE, _SASL_AUTHENTICATE, _ADD_PARTITIONS, _DESCRIBE_TOPICS = 0, 1, 3, 17, 36, 24, 75
+_METADATA_BY_ID = 12  # the first version of Metadata that may be asked by topic id
+# What is not offered to clients because it cannot be judged by what it says: ShareFetch and ShareAcknowledge go on with what an
+# earlier request of their share session has named (KIP-932), and behind SaslHandshake version 0 come bytes without frames.
+_UNJUDGEABLE = frozenset({78, 79})
+SUPPORTED = {
+    key: (1 if key == _SASL_HANDSHAKE else api.lowest, api.highest) for key, api in REQUESTS.items() if key not in _UNJUDGEABLE
+}
+# Calls that are kept, to be the same objects when they are asked again: so policy remembers what it has decided.
+_CALLS_KEPT = 2048
+# Resources of a call that is kept.
+_KEPT_RESOURCES_MAX = 16
+_BEGINNING = struct.Struct(">ii")  # size, correlation id
+# Replies that are kept until they are there as a whole, whatever their size.
+_READ_WHOLE = frozenset({_METADATA, API_VERSIONS, _DESCRIBE_TOPICS, _SASL_AUTHENTICATE})
+_MORE, _HOLD = More(), Hold()
+
+
+class _Open:
+    """A request whose reply is still to come: from the broker, or ours once ``words`` are set."""
+
+    __slots__ = (
+        "api_key",
+        "correlation_id",
+        "ends",
+        "forgotten",
+        "granting",
+        "merged",
+        "number",
+        "probe",
+        "session",
+        "version",
+        "words",
+    )
+
+    def __init__(self, number: int, request: Request) -> None:
+        self.number = number
+        self.api_key = request.api_key
+        self.version = request.version
+        self.correlation_id = request.correlation_id
+        self.words: tuple[bytes, str] | None = None  # with their status
+        self.probe = False  # a question of ours: its reply is for nobody else
+        self.granting: Callable[[str], bool] | None = None  # which topics of the reply may be seen; None: all
+        self.merged: Sequence[bytes] = ()  # entries that say of topics which the broker did not get to see that they are denied
+        self.session: Session | None = None  # of a Fetch: what it makes or goes on with
+        self.forgotten: Sequence[Partitions] = ()
+        self.ends: int | None = None  # the id of a session that the broker closes with its answer
+
+
+class _Asked(msgspec.Struct):
+    """The request that policy is asked about."""
+
+    number: int
+    request: Request
+    data: bytes  # the frame, or the beginning of it that was looked at
+    names: tuple[str, ...] = ()  # of request.topics
+    resources: tuple[str, ...] = ()
+    session: Session | None = None  # of an incremental Fetch
+    unknown: tuple[int, ...] = ()  # positions of topics whose ids nobody knows
+    instead: tuple[bytes, str] | None = None  # our words, whatever the ruling, with their status
+    probe: bool = False  # a question of ours, in ``data``
+
+
+class KafkaParser:
+    """Kafka has no words for a connection that cannot go on: it is closed."""
+
+    protocol = PROTOCOL
+
+    def __init__(self) -> None:
+        self._next_number = 0
+        self._open: deque[_Open] = deque()
+        self._asked: _Asked | None = None
+        self._half: tuple[_Asked, Ruling] | None = None  # ruled, and its frame has to be there as a whole before we can act
+        self._behind_probe: tuple[Request, bytes] | None = None  # the request that asked for names
+        self._own_words = 0  # bytes
+        self._wanted = 0  # bytes of the next frame that must be there before it is worth a look
+        self._topic_ids: OrderedDict[bytes, str] = OrderedDict()
+        self._asked_ids: frozenset[bytes] = frozenset()  # the broker was asked for their names, for the next request
+        self._sessions = Sessions()
+        self._login = Login()
+        self._reply_rest: _Open | None = None  # a reply of which only the last byte is left
+        self._dead = False
+
+    @property
+    def at_boundary(self) -> bool:
+        return False  # the kernel path does not carry Kafka
+
+    def skip(self, head: bytes) -> Judge:
+        raise AssertionError("the kernel path does not carry Kafka")
+
+    def on_data(self, direction: Direction, data: bytes, end: bool) -> Sequence[Verb]:
+        if self._dead or not data:
+            return ()
+        try:
+            return self._read_request(data, end) if direction is Direction.REQUEST else self._read_reply(data, end)
+        except MalformedError as error:
+            if direction is Direction.REQUEST:
+                return [self._fail(error.reason, limit=error.limit)]
+            return [self._fail(f"reply-{error.reason}", self._oldest, limit=error.limit)]
+
+    def on_ruling(self, number: int, ruling: Ruling) -> Sequence[Verb]:
+        asked, self._asked = self._asked, None
+        if asked is None or asked.number != number:
+            return [self._fail("ruling-without-judge")]
+        try:
+            return self._act(asked, ruling)
+        except MalformedError as error:
+            return [self._fail(error.reason, number, limit=error.limit)]
+
+    def on_outage(self, outage: Outage) -> Sequence[Verb]:
+        if outage is Outage.SLOW_CLIENT:
+            return [self._fail(outage.value)]
+        return () if self._oldest is None else [self._fail(outage.value, self._oldest)]
+
+    @property
+    def _oldest(self) -> int | None:
+        return self._open[0].number if self._open else None
+
+    # Requests
+
+    def _read_request(self, data: bytes, end: bool) -> Sequence[Verb]:
+        if self._half is not None:
+            return self._act_when_whole(*self._half, data, end)
+        if self._behind_probe is not None or len(self._open) >= OPEN_CALLS_MAX or self._own_words > OWN_WORDS_MAX:
+            return [_HOLD]
+        if len(data) < self._wanted and not end:
+            return [_MORE]
+        try:
+            found = look(data)
+        except UnsupportedError as error:
+            return self._unsupported(error, data)
+        if not isinstance(found, int) and found.api_key in (_SASL_HANDSHAKE, _SASL_AUTHENTICATE) and len(data) < found.size:
+            found = found.size  # it is read for who the client says it is
+        if isinstance(found, int):
+            if end:
+                raise MalformedError("truncated-request")
+            if found > HELD_REQUEST_MAX:
+                raise MalformedError("request-not-judgeable", "HELD_REQUEST_MAX")
+            self._wanted = found
+            return [_MORE]
+        self._wanted = 0
+        low, high = SUPPORTED.get(found.api_key, (1, 0))
+        if not low <= found.version <= high:
+            return [self._fail("unsupported-version", partial=self._call(found))]
+        return self._judge(found, data)
+
+    def _unsupported(self, error: UnsupportedError, data: bytes) -> Sequence[Verb]:
+        request = Request(
+            api_key=error.api_key,
+            api=error.api or f"ApiKey{error.api_key}",
+            version=error.version,
+            correlation_id=error.correlation_id,
+            client_id=error.client_id,
+            size=error.size,
+        )
+        if not error.is_api_versions:
+            return [self._fail("unsupported-version" if error.api else "unsupported-api", partial=self._call(request))]
+        words = denials.unsupported_version(error.correlation_id, *SUPPORTED[API_VERSIONS])
+        return self._ask(_Asked(self._number(), request, data, instead=(words, f"kafka:{denials.UNSUPPORTED_VERSION}")))
+
+    def _judge(self, request: Request, data: bytes) -> Sequence[Verb]:
+        unknown = {
+            topic.topic_id for topic in request.topics if topic.topic_id is not None and topic.topic_id not in self._topic_ids
+        }
+        if unknown - self._asked_ids:
+            return self._ask_for_names(request, data, frozenset(unknown))
+        self._asked_ids = frozenset()
+        asked = _Asked(self._number(), request, data, tuple(self._name(topic) for topic in request.topics))
+        if unknown:
+            asked.unknown = tuple(i for i, topic in enumerate(request.topics) if topic.topic_id in unknown)
+        topics: Collection[str] = asked.names
+        if request.session is not None and request.session[1] not in (INITIAL_EPOCH, FINAL_EPOCH):
+            asked.session = self._sessions.get(request.session[0], request.version)
+            if asked.session is None:
+                code = denials.SESSION_NOT_FOUND
+                asked.instead = denials.fetch_session_error(request, code), f"kafka:{code}"
+            else:
+                topics = (*asked.session.topics, *asked.names)
+        asked.resources = tuple(
+            dict.fromkeys(
+                (
+                    *(f"topic:{name}" for name in topics),
+                    *(f"group:{group}" for group in request.groups),
+                    *(f"transactionalId:{name}" for name in request.transactional_ids),
+                )
+            )
+        )
+        return self._ask(asked)
+
+    def _ask(self, asked: _Asked) -> Sequence[Verb]:
+        self._asked = asked
+        return [Judge(asked.number, self._call(asked.request, asked.resources))]
+
+    def _call(self, request: Request, resources: tuple[str, ...] = ()) -> ApiCall:
+        make = _kept_call if len(resources) <= _KEPT_RESOURCES_MAX else _call
+        all_topics = request.all_topics and request.session is None
+        divisible = _may_be_filtered(request) or (bool(request.topics) and _may_be_split(request))
+        return make(
+            request.api,
+            request.api_key,
+            request.version,
+            request.client_id,
+            self._login.principal,
+            resources,
+            divisible,
+            all_topics,
+        )
+
+    def _number(self) -> int:
+        number = self._next_number
+        self._next_number = number + 1
+        return number
+
+    # Topic ids
+
+    def _name(self, topic: Topic) -> str:
+        if topic.name is not None:
+            return topic.name
+        known = self._topic_ids.get(topic.topic_id) if topic.topic_id else None
+        # No topic can have such a name, so no rule about names is about it.
+        return known if known is not None else f"?{base64.urlsafe_b64encode(topic.topic_id or bytes(16)).decode().rstrip('=')}"
+
+    def _ask_for_names(self, request: Request, data: bytes, ids: frozenset[bytes]) -> Sequence[Verb]:
+        """Ask the broker, and policy whether we may: it is the client's connection, and its call."""
+        self._asked_ids = ids
+        self._behind_probe = request, data
+        frame = _metadata_by_id(request.client_id, ids)
+        return self._ask(_Asked(self._number(), skim(frame), frame, probe=True))
+
+    def _probe(self, asked: _Asked, ruling: Ruling) -> Sequence[Verb]:
+        if ruling.allowed:
+            opened = _Open(asked.number, asked.request)
+            opened.probe = True
+            self._open.append(opened)
+            return [Inject(Direction.REQUEST, asked.data, asked.number), _HOLD]
+        assert self._behind_probe is not None
+        request, data = self._behind_probe
+        self._behind_probe = None
+        return [Done(asked.number), *self._judge(request, data)]
+
+    def _learn(self, frame: bytes, version: int) -> None:
+        self._topic_ids.update(replies.topic_ids(frame, version))
+        while len(self._topic_ids) > TOPIC_IDS_MAX:
+            self._topic_ids.popitem(last=False)
+
+    # What follows from a ruling
+
+    def _act(self, asked: _Asked, ruling: Ruling) -> Sequence[Verb]:
+        request = asked.request
+        if asked.probe:
+            return self._probe(asked, ruling)
+        if asked.instead is not None:
+            return self._answer(asked, *asked.instead)
+        denied = [i for i, name in enumerate(asked.names) if not ruling.grants(f"topic:{name}")]
+        if not ruling.allowed or asked.unknown or (denied and len(denied) == len(request.topics)):
+            return self._refuse(asked, ruling, denied)
+        if asked.session is not None and not all(ruling.grants(f"topic:{name}") for name in asked.session.topics):
+            # Policy has changed, and the broker would go on with what is denied by now: the client has to name everything anew.
+            assert request.session is not None
+            self._sessions.end(request.session[0])
+            code = denials.SESSION_NOT_FOUND
+            return self._answer(asked, denials.fetch_session_error(request, code), f"kafka:{code}")
+        if denied and not _may_be_split(request):
+            return self._refuse(asked, ruling, denied)
+        return self._forward(asked, ruling, denied)
+
+    def _forward(self, asked: _Asked, ruling: Ruling, denied: Sequence[int]) -> Sequence[Verb]:
+        request, number = asked.request, asked.number
+        opened = _Open(number, request)
+        verbs: list[Verb] = [Pass(request.size, number)]
+        if denied:
+            frame = self._whole(asked)
+            if frame is None:
+                self._half = asked, ruling
+                return [_MORE]
+            opened.merged = denials.entries(request, frame, dict.fromkeys(denied, denials.TOPIC_DENIED))
+            verbs = [Drop(request.size, number), Inject(Direction.REQUEST, splits.without(frame, request, denied), number)]
+        if _may_be_filtered(request) and ruling.per_resource is not None:
+            opened.granting = ruling.grants
+        if request.session is not None:
+            self._follow_session(asked, opened, denied)
+        if request.api_key == _SASL_HANDSHAKE:
+            self._login.begin(asked.data)
+        elif request.api_key == _SASL_AUTHENTICATE:
+            self._login.says(asked.data, request.version)
+        if request.api_key == _PRODUCE and request.acks == 0:
+            verbs.append(Done(number))
+        else:
+            self._open.append(opened)
+        return verbs
+
+    def _follow_session(self, asked: _Asked, opened: _Open, denied: Sequence[int]) -> None:
+        request = asked.request
+        assert request.session is not None
+        session_id, epoch = request.session
+        if epoch in (INITIAL_EPOCH, FINAL_EPOCH):
+            opened.ends = session_id
+        if epoch == FINAL_EPOCH:
+            return
+        session = asked.session if asked.session is not None else Session(request.version)
+        named = zip(asked.names, request.topics, strict=True)
+        allowed = [(name, topic.partitions) for i, (name, topic) in enumerate(named) if i not in denied]
+        if not session.add(allowed):
+            raise MalformedError("fetch-session-too-large", "MAX_PARTITIONS")
+        session.denied.update(zip((asked.names[i] for i in denied), opened.merged, strict=True))
+        opened.merged = tuple(session.denied.values())
+        opened.session = session
+        opened.forgotten = [(self._name(topic), topic.partitions) for topic in request.forgotten]
+
+    # Our own words
+
+    def _refuse(self, asked: _Asked, ruling: Ruling, denied: Sequence[int]) -> Sequence[Verb]:
+        frame = self._whole(asked)
+        if frame is None:
+            self._half = asked, ruling
+            return [_MORE]
+        request = asked.request
+        code = denials.denied_code(asked.resources, ruling.grants)
+        topic_codes = dict.fromkeys(asked.unknown, denials.UNKNOWN_TOPIC_ID)
+        if request.api_key == _ADD_PARTITIONS:
+            topic_codes |= denials.not_attempted(request, denied)
+        words = denials.denial(request, frame, code, topic_codes)
+        if words is None:
+            return [Drop(request.size, asked.number), Done(asked.number)]
+        status = denials.UNKNOWN_TOPIC_ID if asked.unknown and ruling.allowed else code
+        return self._answer(asked, words, f"kafka:{status}")
+
+    def _whole(self, asked: _Asked) -> bytes | None:
+        """The frame, if all of it is there. What is refused or taken apart must be sound to its end."""
+        size = asked.request.size
+        if size > HELD_REQUEST_MAX:
+            raise MalformedError("request-not-answerable", "HELD_REQUEST_MAX")
+        if len(asked.data) < size:
+            return None
+        frame = asked.data[:size]
+        asked.request = skim(frame)
+        return frame
+
+    def _act_when_whole(self, asked: _Asked, ruling: Ruling, data: bytes, end: bool) -> Sequence[Verb]:
+        if len(data) < asked.request.size:
+            return [self._fail("truncated-request", asked.number)] if end else [_MORE]
+        self._half = None
+        asked.data = data
+        return self._act(asked, ruling)
+
+    def _answer(self, asked: _Asked, words: bytes, status: str) -> Sequence[Verb]:
+        """Say ``words`` when it is this request's turn."""
+        opened = _Open(asked.number, asked.request)
+        opened.words = words, status
+        self._open.append(opened)
+        self._own_words += len(words)
+        verbs: list[Verb] = [Drop(asked.request.size, asked.number)]
+        if len(self._open) == 1:
+            self._take_turn(verbs)
+        return verbs
+
+    def _take_turn(self, verbs: list[Verb]) -> None:
+        """Say what has waited for the replies before it."""
+        while self._open and self._open[0].words is not None:
+            opened = self._open.popleft()
+            assert opened.words is not None
+            words, status = opened.words
+            self._own_words -= len(words)
+            verbs += (Reply(opened.number, status), Inject(Direction.REPLY, words, opened.number), Done(opened.number))
+
+    # Replies
+
+    def _read_reply(self, data: bytes, end: bool) -> Sequence[Verb]:
+        verbs: list[Verb] = []
+        at = 0
+        if self._reply_rest is not None:
+            opened = self._reply_rest
+            self._reply_rest = None
+            verbs.append(Pass(1, opened.number))
+            self._reply_over(opened, verbs)
+            at = 1
+        while at < len(data):
+            if not self._open:
+                raise MalformedError("unasked")
+            settled = self._one_reply(self._open[0], data[at:] if at else data, verbs)
+            if settled is None:
+                if end:
+                    raise MalformedError("truncated")
+                verbs.append(_MORE)
+                break
+            at += settled
+        return verbs
+
+    def _one_reply(self, opened: _Open, data: bytes, verbs: list[Verb]) -> int | None:
+        """Settle the reply at the beginning of ``data``, or all but the last byte of it; None: more must come first."""
+        if len(data) < _BEGINNING.size:
+            return None
+        length, correlation_id = _BEGINNING.unpack_from(data)
+        size = SIZE + length
+        if length < SIZE:
+            raise MalformedError("frame-too-short")
+        if correlation_id != opened.correlation_id:
+            raise MalformedError("out-of-order")
+        if opened.api_key in _READ_WHOLE or size <= READ_WHOLE_MAX:
+            if len(data) >= size:
+                self._whole_reply(opened, data[:size], verbs)
+                return size
+            if size > HELD_REPLY_MAX:
+                raise MalformedError("too-large", "HELD_REPLY_MAX")
+            return None
+        return self._long_reply(opened, data, size, verbs)
+
+    def _whole_reply(self, opened: _Open, frame: bytes, verbs: list[Verb]) -> None:
+        number = opened.number
+        error = replies.first_error(frame, opened.api_key, opened.version)
+        told = frame
+        if opened.api_key == API_VERSIONS:
+            told = replies.filter_api_versions(frame, opened.version, SUPPORTED)
+        elif opened.api_key == _METADATA:
+            self._learn(frame, opened.version)
+            if opened.granting is not None:
+                told = replies.filter_metadata(frame, opened.version, opened.granting)
+        elif opened.api_key == _DESCRIBE_TOPICS and opened.granting is not None:
+            told = replies.filter_described_topics(frame, opened.version, opened.granting)
+        elif opened.api_key == _SASL_AUTHENTICATE:
+            self._login.answered(error)
+        elif opened.api_key == _FETCH:
+            self._session_answered(opened, frame)
+        if opened.merged and (beginning := self._merged(opened, frame)) is not None:
+            told = beginning[0] + frame[beginning[1] :]
+            error = error or denials.TOPIC_DENIED
+        verbs.append(Reply(number, f"kafka:{error}"))
+        if opened.probe:
+            verbs.append(Drop(len(frame), number))
+        elif told is frame or told == frame:
+            verbs.append(Pass(len(frame), number))
+        else:
+            verbs += (Drop(len(frame), number), Inject(Direction.REPLY, told, number))
+        self._reply_over(opened, verbs)
+
+    def _long_reply(self, opened: _Open, data: bytes, size: int, verbs: list[Verb]) -> int | None:
+        """Most of it goes by unread; of its last byte we are told, and so that it is over."""
+        number = opened.number
+        error = replaced = 0
+        if opened.api_key == _FETCH:
+            start = replies.fetch_start(data, opened.version)
+            if start is None:
+                return None
+            error = start[0]
+        if opened.merged and not error:
+            beginning = self._merged(opened, data)
+            if beginning is None:
+                return None
+            words, replaced = beginning
+            error = denials.TOPIC_DENIED
+            verbs += (Reply(number, f"kafka:{error}"), Drop(replaced, number), Inject(Direction.REPLY, words, number))
+        else:
+            verbs.append(Reply(number, f"kafka:{error}"))
+        if opened.api_key == _FETCH:
+            self._session_answered(opened, data)
+        if size - replaced > 1:
+            verbs.append(Pass(size - replaced - 1, number))
+        self._reply_rest = opened
+        return size - 1
+
+    @staticmethod
+    def _merged(opened: _Open, data: bytes) -> tuple[bytes, int] | None:
+        return splits.merge(data, opened.api_key, opened.version, opened.merged)
+
+    def _session_answered(self, opened: _Open, data: bytes) -> None:
+        start = replies.fetch_start(data, opened.version)
+        if start is None:
+            raise MalformedError("truncated")
+        error, session_id = start
+        if error:
+            opened.merged = ()
+            return
+        if opened.ends is not None:
+            self._sessions.end(opened.ends)
+        if opened.session is not None:
+            opened.session.forget(opened.forgotten)
+            if session_id:
+                self._sessions.keep(session_id, opened.session)
+
+    def _reply_over(self, opened: _Open, verbs: list[Verb]) -> None:
+        self._open.popleft()
+        verbs.append(Done(opened.number))
+        if opened.probe:
+            self._behind_probe = None  # the request is offered, and judged, again
+        self._take_turn(verbs)
+
+    def _fail(self, reason: str, call: int | None = None, *, partial: ApiCall | None = None, limit: str | None = None) -> Fail:
+        self._dead = True
+        return Fail(reason, call=call, partial=partial, limit=limit)
+
+
+def _may_be_split(request: Request) -> bool:
+    return request.topic_array is not None and splits.splits_exactly(request.api_key, request.version)
+
+
+def _may_be_filtered(request: Request) -> bool:
+    """Whether the reply can be cut down to the topics that may be seen."""
+    return request.all_topics and request.api_key in (_METADATA, _DESCRIBE_TOPICS)
+
+
+def _call(
+    api: str,
+    api_key: int,
+    version: int,
+    client_id: str | None,
+    principal: str | None,
+    resources: tuple[str, ...],
+    divisible: bool,
+    all_topics: bool,
+) -> ApiCall:
+    attributes: dict[str, str | int] = {"apiKey": api_key, "apiVersion": version}
+    if client_id is not None:
+        attributes["clientId"] = client_id
+    if principal is not None:
+        attributes["principal"] = principal
+    return ApiCall(
+        protocol=PROTOCOL,
+        method=api,
+        resources=resources,
+        attributes=attributes,
+        wire_length=sum(map(len, resources)),
+        divisible=divisible,
+        all_topics=all_topics,
+    )
+
+
+_kept_call = lru_cache(_CALLS_KEPT)(_call)
+
+
+def _metadata_by_id(client_id: str | None, ids: Collection[bytes]) -> bytes:
+    """A Metadata request for topics by their ids (KIP-516), which makes none."""
+    encoded = b"" if client_id is None else client_id.encode()
+    length = -1 if client_id is None else len(encoded)
+    topics = b"".join(topic_id + b"\0\0" for topic_id in ids)  # no name, no tagged fields
+    # No topic is made, no operations are asked for, no tagged fields.
+    body = (
+        struct.pack(">hhih", _METADATA, _METADATA_BY_ID, 0, length) + encoded + b"\0" + varint(len(ids) + 1) + topics + bytes(3)
+    )
+    return struct.pack(">i", len(body)) + body

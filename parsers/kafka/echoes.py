@@ -1,0 +1,181 @@
+"""How each API's reply repeats its request when the broker refuses it, and where the error code goes.
+
+The broker's own behaviour is followed: KafkaApis and ControllerApis, and the error reply of each request class. In a reply
+that is made here every field has its default, except that
+
+* a field named ``ErrorCode`` or ``PartitionErrorCode`` has the code, if ``when`` says so,
+* a field named ``ErrorMessage`` has the sentence wherever the code beside it is not 0,
+* an ``Each`` makes one element of a reply array of each element of a request array, repeating what ``echo`` names,
+* ``VALUES`` has the defaults that the broker sets by hand.
+"""
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import NamedTuple
+
+
+class When(Enum):
+    """When an error field has the code, or an array its elements."""
+
+    ALWAYS = "always"
+    NEVER = "never"
+    TOPIC = "the denial is about topics"
+    CALL = "the denial is about the call as a whole: its group, its transactional id, the cluster"
+
+
+class Each(NamedTuple):
+    """``reply``: the array that is made. ``sources``: dotted paths of the request arrays that it is made of, one after the
+    other; those that the version does not have are left out. ``echo``: reply field to request field (empty: the plain value).
+    ``error``: when its elements have the code. ``present``: when it has elements at all.
+    """
+
+    reply: str
+    sources: tuple[str, ...]
+    echo: Mapping[str, str]
+    inner: "Each | None" = None
+    error: When = When.ALWAYS
+    present: When = When.ALWAYS
+    topics: bool = False  # its elements are the topics of the request, in the request's order
+    by_resource: bool = False  # the code follows from the element's resource type
+    distinct: bool = False
+
+
+class Echo(NamedTuple):
+    """The arrays of an API's reply, and when its own error field has the code."""
+
+    arrays: tuple[Each, ...] = ()
+    error: When = When.ALWAYS
+
+
+def _topics(reply: str, source: str, partitions: Each | None, name: str = "Name", asked: str = "Name") -> Each:
+    return Each(reply, (source,), {name: asked, "TopicId": "TopicId"}, partitions, topics=True)
+
+
+def _partitions(source: str, index: str = "PartitionIndex", reply: str = "Partitions", asked: str = "PartitionIndex") -> Each:
+    return Each(reply, (source,), {index: asked})
+
+
+_RESOURCES = {"ResourceType": "ResourceType", "ResourceName": "ResourceName"}
+# OffsetFetch: a group's error comes with the group (from version 2 on), a topic's with each partition.
+_OFFSETS = _topics("Topics", "Topics", _partitions("PartitionIndexes", asked=""))._replace(present=When.TOPIC)
+_TXN_TOPICS = _topics(
+    "ResultsByTopicV3AndBelow", "V3AndBelowTopics", _partitions("Partitions", reply="ResultsByPartition", asked="")
+)
+
+_NOTHING = Echo()
+ECHOES: dict[str, Echo] = {
+    "Produce": Echo((_topics("Responses", "TopicData", _partitions("PartitionData", "Index", "PartitionResponses", "Index")),)),
+    # An error of the session, the only kind that has the top-level code, is written by fetch_session_error.
+    "Fetch": Echo(
+        (_topics("Responses", "Topics", _partitions("Partitions", asked="Partition"), "Topic", "Topic"),), When.NEVER
+    ),
+    "ListOffsets": Echo((_topics("Topics", "Topics", _partitions("Partitions")),)),
+    "Metadata": Echo((_topics("Topics", "Topics", None),), When.NEVER),
+    "OffsetCommit": Echo((_topics("Topics", "Topics", _partitions("Partitions")),)),
+    "OffsetFetch": Echo(
+        (
+            _OFFSETS,
+            Each("Groups", ("Groups",), {"GroupId": "GroupId"}, _OFFSETS, error=When.CALL),
+        ),
+        When.CALL,
+    ),
+    "FindCoordinator": Echo((Each("Coordinators", ("CoordinatorKeys",), {"Key": ""}),)),
+    "DescribeGroups": Echo((Each("Groups", ("Groups",), {"GroupId": ""}),)),
+    "CreateTopics": Echo((_topics("Topics", "Topics", None),)),
+    "DeleteTopics": Echo(
+        (
+            _topics("Responses", "Topics", None),
+            _topics("Responses", "TopicNames", None, asked=""),
+        )
+    ),
+    "DeleteRecords": Echo((_topics("Topics", "Topics", _partitions("Partitions")),)),
+    "OffsetForLeaderEpoch": Echo(
+        (_topics("Topics", "Topics", _partitions("Partitions", "Partition", asked="Partition"), "Topic", "Topic"),)
+    ),
+    # From version 4 on it is the brokers' own, and refused as a whole.
+    "AddPartitionsToTxn": Echo((_TXN_TOPICS,)),
+    "WriteTxnMarkers": Echo(
+        (
+            Each(
+                "Markers",
+                ("Markers",),
+                {"ProducerId": "ProducerId"},
+                Each("Topics", ("Topics",), {"Name": "Name"}, _partitions("PartitionIndexes", asked="")),
+            ),
+        )
+    ),
+    "TxnOffsetCommit": Echo((_topics("Topics", "Topics", _partitions("Partitions")),)),
+    "CreateAcls": Echo((Each("Results", ("Creations",), {}),)),
+    "DeleteAcls": Echo((Each("FilterResults", ("Filters",), {}),)),
+    "DescribeConfigs": Echo((Each("Results", ("Resources",), _RESOURCES, by_resource=True),)),
+    "AlterConfigs": Echo((Each("Responses", ("Resources",), _RESOURCES, by_resource=True),)),
+    "IncrementalAlterConfigs": Echo((Each("Responses", ("Resources",), _RESOURCES, by_resource=True),)),
+    "AlterReplicaLogDirs": Echo(
+        (Each("Results", ("Dirs.Topics",), {"TopicName": "Name"}, _partitions("Partitions", asked=""), topics=True),)
+    ),
+    "CreatePartitions": Echo((_topics("Results", "Topics", None),)),
+    "DeleteGroups": Echo((Each("Results", ("GroupsNames",), {"GroupId": ""}),)),
+    "ElectLeaders": Echo(
+        (
+            Each(
+                "ReplicaElectionResults",
+                ("TopicPartitions",),
+                {"Topic": "Topic"},
+                _partitions("Partitions", "PartitionId", "PartitionResult", ""),
+                topics=True,
+            ),
+        )
+    ),
+    "AlterPartitionReassignments": Echo((_topics("Responses", "Topics", _partitions("Partitions")),)),
+    "OffsetDelete": Echo((_topics("Topics", "Topics", _partitions("Partitions"))._replace(present=When.TOPIC),), When.CALL),
+    "AlterClientQuotas": Echo(
+        (
+            Each(
+                "Entries",
+                ("Entries",),
+                {},
+                Each("Entity", ("Entity",), {"EntityType": "EntityType", "EntityName": "EntityName"}),
+            ),
+        )
+    ),
+    "AlterUserScramCredentials": Echo(
+        (Each("Results", ("Deletions", "Upsertions"), {"User": "Name"}, distinct=True),),
+    ),
+    "DescribeProducers": Echo((_topics("Topics", "Topics", _partitions("PartitionIndexes", asked="")),)),
+    "DescribeTransactions": Echo((Each("TransactionStates", ("TransactionalIds",), {"TransactionalId": ""}),)),
+    "DescribeTopicPartitions": Echo((_topics("Topics", "Topics", None),)),
+    # The reply has one error for the whole, or nothing but that error.
+    "JoinGroup": _NOTHING,
+    "Heartbeat": _NOTHING,
+    "LeaveGroup": _NOTHING,
+    "SyncGroup": _NOTHING,
+    "ListGroups": _NOTHING,
+    "SaslHandshake": _NOTHING,
+    "SaslAuthenticate": _NOTHING,
+    "ApiVersions": _NOTHING,
+    "InitProducerId": _NOTHING,
+    "AddOffsetsToTxn": _NOTHING,
+    "EndTxn": _NOTHING,
+    "DescribeAcls": _NOTHING,
+    "DescribeLogDirs": _NOTHING,
+    "ListPartitionReassignments": _NOTHING,
+    "DescribeClientQuotas": _NOTHING,
+    "DescribeUserScramCredentials": _NOTHING,
+    "DescribeQuorum": _NOTHING,
+    "UpdateFeatures": _NOTHING,
+    "DescribeCluster": _NOTHING,
+    "ListTransactions": _NOTHING,
+    "ListConfigResources": _NOTHING,
+}
+
+# What the broker sets where the protocol's default is another: field, then its value as a definition spells it.
+VALUES: dict[str, dict[str, str]] = {
+    "Produce": {"BaseOffset": "-1"},
+    "Fetch": {"HighWatermark": "-1"},
+    "OffsetFetch": {"CommittedOffset": "-1"},
+    "FindCoordinator": {"NodeId": "-1", "Port": "-1"},
+    "JoinGroup": {"ProtocolName": "null"},
+    "DeleteRecords": {"LowWatermark": "-1"},
+    "InitProducerId": {"ProducerEpoch": "-1"},
+    "DescribeClientQuotas": {"Entries": "null"},
+}
