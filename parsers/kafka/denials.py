@@ -11,14 +11,14 @@ from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
-from parsers.kafka.asked import Asked
 from parsers.kafka.echoes import ECHOES, VALUES, Each, When
+from parsers.kafka.frame import MalformedError
+from parsers.kafka.request import Request
 from parsers.kafka.wire import (
     API_VERSIONS,
     FIXED,
     Element,
     Field,
-    MalformedError,
     Reader,
     Wanted,
     array_count,
@@ -53,7 +53,7 @@ _BROKERS_ONLY = 4  # AddPartitionsToTxn from this version on
 _SASL = (17, 36)
 
 
-def denial(request: Asked, frame: bytes, code: int, topic_codes: Mapping[int, int] | None = None) -> bytes | None:
+def denial(request: Request, frame: bytes, code: int, topic_codes: Mapping[int, int] | None = None) -> bytes | None:
     """The whole reply frame that refuses ``request``, or None where the client waits for none (Produce with ``acks`` 0).
 
     ``code`` is what is denied: a topic (29), a group (30), a transactional id (53) or anything else (31). The topics whose
@@ -81,17 +81,17 @@ def denied_code(resources: Collection[str], grants: Callable[[str], bool]) -> in
     return CLUSTER_DENIED
 
 
-def not_attempted(request: Asked, denied: Collection[int]) -> dict[int, int]:
+def not_attempted(request: Request, denied: Collection[int]) -> dict[int, int]:
     """The codes of AddPartitionsToTxn, which is all or nothing: what is not denied has not been attempted (55)."""
     return {position: NOT_ATTEMPTED for position in range(len(request.topics)) if position not in denied}
 
 
-def unknown_topic_ids(request: Asked, frame: bytes, unknown: Collection[int], code: int = TOPIC_DENIED) -> bytes | None:
+def unknown_topic_ids(request: Request, frame: bytes, unknown: Collection[int], code: int = TOPIC_DENIED) -> bytes | None:
     """Refuse a request, of which the topics at the positions ``unknown`` have ids that nobody knows: the client refreshes."""
     return denial(request, frame, code, dict.fromkeys(unknown, UNKNOWN_TOPIC_ID))
 
 
-def fetch_session_error(request: Asked, code: int) -> bytes:
+def fetch_session_error(request: Request, code: int) -> bytes:
     """A Fetch reply (version 7 and later) that ends the client's session: it fetches anew and names all its topics.
 
     ``code`` is FETCH_SESSION_ID_NOT_FOUND (70) or INVALID_FETCH_SESSION_EPOCH (71); KIP-227.
@@ -107,7 +107,7 @@ def unsupported_version(correlation_id: int, lowest: int, highest: int) -> bytes
     return framed(correlation_id, body, tags=False)
 
 
-def entries(request: Asked, frame: bytes, topic_codes: Mapping[int, int]) -> list[bytes]:
+def entries(request: Request, frame: bytes, topic_codes: Mapping[int, int]) -> list[bytes]:
     """The elements of the reply's topic array for the topics at these positions, with these codes, in the request's order."""
     shape = _shape(request.api_key, request.version)
     writer = _Writer(shape, TOPIC_DENIED, topic_codes, chosen=[])

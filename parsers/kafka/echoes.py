@@ -165,6 +165,9 @@ ECHOES: dict[str, Echo] = {
     "UpdateFeatures": _NOTHING,
     "DescribeCluster": _NOTHING,
     "ListTransactions": _NOTHING,
+    "ConsumerGroupHeartbeat": _NOTHING,
+    "GetTelemetrySubscriptions": _NOTHING,
+    "PushTelemetry": _NOTHING,
     "ListConfigResources": _NOTHING,
 }
 

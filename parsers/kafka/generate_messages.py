@@ -1,7 +1,8 @@
 """Writes parsers/kafka/messages.py from the protocol's own definitions: ``python -m parsers.kafka.generate_messages``.
 
-The JSON definitions are Kafka's, as kafka-python ships them. Tagged fields are left out, because they are skipped as one block
-when read and absent when written; so are fields that no valid version has.
+The JSON definitions are Kafka's, as kafka-python ships them. They still describe versions that today's brokers have dropped, down to
+version 0. Tagged fields are left out, because they are skipped as one block when read and absent when written. Three APIs that
+clients use and kafka-python does not are written down below (KIP-848, KIP-714).
 """
 
 import importlib.resources
@@ -22,6 +23,61 @@ F = Field
 
 MESSAGES: dict[int, Message] = {
 '''
+
+
+def _field(name: str, kind: str, null: bool = False, **more: Any) -> dict[str, Any]:
+    return {"name": name, "type": kind, "versions": "0+", **({"nullableVersions": "0+"} if null else {}), **more}
+
+
+def _pair(key: int, api: str, versions: str, request: list[Any], reply: list[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    common = {"apiKey": key, "validVersions": versions, "flexibleVersions": "0+"}
+    return {**common, "name": f"{api}Request", "fields": request}, {**common, "name": f"{api}Response", "fields": reply}
+
+
+_TOPIC_PARTITIONS = [_field("TopicId", "uuid"), _field("Partitions", "[]int32")]
+_THROTTLE, _ERROR = _field("ThrottleTimeMs", "int32"), _field("ErrorCode", "int16")
+# What a denial repeats of these requests: nothing. So only their replies are of interest.
+MORE = [
+    _pair(
+        68,
+        "ConsumerGroupHeartbeat",
+        "0-1",
+        [],
+        [
+            _THROTTLE,
+            _ERROR,
+            _field("ErrorMessage", "string", null=True, default="null"),
+            _field("MemberId", "string", null=True, default="null"),
+            _field("MemberEpoch", "int32"),
+            _field("HeartbeatIntervalMs", "int32"),
+            _field(
+                "Assignment",
+                "Assignment",
+                null=True,
+                default="null",
+                fields=[_field("TopicPartitions", "[]TopicPartitions", fields=_TOPIC_PARTITIONS)],
+            ),
+        ],
+    ),
+    _pair(
+        71,
+        "GetTelemetrySubscriptions",
+        "0",
+        [],
+        [
+            _THROTTLE,
+            _ERROR,
+            _field("ClientInstanceId", "uuid"),
+            _field("SubscriptionId", "int32"),
+            _field("AcceptedCompressionTypes", "[]int8"),
+            _field("PushIntervalMs", "int32"),
+            _field("TelemetryMaxBytes", "int32"),
+            _field("DeltaTemporality", "bool"),
+            _field("RequestedMetrics", "[]string"),
+        ],
+    ),
+    _pair(72, "PushTelemetry", "0", [], [_THROTTLE, _ERROR]),
+]
 
 
 def load(resource: Any) -> dict[str, Any]:
@@ -71,10 +127,11 @@ def fields_source(fields: list[dict[str, Any]], valid: tuple[int, int], structs:
 
 
 def message_source(request: dict[str, Any], reply: dict[str, Any]) -> str:
-    valid = versions(request["validVersions"])
+    first, last = versions(request["validVersions"])
+    valid = (0, last)
     bodies = []
     for message in (request, reply):
-        if versions(message["validVersions"]) != valid or message["flexibleVersions"] != request["flexibleVersions"]:
+        if versions(message["validVersions"]) != (first, last) or message["flexibleVersions"] != request["flexibleVersions"]:
             raise ValueError(f"{request['name']} and its reply differ in versions")
         structs = {struct["name"]: struct["fields"] for struct in message.get("commonStructs", [])}
         bodies.append(fields_source(message["fields"], valid, structs, 2))
@@ -84,12 +141,16 @@ def message_source(request: dict[str, Any], reply: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    sys.stdout.write(generated())
+
+
+def generated() -> str:
+    """The text of messages.py, before it is formatted."""
     found = {path.name: path for path in importlib.resources.files(PACKAGE).iterdir()}
     requests = [load(path) for name, path in found.items() if name.endswith("Request.json")]
-    sys.stdout.write(HEADER)
-    for request in sorted(requests, key=lambda message: int(message["apiKey"])):
-        sys.stdout.write(message_source(request, load(found[request["name"].replace("Request", "Response") + ".json"])))
-    sys.stdout.write("}\n")
+    pairs = [(request, load(found[request["name"].replace("Request", "Response") + ".json"])) for request in requests]
+    texts = [message_source(request, reply) for request, reply in sorted(pairs + MORE, key=lambda pair: int(pair[0]["apiKey"]))]
+    return "".join((HEADER, *texts, "}\n"))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ F = Field
 MESSAGES: dict[int, Message] = {
     0: Message(
         "Produce",
-        3,
+        0,
         13,
         9,
         (
@@ -75,7 +75,7 @@ MESSAGES: dict[int, Message] = {
     ),
     1: Message(
         "Fetch",
-        4,
+        0,
         18,
         12,
         (
@@ -167,7 +167,7 @@ MESSAGES: dict[int, Message] = {
     ),
     2: Message(
         "ListOffsets",
-        1,
+        0,
         11,
         6,
         (
@@ -189,6 +189,7 @@ MESSAGES: dict[int, Message] = {
                             F("PartitionIndex", "int32", 0, 99),
                             F("CurrentLeaderEpoch", "int32", 4, 99, default="-1"),
                             F("Timestamp", "int64", 0, 99),
+                            F("MaxNumOffsets", "int32", 0, 0, default="1"),
                         ),
                     ),
                 ),
@@ -212,6 +213,7 @@ MESSAGES: dict[int, Message] = {
                         fields=(
                             F("PartitionIndex", "int32", 0, 99),
                             F("ErrorCode", "int16", 0, 99),
+                            F("OldStyleOffsets", "[]int64", 0, 0),
                             F("Timestamp", "int64", 1, 99, default="-1"),
                             F("Offset", "int64", 1, 99, default="-1"),
                             F("LeaderEpoch", "int32", 4, 99, default="-1"),
@@ -292,7 +294,7 @@ MESSAGES: dict[int, Message] = {
     ),
     8: Message(
         "OffsetCommit",
-        2,
+        0,
         10,
         8,
         (
@@ -318,6 +320,7 @@ MESSAGES: dict[int, Message] = {
                             F("PartitionIndex", "int32", 0, 99),
                             F("CommittedOffset", "int64", 0, 99),
                             F("CommittedLeaderEpoch", "int32", 6, 99, default="-1"),
+                            F("CommitTimestamp", "int64", 1, 1, default="-1"),
                             F("CommittedMetadata", "string", 0, 99, null=(0, 99)),
                         ),
                     ),
@@ -350,7 +353,7 @@ MESSAGES: dict[int, Message] = {
     ),
     9: Message(
         "OffsetFetch",
-        1,
+        0,
         10,
         6,
         (
@@ -719,7 +722,7 @@ MESSAGES: dict[int, Message] = {
     ),
     19: Message(
         "CreateTopics",
-        2,
+        0,
         7,
         5,
         (
@@ -791,7 +794,7 @@ MESSAGES: dict[int, Message] = {
     ),
     20: Message(
         "DeleteTopics",
-        1,
+        0,
         6,
         4,
         (
@@ -899,7 +902,7 @@ MESSAGES: dict[int, Message] = {
     ),
     23: Message(
         "OffsetForLeaderEpoch",
-        2,
+        0,
         4,
         4,
         (
@@ -1080,7 +1083,7 @@ MESSAGES: dict[int, Message] = {
     ),
     27: Message(
         "WriteTxnMarkers",
-        1,
+        0,
         2,
         1,
         (
@@ -1199,7 +1202,7 @@ MESSAGES: dict[int, Message] = {
     ),
     29: Message(
         "DescribeAcls",
-        1,
+        0,
         3,
         2,
         (
@@ -1242,7 +1245,7 @@ MESSAGES: dict[int, Message] = {
     ),
     30: Message(
         "CreateAcls",
-        1,
+        0,
         3,
         2,
         (
@@ -1278,7 +1281,7 @@ MESSAGES: dict[int, Message] = {
     ),
     31: Message(
         "DeleteAcls",
-        1,
+        0,
         3,
         2,
         (
@@ -1331,7 +1334,7 @@ MESSAGES: dict[int, Message] = {
     ),
     32: Message(
         "DescribeConfigs",
-        1,
+        0,
         4,
         4,
         (
@@ -1371,6 +1374,7 @@ MESSAGES: dict[int, Message] = {
                             F("Value", "string", 0, 99, null=(0, 99)),
                             F("ReadOnly", "bool", 0, 99),
                             F("ConfigSource", "int8", 1, 99, default="-1"),
+                            F("IsDefault", "bool", 0, 0),
                             F("IsSensitive", "bool", 0, 99),
                             F(
                                 "Synonyms",
@@ -1437,7 +1441,7 @@ MESSAGES: dict[int, Message] = {
     ),
     34: Message(
         "AlterReplicaLogDirs",
-        1,
+        0,
         2,
         2,
         (
@@ -1486,7 +1490,7 @@ MESSAGES: dict[int, Message] = {
     ),
     35: Message(
         "DescribeLogDirs",
-        1,
+        0,
         5,
         2,
         (
@@ -2314,6 +2318,70 @@ MESSAGES: dict[int, Message] = {
                     F("TransactionState", "string", 0, 99),
                 ),
             ),
+        ),
+    ),
+    68: Message(
+        "ConsumerGroupHeartbeat",
+        0,
+        1,
+        0,
+        (),
+        (
+            F("ThrottleTimeMs", "int32", 0, 99),
+            F("ErrorCode", "int16", 0, 99),
+            F("ErrorMessage", "string", 0, 99, null=(0, 99), default="null"),
+            F("MemberId", "string", 0, 99, null=(0, 99), default="null"),
+            F("MemberEpoch", "int32", 0, 99),
+            F("HeartbeatIntervalMs", "int32", 0, 99),
+            F(
+                "Assignment",
+                "{}",
+                0,
+                99,
+                null=(0, 99),
+                default="null",
+                fields=(
+                    F(
+                        "TopicPartitions",
+                        "[]",
+                        0,
+                        99,
+                        fields=(
+                            F("TopicId", "uuid", 0, 99),
+                            F("Partitions", "[]int32", 0, 99),
+                        ),
+                    ),
+                ),
+            ),
+        ),
+    ),
+    71: Message(
+        "GetTelemetrySubscriptions",
+        0,
+        0,
+        0,
+        (),
+        (
+            F("ThrottleTimeMs", "int32", 0, 99),
+            F("ErrorCode", "int16", 0, 99),
+            F("ClientInstanceId", "uuid", 0, 99),
+            F("SubscriptionId", "int32", 0, 99),
+            F("AcceptedCompressionTypes", "[]int8", 0, 99),
+            F("PushIntervalMs", "int32", 0, 99),
+            F("TelemetryMaxBytes", "int32", 0, 99),
+            F("DeltaTemporality", "bool", 0, 99),
+            F("RequestedMetrics", "[]string", 0, 99),
+        ),
+    ),
+    72: Message(
+        "PushTelemetry",
+        0,
+        0,
+        0,
+        (),
+        (
+            F("ThrottleTimeMs", "int32", 0, 99),
+            F("ErrorCode", "int16", 0, 99),
         ),
     ),
     74: Message(

@@ -9,20 +9,14 @@ because an API's request and reply turn flexible in the same version.
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from parsers.kafka.frame import MalformedError
+
 INT16_MAX = 0x7FFF
 INT32_MAX = 0x7FFF_FFFF
 SIZE_BYTES = 4  # the size field, which does not count itself
 ELEMENTS_MAX = 100_000  # array elements that are kept of one frame: at most 50 MB, half a second
 API_VERSIONS = 18
 _VARINT_MAX = 5  # bytes
-
-
-class MalformedError(Exception):
-    """The bytes are not what their API and version say. ``reason`` is a stable kebab-case token."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 class TruncatedError(MalformedError):

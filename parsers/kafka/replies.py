@@ -1,0 +1,183 @@
+"""What is read in the broker's replies, and what is taken out of them.
+
+Bytes that stay are never encoded anew: a filtered reply is made of pieces of the broker's own, so that what nobody here knows,
+such as new tagged fields, reaches the client as it was sent.
+"""
+
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+
+from parsers.kafka.frame import API_VERSIONS, SIZE, MalformedError
+from parsers.kafka.wire import (
+    Element,
+    Elements,
+    Field,
+    Plan,
+    Reader,
+    TruncatedError,
+    Wanted,
+    array_count,
+    is_flexible,
+    message,
+    plan,
+    reply_body,
+    text,
+)
+
+METADATA, FETCH = 3, 1
+UNSUPPORTED_VERSION = 35
+_NO_ID = bytes(16)
+_ERRORS = ("ErrorCode", "PartitionErrorCode")
+_TOPIC_IDS_SINCE = 10  # the first version of Metadata with topic ids
+_SESSIONS_SINCE = 7  # the first version of Fetch with sessions (KIP-227)
+_RANGE = struct.Struct(">hhh")  # API key, first and last version
+
+
+def first_error(frame: bytes, api_key: int, version: int) -> int:
+    """The first error code in a whole reply that is not 0, that of the reply itself before those inside; else 0.
+
+    Raises MalformedError.
+    """
+    reader = Reader(frame, 0)
+    if api_key == API_VERSIONS:
+        version = _version_of_versions(frame, version)
+    flexible = is_flexible(api_key, version)
+    reply_body(reader, api_key, flexible)
+    body = reader.read(_errors_plan(api_key, version))
+    reader.end()
+    return next((code for code in _errors(body) if code), 0)
+
+
+def _errors(element: Element) -> Iterator[int]:
+    for encoded in element.fields.values():
+        yield int.from_bytes(encoded, "big", signed=True)
+    for array in element.arrays.values():
+        for item in array.items:
+            yield from _errors(item)
+
+
+@lru_cache(256)
+def _errors_plan(api_key: int, version: int) -> Plan:
+    fields = _reply_fields(api_key, version)
+    return plan(fields, version, is_flexible(api_key, version), _wanted_errors(fields))
+
+
+def _wanted_errors(fields: tuple[Field, ...]) -> Wanted:
+    wanted: dict[str, Wanted | str | None] = {}
+    for field in fields:
+        if field.name in _ERRORS:
+            wanted[field.name] = None
+        elif field.kind == "[]" and (inner := _wanted_errors(field.fields)):
+            wanted[field.name] = inner
+    return wanted
+
+
+def _reply_fields(api_key: int, version: int) -> tuple[Field, ...]:
+    found = message(api_key)
+    if found is None or not found.lowest <= version <= found.highest:
+        raise MalformedError("unsupported-version")
+    return found.reply
+
+
+def fetch_start(data: bytes, version: int) -> tuple[int, int] | None:
+    """The error and the session id at the beginning of a Fetch reply, 0 where its version has none; None: more must come."""
+    if version < _SESSIONS_SINCE:
+        return 0, 0
+    reader = Reader(data, 0)
+    try:
+        reply_body(reader, FETCH, is_flexible(FETCH, version))
+        reader.integer(4)  # throttle time
+        return reader.integer(2), reader.integer(4)
+    except TruncatedError:
+        return None
+
+
+# Metadata
+
+
+def topic_ids(frame: bytes, version: int) -> dict[bytes, str]:
+    """The names of topics by their ids (16 bytes), out of a whole Metadata reply. Raises MalformedError."""
+    if version < _TOPIC_IDS_SINCE:
+        return {}
+    found: dict[bytes, str] = {}
+    for topic in _topics(frame, version).items:
+        name, topic_id = _name(topic, version), topic.fields["TopicId"]
+        if name is not None and topic_id != _NO_ID:
+            found[topic_id] = name
+    return found
+
+
+def filter_metadata(frame: bytes, version: int, grants: Callable[[str], bool]) -> bytes:
+    """A whole Metadata reply without the topics that ``grants`` says no to ("topic:NAME"). Raises MalformedError."""
+    topics = _topics(frame, version)
+    kept = []
+    for topic in topics.items:
+        name = _name(topic, version)
+        if name is not None and grants(f"topic:{name}"):
+            kept.append(frame[topic.start : topic.end])
+    if len(kept) == len(topics.items):
+        return frame
+    end = topics.items[-1].end
+    count = array_count(len(kept), is_flexible(METADATA, version))
+    return sized(b"".join((frame[: topics.start], count, *kept, frame[end:])))
+
+
+@lru_cache(32)
+def _metadata_plan(version: int) -> Plan:
+    wanted: Wanted = {"Topics": {"Name": None, "TopicId": None}}
+    return plan(_reply_fields(METADATA, version), version, is_flexible(METADATA, version), wanted)
+
+
+def _topics(frame: bytes, version: int) -> Elements:
+    reader = Reader(frame, 0)
+    reply_body(reader, METADATA, is_flexible(METADATA, version))
+    body = reader.read(_metadata_plan(version))
+    reader.end()
+    return body.arrays["Topics"]
+
+
+def _name(topic: Element, version: int) -> str | None:
+    return text(topic.fields["Name"], is_flexible(METADATA, version))
+
+
+# ApiVersions
+
+
+def filter_api_versions(frame: bytes, version: int, supported: Mapping[int, tuple[int, int]]) -> bytes:
+    """A whole ApiVersions reply in which no API and no version is offered but those of ``supported``. Raises MalformedError."""
+    version = _version_of_versions(frame, version)
+    reader = Reader(frame, 0)
+    reply_body(reader, API_VERSIONS, is_flexible(API_VERSIONS, version))
+    body = reader.read(_versions_plan(version))
+    reader.end()
+    offers = body.arrays["ApiKeys"]
+    kept = []
+    end = offers.end
+    for offer in offers.items:
+        end = offer.end
+        key, low, high = _RANGE.unpack_from(frame, offer.start)
+        if key not in supported:
+            continue
+        low, high = max(low, supported[key][0]), min(high, supported[key][1])
+        if low <= high:
+            kept.append(_RANGE.pack(key, low, high) + frame[offer.start + _RANGE.size : offer.end])
+    count = array_count(len(kept), is_flexible(API_VERSIONS, version))
+    return sized(b"".join((frame[: offers.start], count, *kept, frame[end:])))
+
+
+@lru_cache(16)
+def _versions_plan(version: int) -> Plan:
+    wanted: Wanted = {"ApiKeys": {"ApiKey": None}}
+    return plan(_reply_fields(API_VERSIONS, version), version, is_flexible(API_VERSIONS, version), wanted)
+
+
+def _version_of_versions(frame: bytes, version: int) -> int:
+    """A broker that does not know the version answers in version 0 (KIP-511)."""
+    error = int.from_bytes(frame[SIZE + 4 : SIZE + 6], "big", signed=True)
+    return 0 if error == UNSUPPORTED_VERSION else version
+
+
+def sized(frame: bytes) -> bytes:
+    """The frame with its size field set to what it is."""
+    return (len(frame) - SIZE).to_bytes(SIZE, "big") + frame[SIZE:]
