@@ -7,10 +7,11 @@ STAMP := .build
 APT_build := clang llvm libbpf-dev libbpf1 bpftool python3-venv
 APT_try := nginx-light curl iproute2 util-linux wrk
 APT_bench := haproxy
+APT_kafka := default-jdk-headless maven kcat
 BPF_OBJECTS := bpf/redirect.bpf.o bpf/verdict.bpf.o
 ARCH_INCLUDE := /usr/include/$(shell uname -m)-linux-gnu
 
-.PHONY: help demo test lint type bench soak image bpf abi kafka setup fuzz clean
+.PHONY: help demo test lint type bench soak image bpf abi layouts setup kafka fuzz clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -19,7 +20,7 @@ help: ## Show this list
 demo: setup ## Run the agent on a small real system; exit 0 only if all came out as the policies say
 	@$(PY) -m tests.demo
 
-test: setup ## Run every test, the end-to-end ones by the relay and by the kernel (BPF tests need root and are skipped with the reason without it)
+test: setup kafka ## Run every test, the end-to-end ones by the relay and by the kernel (BPF tests need root and are skipped with the reason without it)
 	@$(PY) -m pytest && $(PY) -m pytest tests/e2e --datapath kernel
 
 lint: setup ## ruff and the import contracts
@@ -31,7 +32,7 @@ type: setup ## mypy --strict
 bench: setup $(STAMP)/apt-bench ## Measure side by side with direct, Envoy and haproxy; writes bench/results/
 	@.venv/bin/pip install -q -e '.[bench]' && $(PY) -m bench $(BENCH)
 
-soak: setup ## The same tests with the huge counts
+soak: setup kafka ## The same tests with the huge counts
 	@SLUICE_SOAK=1 $(PY) -m pytest --timeout 3600 $(SOAK)
 
 fuzz: setup ## Coverage-guided fuzzing of the HTTP/1 parser (FUZZ=-max_total_time=60)
@@ -46,11 +47,27 @@ abi: bpf $(STAMP)/venv ## Generate bpf/abi.py from the compiled objects
 	@$(PY) -m bpf.generate_abi $(BPF_OBJECTS) > bpf/abi.py.new && mv bpf/abi.py.new bpf/abi.py
 	@.venv/bin/ruff format -q bpf/abi.py
 
-kafka: $(STAMP)/venv ## Generate parsers/kafka/layouts.py from the protocol's definitions
+layouts: $(STAMP)/venv ## Generate parsers/kafka/{layouts,messages}.py from Kafka's own definitions
 	@$(PY) -m parsers.kafka.generate > parsers/kafka/layouts.py.new && mv parsers/kafka/layouts.py.new parsers/kafka/layouts.py
-	@.venv/bin/ruff format -q parsers/kafka/layouts.py
+	@$(PY) -m parsers.kafka.generate_messages > parsers/kafka/messages.py.new && mv parsers/kafka/messages.py.new parsers/kafka/messages.py
+	@.venv/bin/ruff format -q parsers/kafka/layouts.py parsers/kafka/messages.py
 
 setup: $(STAMP)/apt-try $(STAMP)/venv $(BPF_OBJECTS)
+
+kafka: $(STAMP)/kafka-classes ## Fetch the jars of Apache Kafka and compile the Java client, for the tests
+
+# What cannot be fetched or built here is said, and what needs it is skipped later, with the reason.
+$(STAMP)/kafka-jars: tests/kafka/pom.xml | $(STAMP)/apt-kafka
+	@command -v mvn >/dev/null || { echo "make: no mvn, going on without Kafka" >&2; exit 0; }; \
+	echo "  MVN   $(STAMP)/kafka/lib"; rm -rf $(STAMP)/kafka/lib; \
+	mvn -q -B -f $< dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/$(STAMP)/kafka/lib >$(STAMP)/mvn.log 2>&1 \
+		|| { tail -20 $(STAMP)/mvn.log >&2; rm -rf $(STAMP)/kafka/lib; exit 0; }; \
+	touch $@
+
+$(STAMP)/kafka-classes: tests/kafka/clients/Client.java $(STAMP)/kafka-jars
+	@[ -d $(STAMP)/kafka/lib ] || exit 0; command -v javac >/dev/null || { echo "make: no javac, no Java client" >&2; exit 0; }; \
+	echo "  JAVAC $<"; \
+	javac -Xlint:all,-processing,-path -Werror -proc:none -cp '$(STAMP)/kafka/lib/*' -d $(STAMP)/kafka/classes $< && touch $@
 
 %.bpf.o: %.bpf.c bpf/sluice.h bpf/common.bpf.h | $(STAMP)/apt-build
 	@command -v clang >/dev/null || { echo "make: no clang, $@ is not built" >&2; exit 0; }; echo "  BPF   $@"; \
