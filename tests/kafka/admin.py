@@ -1,6 +1,6 @@
 """What a test does to a broker as its administrator, beforehand and afterwards."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import (
@@ -44,10 +44,10 @@ class Administrator:
                     producer.produce(case.full(topic), value.encode())
         assert producer.flush(PATIENCE) == 0
 
-    def allow(self, case: Case, principal: str) -> None:
-        """Give ``principal`` ("User:x") the ACLs of this case."""
-        bindings = [_binding(case, line, principal) for line in case.scenario.acls]
-        for future in self._client.create_acls(bindings).values() if bindings else ():
+    def allow(self, principals: Mapping[Case, str]) -> None:
+        """Give the principal of each case ("User:x") the ACLs of the case."""
+        bindings = [_binding(case, line, principal) for case, principal in principals.items() for line in case.scenario.acls]
+        for future in self._client.create_acls(bindings).values():
             future.result(PATIENCE)
 
     def records(self, topics: Iterable[str]) -> dict[str, list[str]]:

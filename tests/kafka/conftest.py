@@ -46,8 +46,7 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Oracle]:
     ):
         administrator = Administrator(kafka)
         administrator.prepare(played)
-        for case in played:
-            administrator.allow(case, f"User:{case.name}")
+        administrator.allow({case: f"User:{case.name}" for case in played})
         outcomes: dict[str, Outcomes] = {}
         programs = []
         for client in CLIENTS:

@@ -34,7 +34,7 @@ PROGRAM_PATIENCE = 150.0
 Outcomes = list[Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scenario:
     name: str
     says: str
