@@ -46,7 +46,7 @@ class Listener:
 
     name: str = "PLAIN"
     sasl: bool = False  # SASL/PLAIN; else everybody is User:ANONYMOUS
-    host: str = "127.0.0.1"
+    host: str = "127.0.0.1"  # an IPv6 address in brackets
     port: int = 0  # 0: a free one
     advertised: str = ""  # host:port; "": the listener's own
 
@@ -61,7 +61,7 @@ def missing() -> str | None:
 
 
 def java(*arguments: str, jvm: Sequence[str] = SMALL_JVM) -> list[str]:
-    """The command that runs a class of Kafka, or of our Java client. It dies with the process that starts it."""
+    """The command that runs a class of Kafka, or of our Java client. It dies with the thread that starts it."""
     return ["setpriv", "--pdeathsig", "KILL", "java", *jvm, "-cp", CLASSPATH, *arguments]
 
 

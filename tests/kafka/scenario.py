@@ -31,6 +31,9 @@ CLIENTS = ("java", *PROGRAMS)
 # How long all jobs of one program may take (seconds); only a failure waits for all of it.
 PROGRAM_PATIENCE = 150.0
 
+# The fields of a rule that name something of the broker's.
+NAMING = ("topic", "topicPrefix", "group", "transactionalID")
+
 Outcomes = list[Any]
 
 
@@ -93,10 +96,10 @@ class Case:
 
     @property
     def policy(self) -> list[dict[str, str]]:
-        """``rules.kafka`` with the full names."""
-        named = ("topic", "topicPrefix", "group", "transactionalID")
+        """``rules.kafka`` with the full names, for the client id of this case alone: so many cases can share a workload."""
         return [
-            {key: self.full(value) if key in named else value for key, value in rule.items()} for rule in self.scenario.policy
+            {key: self.full(value) if key in NAMING else value for key, value in rule.items()} | {"clientID": self.name}
+            for rule in self.scenario.policy
         ]
 
     def job(self, bootstrap: str, user: broker.User | None = None) -> dict[str, Any]:
