@@ -1,6 +1,5 @@
 """The broker of these tests, with ACLs, and what all clients met there."""
 
-import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ import pytest
 from tests.kafka import broker
 from tests.kafka.admin import Administrator
 from tests.kafka.broker import Broker, Listener, User
-from tests.kafka.scenario import CLIENTS, Case, Outcomes, Program, cases, missing
+from tests.kafka.scenario import Case, Outcomes, cases, missing, play
 
 REQUIRE = "1" in (os.environ.get("SLUICE_REQUIRE_KAFKA"), os.environ.get("SLUICE_REQUIRE_BPF"))
 
@@ -38,23 +37,12 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Oracle]:
     require(broker.missing())
     played = [case for case in cases() if missing(case.client) is None]
     users = {case.name: User(case.name, "secret") for case in played}
-    with (
-        contextlib.ExitStack() as stack,
-        Broker(
-            tmp_path_factory.mktemp("kafka"), (Listener("SASL", sasl=True),), acls=True, users=tuple(users.values())
-        ) as kafka,
-    ):
+    listener, folder = Listener("SASL", sasl=True), tmp_path_factory.mktemp("kafka")
+    with Broker(folder, (listener,), acls=True, users=tuple(users.values())) as kafka:
         administrator = Administrator(kafka)
         administrator.prepare(played)
         administrator.allow({case: f"User:{case.name}" for case in played})
-        outcomes: dict[str, Outcomes] = {}
-        programs = []
-        for client in CLIENTS:
-            jobs = [case.job(kafka.address("SASL"), users[case.name]) for case in played if case.client == client]
-            programs.append(Program(client, jobs))
-            stack.callback(programs[-1].kill)
-        for program in programs:
-            outcomes |= program.outcomes()
+        outcomes = play(played, kafka.address("SASL"), users)
         after = administrator.records(case.full(topic) for case in played for topic in case.scenario.after)
         yield Oracle(outcomes, after)
 

@@ -11,6 +11,7 @@ that all scenarios can share a broker and run at the same time.
 An ACL is a line such as ``write topic orders``, ``read group billing``, ``write topic-prefix orders-``.
 """
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -140,6 +141,25 @@ def missing(client: str) -> str | None:
     if client == "kcat" and not command_exists("kcat"):
         return "kcat is not installed"
     return None
+
+
+def play(
+    played: Sequence[Case],
+    bootstrap: str,
+    users: Mapping[str, broker.User] | None = None,
+    prefixes: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Outcomes]:
+    """Play cases against one address, all clients at the same time; the outcomes by the names of the cases.
+
+    ``users`` are by case, ``prefixes`` by client: what places its program.
+    """
+    with contextlib.ExitStack() as stack:
+        programs = []
+        for client in dict.fromkeys(case.client for case in played):
+            jobs = [case.job(bootstrap, (users or {}).get(case.name)) for case in played if case.client == client]
+            programs.append(Program(client, jobs, (prefixes or {}).get(client, ())))
+            stack.callback(programs[-1].kill)
+        return {name: outcomes for program in programs for name, outcomes in program.outcomes().items()}
 
 
 class Program:

@@ -11,7 +11,7 @@ from tests.kafka import broker
 from tests.kafka.admin import Administrator
 from tests.kafka.broker import Broker
 from tests.kafka.conftest import require
-from tests.kafka.scenario import Case, Program, scenarios
+from tests.kafka.scenario import Case, play, scenarios
 from tests.requirements import require_bpf
 
 # The controller waits so long (ms) until it believes that a killed broker is gone; else 9 s.
@@ -25,8 +25,8 @@ def workload() -> Iterator[Workload]:
         yield made
 
 
-def play(kafka: Broker, prefix: tuple[str, ...] = ()) -> object:
-    return CASE.short(Program(CASE.client, [CASE.job(kafka.address())], prefix).outcomes()[CASE.name])
+def outcomes(kafka: Broker) -> object:
+    return CASE.short(play([CASE], kafka.address())[CASE.name])
 
 
 def test_with_acls_an_anonymous_client_may_do_nothing_until_it_is_allowed(tmp_path: Path) -> None:
@@ -34,9 +34,9 @@ def test_with_acls_an_anonymous_client_may_do_nothing_until_it_is_allowed(tmp_pa
     with Broker(tmp_path, acls=True) as kafka:
         administrator = Administrator(kafka)
         administrator.prepare([CASE])
-        assert play(kafka) == [{"orders": "TopicAuthorization"}]
+        assert outcomes(kafka) == [{"orders": "TopicAuthorization"}]
         administrator.allow({CASE: "User:ANONYMOUS"})
-        assert play(kafka) == CASE.scenario.expected(CASE.client)
+        assert outcomes(kafka) == CASE.scenario.expected(CASE.client)
 
 
 def test_a_broker_in_a_workload_is_killed_and_starts_again_with_its_data(tmp_path: Path, workload: Workload) -> None:
@@ -44,7 +44,7 @@ def test_a_broker_in_a_workload_is_killed_and_starts_again_with_its_data(tmp_pat
     require_bpf()  # for the cgroup
     with Broker(tmp_path, settings=SHORT_SESSION, prefix=(SLUICE, "exec", workload.name, "--")) as kafka:
         Administrator(kafka).prepare([CASE])
-        assert play(kafka) == CASE.scenario.expected(CASE.client)
+        assert outcomes(kafka) == CASE.scenario.expected(CASE.client)
         members = (workload.cgroup / "cgroup.procs").read_text().split()
         assert kafka.process is not None
         assert members == [str(kafka.process.pid)]
