@@ -2,7 +2,8 @@
 
 ``Broker`` is a context manager. It has the listeners that a test asks for, each on a free port below the ephemeral range,
 and two of its own: the controller's and INTERNAL, both with SASL/PLAIN. The user ``ADMIN`` may do everything there, so that
-with ``acls=True`` nobody else may do anything that no ACL allows, anonymous clients included.
+with ``acls=True`` nobody else may do anything that no ACL allows, anonymous clients included. The broker dials both itself: a
+policy for its workload has to let ``own_ports`` alone.
 """
 
 import base64
@@ -96,6 +97,10 @@ class Broker:
 
     def port(self, listener: str = "PLAIN") -> int:
         return self._ports[listener]
+
+    @property
+    def own_ports(self) -> tuple[int, int]:
+        return self._ports[INTERNAL], self._ports[CONTROLLER]
 
     def __enter__(self) -> "Broker":
         self.start()
