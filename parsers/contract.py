@@ -57,6 +57,8 @@ class ApiCall(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     divisible: bool = False
     # The call is about every topic there is, whatever topics are among its resources.
     all_topics: bool = False
+    # Something is left of the call when all its topics are refused: Kafka's Metadata also tells who the brokers are.
+    remainder: bool = False
 
 
 class HeaderEdit(msgspec.Struct, frozen=True):

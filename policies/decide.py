@@ -82,9 +82,9 @@ class Decision(msgspec.Struct, frozen=True, eq=False, kw_only=True):
 
     ``policy`` and ``rule`` name what decided, if one thing did; ``detail`` has the names of all policies that were asked.
     ``reason`` is a stable kebab-case token. ``would`` is "DENY" when only ``mode: audit`` let the call pass.
-    ``notes`` are findings that changed nothing, such as a ``headerMatches`` mismatch with LOG. ``per_resource`` is what becomes of
-    each topic of a PARTIAL call. ``summary``: its record may stand for several calls (``record: summary``). ``granting`` is asked
-    by ``grants`` about resources where not all have the same verdict.
+    ``notes`` are findings that changed nothing, such as a ``headerMatches`` mismatch with LOG. ``per_resource`` is what
+    becomes of each topic of a PARTIAL call. ``summary``: its record may stand for several calls (``record: summary``).
+    ``granting`` is asked by ``grants`` about resources where not all have the same verdict.
     """
 
     verdict: Verdict
@@ -434,7 +434,7 @@ class Pair:
                     if topic.startswith(TOPIC) and verdicts.get(topic) is not Verdict.DENIED:
                         verdicts[topic] = Verdict.ALLOWED if decision.allowed else Verdict.DENIED
             some = any(verdict is Verdict.ALLOWED for verdict in verdicts.values())
-            if some or (call.all_topics and self._judge_whole(msgspec.structs.replace(call, all_topics=False)).allowed):
+            if some or ((call.all_topics or call.remainder) and self._judge_whole(_without_topics(call)).allowed):
                 return msgspec.structs.replace(denied, verdict=Verdict.PARTIAL, per_resource=verdicts, granting=granting)
         return msgspec.structs.replace(denied, granting=granting)
 
@@ -632,6 +632,11 @@ def _connection(entries: Sequence[Entry], allowing: Sequence[Entry], restricted:
     for entry in allowing:
         return Outcome(Rank.ALLOW, "connection-allowed", entry.policy.name, entry.rule.name)
     return Outcome(Rank.ALLOW, "default-allow")
+
+
+def _without_topics(call: ApiCall) -> ApiCall:
+    others = tuple(resource for resource in call.resources if not resource.startswith(TOPIC))
+    return msgspec.structs.replace(call, resources=others, all_topics=False)
 
 
 class _Granting:

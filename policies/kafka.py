@@ -34,26 +34,28 @@ APIS: dict[str, int] = {
     "ShareFetch": 78, "ShareAcknowledge": 79, "StreamsGroupHeartbeat": 88, "StreamsGroupDescribe": 89,
     "DescribeShareGroupOffsets": 90, "AlterShareGroupOffsets": 91, "DeleteShareGroupOffsets": 92,
 }  # fmt: skip
+# Clients that say "metadata" ask for a cluster's brokers and topics; today's ask for them by three names.
+METADATA = frozenset({APIS["Metadata"], APIS["DescribeCluster"], APIS["DescribeTopicPartitions"]})
 # Keys that only brokers ever used among themselves, and controllers do no more: a rule may name them, and never holds.
 RETIRED = {"LeaderAndIsr": 4, "StopReplica": 5, "UpdateMetadata": 6, "ControlledShutdown": 7}
 # Cilium's spelling, where it is not a name in lower case.
 _ALIASES = {"offsets": "ListOffsets"}
-KEYS_BY_WORD: dict[str, int] = {
-    **{name.lower(): key for name, key in (APIS | RETIRED).items()},
-    **{alias: APIS[name] for alias, name in _ALIASES.items()},
+KEYS_BY_WORD: dict[str, frozenset[int]] = {
+    **{name.lower(): frozenset({key}) for name, key in (APIS | RETIRED).items()},
+    **{alias: frozenset({APIS[name]}) for alias, name in _ALIASES.items()},
+    "metadata": METADATA,
 }
 NAMES_BY_KEY = {key: name for name, key in APIS.items()}
 
-# Without these no client can say anything: who it is, and which versions it may use. Any rule that allows something allows them.
+# Without these no client can say anything: who it is, and which versions it may use. Who may ask for anything may ask them.
 HANDSHAKE = frozenset({APIS["SaslHandshake"], APIS["SaslAuthenticate"], APIS["ApiVersions"]})
 # What a client has to ask to do its work, by role. Both look for brokers (Metadata) and for their coordinator.
 ROLES: dict[KafkaRole, frozenset[int]] = {
-    KafkaRole.PRODUCE: frozenset(
+    KafkaRole.PRODUCE: METADATA
+    | frozenset(
         APIS[name]
         for name in (
             "Produce",
-            "Metadata",
-            "DescribeTopicPartitions",  # Metadata's successor for topics with very many partitions
             "InitProducerId",  # idempotence, which is the default of today's producers
             "FindCoordinator",  # the coordinator of transactions
             "AddPartitionsToTxn",
@@ -62,14 +64,13 @@ ROLES: dict[KafkaRole, frozenset[int]] = {
             "TxnOffsetCommit",
         )
     ),
-    KafkaRole.CONSUME: frozenset(
+    KafkaRole.CONSUME: METADATA
+    | frozenset(
         APIS[name]
         for name in (
             "Fetch",
             "ListOffsets",
             "OffsetForLeaderEpoch",
-            "Metadata",
-            "DescribeTopicPartitions",
             "FindCoordinator",
             "JoinGroup",
             "SyncGroup",
@@ -101,14 +102,18 @@ def pieces(call: ApiCall) -> Iterator[ApiCall]:
     if all(len(names) <= 1 for names in kinds) and not (kinds[0] and call.all_topics):
         yield call
         return
-    topics: list[tuple[str, ...]] = [(name,) for name in kinds[0]]
-    if call.all_topics or not topics:
-        topics.append(())
-    groups, ids = ([(name,) for name in names] or [()] for names in kinds[1:])
-    if len(topics) * len(groups) * len(ids) > MAX_PIECES:
+    topics, groups, ids = (_each(names) for names in kinds)
+    topics_and_all = [*topics, ()] if call.all_topics and kinds[0] else topics
+    if len(topics_and_all) * len(groups) * len(ids) > MAX_PIECES:
         raise ValueError("too many combinations of resources in one call")
-    for topic, group, id_ in product(topics, groups, ids):
+    for topic, group, id_ in product(topics_and_all, groups, ids):
         yield msgspec.structs.replace(call, resources=topic + group + id_, all_topics=call.all_topics and not topic)
+
+
+def _each(names: list[str]) -> list[tuple[str, ...]]:
+    """Each by itself, or nothing if there is none."""
+    found: list[tuple[str, ...]] = [(name,) for name in names]
+    return found or [()]
 
 
 class _Topics(msgspec.Struct):
@@ -176,7 +181,7 @@ class KafkaIndex:
                 for topic in topics:
                     found.update(rules.about(topic, self._patterns.matching(_latin(topic)) if rules.patterns else ()))
             elif call.all_topics != self._deny:
-                # Only a rule about any topic allows all of them; and about no topic, nothing is said by a rule that denies some.
+                # Only a rule about any topic allows all of them; of no topic, a rule that denies some says nothing.
                 found.update(rules.any)
             else:
                 found.update(rules.everything)

@@ -5,12 +5,14 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from policies.match import is_literal
 from policies.model import (
+    AnyL7Rule,
     Bundle,
     CidrRule,
     Direction,
     Entity,
     GrpcRule,
     HttpRule,
+    KafkaRule,
     PathKind,
     Peers,
     Place,
@@ -186,7 +188,7 @@ def _cannot_begin_with_slash(pattern: str) -> bool:
     return "|" not in pattern and bool(re.match(r"[A-Za-z0-9_%-](?![?*{])", start))
 
 
-def _unreachable(rules: Sequence[HttpRule | GrpcRule]) -> Iterator[Finding]:
+def _unreachable(rules: Sequence[AnyL7Rule]) -> Iterator[Finding]:
     """Rules that another rule of the same list makes pointless."""
     seen: dict[object, str] = {}
     denied = {_conditions(rule) for rule in rules if rule.deny and not rule.audit}
@@ -202,13 +204,15 @@ def _unreachable(rules: Sequence[HttpRule | GrpcRule]) -> Iterator[Finding]:
             yield _at(rule.place, "SL002", f"{matches_all.name!r} allows every call already")
 
 
-def _conditions(rule: HttpRule | GrpcRule) -> tuple[object, ...]:
+def _conditions(rule: AnyL7Rule) -> tuple[object, ...]:
+    if isinstance(rule, KafkaRule):
+        return ("kafka", rule.keys, rule.api_version, rule.client_id, rule.topic, rule.group, rule.transactional_id)
     if isinstance(rule, GrpcRule):
         return ("grpc", rule.service, rule.method, rule.headers)
     return ("http", rule.path, rule.method, rule.host, rule.headers, rule.header_matches, rule.query)
 
 
-def _changes_headers(rule: HttpRule | GrpcRule) -> bool:
+def _changes_headers(rule: AnyL7Rule) -> bool:
     return isinstance(rule, HttpRule) and bool(rule.header_matches)
 
 

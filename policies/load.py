@@ -314,12 +314,8 @@ def _check_kinds(bundle: Bundle, report: Report) -> None:
             kinds = {one.port_rule.kind, other.port_rule.kind}
             if kinds == {"grpc", "http"}:
                 hint += "; http rules can express gRPC (POST, /pkg.Svc/Method)"
-            report.error(
-                one.port_rule.place,
-                "SE009",
-                f"{one.port_rule.kind} rules for connections that have {other.port_rule.kind} rules at {_at(other.port_rule.place)}",
-                hint,
-            )
+            what = f"{one.port_rule.kind} rules for connections that have {other.port_rule.kind} rules"
+            report.error(one.port_rule.place, "SE009", f"{what} at {_at(other.port_rule.place)}", hint)
 
 
 def _ports_overlap(one: PortRule, other: PortRule) -> bool:

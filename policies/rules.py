@@ -118,9 +118,8 @@ class RuleReader:
         deny = "deny" in fields and self._report.boolean(fields["deny"], "deny")
         summary = "record" in fields and self._report.choice(fields["record"], "record", RECORDS) == "summary"
         if summary and deny:
-            self._report.error(
-                fields["record"].place, "SE006", "a deny rule cannot have record: summary", "denials are told one by one"
-            )
+            hint = "denials are told one by one"
+            self._report.error(fields["record"].place, "SE006", "a deny rule cannot have record: summary", hint)
         return KafkaRule(
             name=self.name(fields, position),
             place=node.place,
@@ -149,23 +148,18 @@ class RuleReader:
         text = self._report.string(fields["apiKey"], "apiKey")
         if text is None:
             return None, None
-        key = KEYS_BY_WORD.get(text.lower())
-        if key is None:
+        keys = KEYS_BY_WORD.get(text.lower())
+        if keys is None:
             hint = suggestion(text.lower(), KEYS_BY_WORD) or "the name of an API, such as produce, fetch or metadata"
             self._report.error(fields["apiKey"].place, "SE006", f"apiKey is {text!r}, which is no API of Kafka", hint)
             return None, None
-        return None, frozenset({key})
+        return None, keys
 
     def _api_version(self, fields: dict[str, Node]) -> int | None:
         if "apiVersion" not in fields:
             return None
         node = fields["apiVersion"]
-        if (
-            isinstance(node, Scalar)
-            and node.type in ("str", "int")
-            and _API_VERSION.fullmatch(node.text)
-            and int(node.text) < 1 << 15
-        ):
+        if isinstance(node, Scalar) and node.type in ("str", "int") and _API_VERSION.fullmatch(node.text):
             return int(node.text)
         self._report.error(node.place, "SE006", "apiVersion is not a version", 'a number as a string, such as "7"')
         return None

@@ -794,7 +794,7 @@ class Flow:
         summary, known = self._summaries.find(second, key, (number, opened))
         if summary is None:
             return False
-        summary.add(*opened.bytes, self._now - opened.began)
+        summary.add(opened.bytes[0], opened.bytes[1], self._now - opened.began)
         if known:
             self._scene.sink.cancel()  # the record has the room that was reserved for its first call
         return True

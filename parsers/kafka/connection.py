@@ -3,9 +3,9 @@
     frame -> look -> Judge -> Pass | without the denied topics | our own words
     reply frame -> whose is it -> Pass | filtered | merged -> the words of ours that waited behind it
 
-A broker answers the requests of a connection one after another, in their order, and so do we: a denial waits until every earlier
-request has been answered. Requests are judged by their beginning, as soon as nothing that follows can change the verdict; the rest
-of a frame, and all of its records, goes by unread.
+A broker answers the requests of a connection one after another, in their order, and so do we: a denial waits until every
+earlier request has been answered. Requests are judged by their beginning, as soon as nothing that follows can change the
+verdict; the rest of a frame, and all of its records, goes by unread.
 
 Topic ids (KIP-516) have names only in Metadata replies. Those that went by on this connection are remembered; for any other
 id the broker is asked, on this very connection and with the client's permissions, before the request is judged.
@@ -26,7 +26,7 @@ from parsers.kafka.layouts import REQUESTS
 from parsers.kafka.request import Request, Topic, look, skim
 from parsers.kafka.sasl import Login
 from parsers.kafka.sessions import FINAL_EPOCH, INITIAL_EPOCH, Partitions, Session, Sessions
-from parsers.kafka.wire import varint
+from parsers.kafka.wire import message, varint
 
 PROTOCOL = "kafka"
 
@@ -44,13 +44,16 @@ READ_WHOLE_MAX = 16 * 1024
 # Topic ids whose names are remembered: as many as a large cluster has topics.
 TOPIC_IDS_MAX = 50_000
 
-_PRODUCE, _FETCH, _METADATA, _SASL_HANDSHAKE, _SASL_AUTHENTICATE, _ADD_PARTITIONS, _DESCRIBE_TOPICS = 0, 1, 3, 17, 36, 24, 75
+_PRODUCE, _FETCH, _METADATA, _SASL_HANDSHAKE, _SASL_AUTHENTICATE, _ADD_PARTITIONS = 0, 1, 3, 17, 36, 24
 _METADATA_BY_ID = 12  # the first version of Metadata that may be asked by topic id
 # What is not offered to clients because it cannot be judged by what it says: ShareFetch and ShareAcknowledge go on with what an
-# earlier request of their share session has named (KIP-932), and behind SaslHandshake version 0 come bytes without frames.
+# earlier request of their share session has named (KIP-932).
 _UNJUDGEABLE = frozenset({78, 79})
+# By API key, the first and the last version that can be judged, and refused.
 SUPPORTED = {
-    key: (1 if key == _SASL_HANDSHAKE else api.lowest, api.highest) for key, api in REQUESTS.items() if key not in _UNJUDGEABLE
+    key: (api.layouts[0][0], min(api.layouts[-1][1], known.highest))
+    for key, api in REQUESTS.items()
+    if key not in _UNJUDGEABLE and (known := message(key)) is not None
 }
 # Calls that are kept, to be the same objects when they are asked again: so policy remembers what it has decided.
 _CALLS_KEPT = 2048
@@ -58,7 +61,7 @@ _CALLS_KEPT = 2048
 _KEPT_RESOURCES_MAX = 16
 _BEGINNING = struct.Struct(">ii")  # size, correlation id
 # Replies that are kept until they are there as a whole, whatever their size.
-_READ_WHOLE = frozenset({_METADATA, API_VERSIONS, _DESCRIBE_TOPICS, _SASL_AUTHENTICATE})
+_READ_WHOLE = frozenset({_METADATA, API_VERSIONS, _SASL_AUTHENTICATE})
 _MORE, _HOLD = More(), Hold()
 
 
@@ -186,7 +189,8 @@ class KafkaParser:
             return [_MORE]
         self._wanted = 0
         low, high = SUPPORTED.get(found.api_key, (1, 0))
-        if not low <= found.version <= high:
+        # Behind SaslHandshake version 0 come bytes without frames. It is offered, because librdkafka looks for it.
+        if not low <= found.version <= high or (found.api_key, found.version) == (_SASL_HANDSHAKE, 0):
             return [self._fail("unsupported-version", partial=self._call(found))]
         return self._judge(found, data)
 
@@ -239,18 +243,10 @@ class KafkaParser:
 
     def _call(self, request: Request, resources: tuple[str, ...] = ()) -> ApiCall:
         make = _kept_call if len(resources) <= _KEPT_RESOURCES_MAX else _call
-        all_topics = request.all_topics and request.session is None
         divisible = _may_be_filtered(request) or (bool(request.topics) and _may_be_split(request))
-        return make(
-            request.api,
-            request.api_key,
-            request.version,
-            request.client_id,
-            self._login.principal,
-            resources,
-            divisible,
-            all_topics,
-        )
+        who = request.client_id, self._login.principal
+        more = divisible, request.all_topics, _has_remainder(request)
+        return make(request.api, request.api_key, request.version, who, resources, more)
 
     def _number(self) -> int:
         number = self._next_number
@@ -298,7 +294,11 @@ class KafkaParser:
         if asked.instead is not None:
             return self._answer(asked, *asked.instead)
         denied = [i for i, name in enumerate(asked.names) if not ruling.grants(f"topic:{name}")]
-        if not ruling.allowed or asked.unknown or (denied and len(denied) == len(request.topics)):
+        if (
+            not ruling.allowed
+            or asked.unknown
+            or (denied and len(denied) == len(request.topics) and not _has_remainder(request))
+        ):
             return self._refuse(asked, ruling, denied)
         if asked.session is not None and not all(ruling.grants(f"topic:{name}") for name in asked.session.topics):
             # Policy has changed, and the broker would go on with what is denied by now: the client has to name everything anew.
@@ -436,6 +436,7 @@ class KafkaParser:
         """Settle the reply at the beginning of ``data``, or all but the last byte of it; None: more must come first."""
         if len(data) < _BEGINNING.size:
             return None
+        length: int
         length, correlation_id = _BEGINNING.unpack_from(data)
         size = SIZE + length
         if length < SIZE:
@@ -461,14 +462,12 @@ class KafkaParser:
             self._learn(frame, opened.version)
             if opened.granting is not None:
                 told = replies.filter_metadata(frame, opened.version, opened.granting)
-        elif opened.api_key == _DESCRIBE_TOPICS and opened.granting is not None:
-            told = replies.filter_described_topics(frame, opened.version, opened.granting)
         elif opened.api_key == _SASL_AUTHENTICATE:
             self._login.answered(error)
         elif opened.api_key == _FETCH:
             self._session_answered(opened, frame)
-        if opened.merged and (beginning := self._merged(opened, frame)) is not None:
-            told = beginning[0] + frame[beginning[1] :]
+        if opened.merged:
+            told = splits.merged(told, opened.api_key, opened.version, opened.merged)
             error = error or denials.TOPIC_DENIED
         verbs.append(Reply(number, f"kafka:{error}"))
         if opened.probe:
@@ -489,7 +488,7 @@ class KafkaParser:
                 return None
             error = start[0]
         if opened.merged and not error:
-            beginning = self._merged(opened, data)
+            beginning = splits.merge(data, opened.api_key, opened.version, opened.merged)
             if beginning is None:
                 return None
             words, replaced = beginning
@@ -503,10 +502,6 @@ class KafkaParser:
             verbs.append(Pass(size - replaced - 1, number))
         self._reply_rest = opened
         return size - 1
-
-    @staticmethod
-    def _merged(opened: _Open, data: bytes) -> tuple[bytes, int] | None:
-        return splits.merge(data, opened.api_key, opened.version, opened.merged)
 
     def _session_answered(self, opened: _Open, data: bytes) -> None:
         start = replies.fetch_start(data, opened.version)
@@ -539,21 +534,26 @@ def _may_be_split(request: Request) -> bool:
     return request.topic_array is not None and splits.splits_exactly(request.api_key, request.version)
 
 
+def _has_remainder(request: Request) -> bool:
+    """Whether a request without any of its topics makes sense: in version 0 it would be about all topics."""
+    return request.api_key == _METADATA and request.version > 0 and request.topic_array is not None
+
+
 def _may_be_filtered(request: Request) -> bool:
     """Whether the reply can be cut down to the topics that may be seen."""
-    return request.all_topics and request.api_key in (_METADATA, _DESCRIBE_TOPICS)
+    return request.all_topics and request.api_key == _METADATA
 
 
 def _call(
     api: str,
     api_key: int,
     version: int,
-    client_id: str | None,
-    principal: str | None,
+    who: tuple[str | None, str | None],
     resources: tuple[str, ...],
-    divisible: bool,
-    all_topics: bool,
+    more: tuple[bool, bool, bool],
 ) -> ApiCall:
+    client_id, principal = who
+    divisible, all_topics, remainder = more
     attributes: dict[str, str | int] = {"apiKey": api_key, "apiVersion": version}
     if client_id is not None:
         attributes["clientId"] = client_id
@@ -567,6 +567,7 @@ def _call(
         wire_length=sum(map(len, resources)),
         divisible=divisible,
         all_topics=all_topics,
+        remainder=remainder,
     )
 
 

@@ -158,7 +158,9 @@ class _Shape:
         self._templates: dict[tuple[int, int, bool], _Template] = {}
 
     def read(self, frame: bytes) -> Element:
-        """What the reply repeats of the request."""
+        """What the reply repeats of the request, whose frame is sound (request.skim)."""
+        if not self._arrays:
+            return Element(0, 0, {}, {})
         reader = Reader(frame, 0)
         request_body(reader, self.compact)
         body = reader.read(self._plan)

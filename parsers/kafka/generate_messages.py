@@ -1,8 +1,8 @@
 """Writes parsers/kafka/messages.py from the protocol's own definitions: ``python -m parsers.kafka.generate_messages``.
 
-The JSON definitions are Kafka's, as kafka-python ships them. They still describe versions that today's brokers have dropped, down to
-version 0. Tagged fields are left out, because they are skipped as one block when read and absent when written. Three APIs that
-clients use and kafka-python does not are written down below (KIP-848, KIP-714).
+The JSON definitions are Kafka's, as kafka-python ships them. They still describe versions that today's brokers have dropped,
+down to version 0. Tagged fields are left out, because they are skipped as one block when read and absent when written. Three
+APIs that clients use and kafka-python does not are written down below (KIP-848, KIP-714).
 """
 
 import importlib.resources

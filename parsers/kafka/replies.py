@@ -22,6 +22,7 @@ from parsers.kafka.wire import (
     message,
     plan,
     reply_body,
+    sized,
     text,
 )
 
@@ -176,8 +177,3 @@ def _version_of_versions(frame: bytes, version: int) -> int:
     """A broker that does not know the version answers in version 0 (KIP-511)."""
     error = int.from_bytes(frame[SIZE + 4 : SIZE + 6], "big", signed=True)
     return 0 if error == UNSUPPORTED_VERSION else version
-
-
-def sized(frame: bytes) -> bytes:
-    """The frame with its size field set to what it is."""
-    return (len(frame) - SIZE).to_bytes(SIZE, "big") + frame[SIZE:]

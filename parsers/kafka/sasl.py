@@ -3,7 +3,8 @@
 What the client says counts once the broker has accepted it. It is told in records, and nothing is decided by it.
 """
 
-from parsers.kafka.wire import MalformedError, Reader, request_body
+from parsers.kafka.frame import MalformedError
+from parsers.kafka.wire import Reader, request_body
 
 MAX_PRINCIPAL = 256  # characters; a user's name
 # Messages of a client until the broker knows it, by mechanism.

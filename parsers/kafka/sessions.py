@@ -1,10 +1,10 @@
 """Fetch sessions (KIP-227): which topics an incremental Fetch means without naming them.
 
 A broker remembers what a session fetches, and does not tie a session to a connection. So only sessions are known here whose
-making went by on this connection; any other is answered as if the broker had forgotten it, and the client names everything anew.
+making went by on this connection; any other is answered as if the broker had forgotten it, and the client names all anew.
 
-What is known of a session is never less than what the broker knows: topics are added when the request that adds them goes by, and
-taken out when the broker has accepted the request that forgets them.
+What is known of a session is never less than what the broker knows: topics are added when the request that adds them goes
+by, and taken out when the broker has accepted the request that forgets them.
 """
 
 from collections import OrderedDict

@@ -349,3 +349,8 @@ def framed(correlation_id: int, body: bytes, *, tags: bool) -> bytes:
     """A whole reply frame: size, correlation id, an empty block of tagged fields in header version 1, body."""
     payload = correlation_id.to_bytes(4, "big", signed=True) + (b"\0" if tags else b"") + body
     return len(payload).to_bytes(SIZE_BYTES, "big") + payload
+
+
+def sized(frame: bytes) -> bytes:
+    """The frame with its size field set to what it is."""
+    return (len(frame) - SIZE_BYTES).to_bytes(SIZE_BYTES, "big") + frame[SIZE_BYTES:]

@@ -21,7 +21,7 @@ from parsers.kafka.shapes import shape
 def test_the_committed_file_is_what_the_generator_writes() -> None:
     ruff = [sys.executable, "-m", "ruff", "format", "--stdin-filename", "layouts.py", "-"]
     made = subprocess.run(ruff, input=generate.generate(), capture_output=True, text=True, check=True).stdout
-    assert made == Path(layouts.__file__).read_text(), "make kafka"
+    assert made == Path(layouts.__file__).read_text(), "make layouts"
 
 
 def test_layouts_read_as_the_protocol_guide_does() -> None:

@@ -12,9 +12,6 @@ from parsers.kafka.request import (
     MAX_NAME_BYTES,
     MAX_RESOURCES,
     Request,
-    Topic,
-    UnknownTopicIdError,
-    api_call,
     look,
     skim,
     skim_prefix,
@@ -330,35 +327,3 @@ def test_the_shortest_request_is_as_long_as_the_least_header() -> None:
     data = framed(API_VERSIONS, 0, b"", None)
     assert len(data) == frames.HEADER_LEAST
     assert skim(data).api == "ApiVersions"
-
-
-# The call that policy judges
-
-
-def test_a_call_has_all_resources_once_and_the_attributes_of_the_request() -> None:
-    body = string(b"tx") + string(b"billing") + pack(">qh", 1, 1) + pack(">i", 2) + (string(b"a") + pack(">i", 0)) * 2
-    call = api_call(skim(framed(28, 0, body)), {})
-    assert (call.protocol, call.method) == ("kafka", "TxnOffsetCommit")
-    assert call.resources == ("topic:a", "group:billing", "transactionalId:tx")
-    assert call.attributes == {"apiKey": 28, "apiVersion": 0, "clientId": "me"}
-
-
-def test_a_call_says_when_it_is_about_all_topics_and_when_it_can_be_divided() -> None:
-    everything = skim(framed(METADATA, 1, b"\xff\xff\xff\xff"))
-    call = api_call(everything, {}, divisible=True)
-    assert (call.resources, call.all_topics, call.divisible) == ((), True, True)
-    call = api_call(skim(metadata(b"a")), {})
-    assert (call.all_topics, call.divisible) == (False, False)
-
-
-def test_topic_ids_go_by_the_names_that_are_known_and_unknown_ones_are_not_judged() -> None:
-    def request(*ids: bytes) -> Request:
-        topics = tuple(Topic(None, None if topic_id == bytes(16) else topic_id, 0, 0) for topic_id in ids)
-        return Request(api_key=1, api="Fetch", version=13, correlation_id=0, client_id=None, size=100, topics=topics)
-
-    call = api_call(request(ID), {ID: "orders"})
-    assert (call.resources, call.wire_length) == (("topic:orders",), 100)
-    assert "clientId" not in call.attributes
-    with pytest.raises(UnknownTopicIdError) as caught:
-        api_call(request(ID, b"x" * 16, bytes(16), b"x" * 16), {ID: "orders"})
-    assert caught.value.ids == (b"x" * 16, bytes(16))
