@@ -307,15 +307,18 @@ def _check_kinds(bundle: Bundle, report: Report) -> None:
         for policy, direction, rule, port_rule in rules
     ]
     for one, other in permutations(entries, 2):
-        if one.port_rule.kind is None or other.port_rule.kind is None or one.port_rule.kind <= other.port_rule.kind:
+        kinds = one.port_rule.kind, other.port_rule.kind
+        if kinds not in _CONFLICTS:
             continue
         if _ports_overlap(one.port_rule, other.port_rule) and _meet(one, other):
             hint = "one kind of L7 rules per port and peer"
-            kinds = {one.port_rule.kind, other.port_rule.kind}
-            if kinds == {"grpc", "http"}:
+            if kinds == ("grpc", "http"):
                 hint += "; http rules can express gRPC (POST, /pkg.Svc/Method)"
-            what = f"{one.port_rule.kind} rules for connections that have {other.port_rule.kind} rules"
+            what = f"{kinds[0]} rules for connections that have {kinds[1]} rules"
             report.error(one.port_rule.place, "SE009", f"{what} at {_at(other.port_rule.place)}", hint)
+
+
+_CONFLICTS = {("grpc", "http"), ("kafka", "http"), ("kafka", "grpc")}
 
 
 def _ports_overlap(one: PortRule, other: PortRule) -> bool:

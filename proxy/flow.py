@@ -540,7 +540,8 @@ class Flow:
             else:
                 side.unsettled = b""
             side.credit -= n
-            self._account(direction, side.call, n)
+            if direction is REQUEST or not side.dropping:  # records tell what the client has sent, and what it has got
+                self._account(direction, side.call, n)
             if direction is REQUEST:
                 self._head_since = None  # something was settled: what is behind it has its own time
             if not side.dropping:
@@ -643,8 +644,8 @@ class Flow:
         self._scene.metrics.limits.add((name,))
 
     def _inject(self, inject: Inject) -> None:
-        self._account(inject.direction, inject.call, len(inject.data))
         if inject.direction is REPLY:
+            self._account(REPLY, inject.call, len(inject.data))
             self._out.append(Answer(inject.data))
         else:
             self._out.append(Forward(self._permit(inject.call), REQUEST, inject.data))

@@ -319,6 +319,7 @@ class KafkaParser:
             if frame is None:
                 self._half = asked, ruling
                 return [_MORE]
+            request = asked.request
             opened.merged = denials.entries(request, frame, dict.fromkeys(denied, denials.TOPIC_DENIED))
             verbs = [Drop(request.size, number), Inject(Direction.REQUEST, splits.without(frame, request, denied), number)]
         if _may_be_filtered(request) and ruling.per_resource is not None:
@@ -348,10 +349,12 @@ class KafkaParser:
         allowed = [(name, topic.partitions) for i, (name, topic) in enumerate(named) if i not in denied]
         if not session.add(allowed):
             raise MalformedError("fetch-session-too-large", "MAX_PARTITIONS")
-        session.denied.update(zip((asked.names[i] for i in denied), opened.merged, strict=True))
-        opened.merged = tuple(session.denied.values())
         opened.session = session
         opened.forgotten = [(self._name(topic), topic.partitions) for topic in request.forgotten]
+        for name, _ in opened.forgotten:
+            session.denied.pop(name, None)  # of which the broker knows nothing
+        session.denied.update(zip((asked.names[i] for i in denied), opened.merged, strict=True))
+        opened.merged = tuple(session.denied.values())
 
     # Our own words
 

@@ -41,8 +41,16 @@ SESSION_NOT_FOUND = 70
 BAD_SESSION_EPOCH = 71
 UNKNOWN_TOPIC_ID = 100
 
-DENIED_TEXT = "Access denied"
-_TEXTS = {UNKNOWN_TOPIC_ID: "Unknown topic id", NOT_ATTEMPTED: "Not attempted"}
+# As brokers say it: some clients show the sentence, and people search for it.
+_TEXTS = {
+    TOPIC_DENIED: "Topic authorization failed.",
+    GROUP_DENIED: "Group authorization failed.",
+    CLUSTER_DENIED: "Cluster authorization failed.",
+    TRANSACTIONAL_ID_DENIED: "Transactional Id authorization failed.",
+    NOT_ATTEMPTED: "The server did not attempt to execute this operation.",
+    UNKNOWN_TOPIC_ID: "This server does not host this topic ID.",
+}
+_OTHER_TEXT = "Access denied"
 _ABOUT_TOPICS = frozenset({TOPIC_DENIED, UNKNOWN_TOPIC_ID})
 _RESOURCE_CODES = {
     2: TOPIC_DENIED,
@@ -218,7 +226,7 @@ class _Shape:
             elif name in ("ErrorCode", "PartitionErrorCode"):
                 parts.append(code.to_bytes(2, "big"))
             elif name == "ErrorMessage" and code:
-                parts.append(string(_TEXTS.get(code, DENIED_TEXT), self.compact))
+                parts.append(string(_TEXTS.get(code, _OTHER_TEXT), self.compact))
             else:
                 parts.append(default)
         if self.compact:

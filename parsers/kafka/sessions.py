@@ -43,7 +43,6 @@ class Session:
 
     def forget(self, topics: Iterable[Partitions]) -> None:
         for name, partitions in topics:
-            self.denied.pop(name, None)
             kept = self.topics.get(name)
             if kept is None:
                 continue

@@ -169,7 +169,6 @@ class TestRefusedFeatures:
             "ingress: [{fromCIDRSet: [{cidrGroupRef: x, cidr: 10.0.0.0/8}]}]",
             'egress: [{toPorts: [{ports: [{port: "443", protocol: TCP}], serverNames: [a.example]}]}]',
             'egress: [{toPorts: [{ports: [{port: "9", protocol: SCTP}]}]}]',
-            'egress: [{toPorts: [{ports: [{port: "9092", protocol: TCP}], rules: {kafka: [{role: produce}]}}]}]',
             'egress: [{toPorts: [{ports: [{port: "53", protocol: UDP}], rules: {dns: [{matchPattern: "*"}]}}]}]',
         ],
     )
@@ -295,12 +294,14 @@ class TestRules:
 
 
 class TestKinds:
-    """HTTP and gRPC rules on one port and peer are an error."""
+    """Rules of two kinds on one port and peer are an error."""
 
     GRPC = http_policy("[{}]", "other").replace("http:", "grpc:")
+    KAFKA = http_policy("[{}]", "other").replace("http:", "kafka:")
 
     def test_the_same_port_and_peer(self) -> None:
         assert "grpc rules for connections that have http rules" in refusal(*PARTIES, http_policy("[{}]"), self.GRPC)
+        assert "kafka rules for connections that have http rules" in refusal(*PARTIES, http_policy("[{}]"), self.KAFKA)
 
     def test_another_port_or_another_peer_is_fine(self) -> None:
         assert bundle(*PARTIES, http_policy("[{}]"), self.GRPC.replace("8080", "9090"))
