@@ -530,7 +530,8 @@ class KafkaParser:
 
     def _fail(self, reason: str, call: int | None = None, *, partial: ApiCall | None = None, limit: str | None = None) -> Fail:
         self._dead = True
-        return Fail(reason, call=call, partial=partial, limit=limit)
+        status = None if call is None else "unanswered"
+        return Fail(reason, status=status, call=call, partial=partial, limit=limit)
 
 
 def _may_be_split(request: Request) -> bool:

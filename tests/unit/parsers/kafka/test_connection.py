@@ -1,0 +1,561 @@
+"""One Kafka connection, bytes in and verbs out: who is asked, what goes by, what we say ourselves, and in which order."""
+
+import random
+import struct
+import uuid
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from kafka.protocol.consumer import FetchRequest, FetchResponse
+from kafka.protocol.metadata import ApiVersionsRequest, ApiVersionsResponse, MetadataRequest, MetadataResponse
+from kafka.protocol.producer import ProduceRequest, ProduceResponse
+
+from parsers.contract import ApiCall, Direction, Fail, Hold, Outage
+from parsers.kafka import connection
+from parsers.kafka.connection import SUPPORTED, KafkaParser
+from policies.decide import Decision, Verdict
+from proxy.flow import Close
+from tests.flow_playbook import Dialogue, Policy, Records
+
+ORDERS, SECRETS = "orders", "secrets"
+ORDERS_ID, SECRETS_ID, LOST_ID = (bytes([number]) * 16 for number in (1, 2, 3))
+
+
+class Rules(Policy):
+    """Everything is allowed but topics, groups and transactional ids that begin with "secret", and what ``refused`` names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: set[str] = set()
+
+    def decide(self, call: ApiCall) -> Decision:  # type: ignore[override]
+        self.asked.append(call)
+
+        def granting(resource: str) -> bool:
+            return not resource.partition(":")[2].startswith("secret")
+
+        denied = [resource for resource in call.resources if not granting(resource)]
+        if call.method in self.refused:
+            verdict = Verdict.DENIED
+        elif not denied and not call.all_topics:
+            return Decision(verdict=Verdict.ALLOWED, reason="rule-matched", generation=1)
+        elif (call.divisible and len(denied) < len(call.resources)) or call.all_topics or call.remainder:
+            verdict = Verdict.PARTIAL
+        else:
+            verdict = Verdict.DENIED
+        per_resource = {one: Verdict.DENIED if one in denied else Verdict.ALLOWED for one in call.resources}
+        return Decision(
+            verdict=verdict,
+            reason="no-rule-matched",
+            generation=1,
+            granting=granting,
+            per_resource=per_resource if verdict is Verdict.PARTIAL else None,
+        )
+
+
+def talk() -> Dialogue:
+    return Dialogue(KafkaParser(), policy=Rules(), sink=Records(10_000))
+
+
+def encoded(message: Any, correlation_id: int, client_id: str | None = "me") -> bytes:
+    if message.is_request():
+        message.with_header(correlation_id=correlation_id, client_id=client_id)
+    else:
+        message.with_header(correlation_id=correlation_id)
+    return bytes(message.encode(header=True, framed=True))
+
+
+def produce(correlation_id: int, *topics: str, acks: int = -1, records: bytes = b"r" * 20) -> bytes:
+    topic, partition = ProduceRequest.TopicProduceData, ProduceRequest.TopicProduceData.PartitionProduceData
+    data = [topic(name=name, partition_data=[partition(index=0, records=records)]) for name in topics]
+    return encoded(ProduceRequest(version=9, transactional_id=None, acks=acks, timeout_ms=1, topic_data=data), correlation_id)
+
+
+def produced(correlation_id: int, *topics: str) -> bytes:
+    topic = ProduceResponse.TopicProduceResponse
+    partition = topic.PartitionProduceResponse
+    done = [
+        topic(
+            name=name,
+            partition_responses=[
+                partition(
+                    index=0,
+                    error_code=0,
+                    base_offset=7,
+                    log_append_time_ms=-1,
+                    log_start_offset=0,
+                    record_errors=[],
+                    error_message=None,
+                )
+            ],
+        )
+        for name in topics
+    ]
+    return encoded(ProduceResponse(version=9, responses=done, throttle_time_ms=0), correlation_id)
+
+
+def results(frame: bytes) -> tuple[int, dict[str, int]]:
+    """The correlation id of a Produce reply, and the errors by topic."""
+    reply = ProduceResponse.decode(frame, version=9, header=True, framed=True)
+    errors = {topic.name: topic.partition_responses[0].error_code for topic in reply.responses}
+    return reply.header.correlation_id, errors
+
+
+def frames(data: bytes) -> list[bytes]:
+    found = []
+    while data:
+        size = 4 + int.from_bytes(data[:4], "big")
+        assert len(data) >= size
+        found.append(data[:size])
+        data = data[size:]
+    return found
+
+
+class TestPassing:
+    def test_an_allowed_request_and_its_reply_go_by_unchanged(self) -> None:
+        play = talk().client(produce(1, ORDERS))
+        assert play.to_server == produce(1, ORDERS)
+        play.server(produced(1, ORDERS))
+        assert play.to_client == produced(1, ORDERS)
+        record = play.records[0]
+        assert (record.method, record.resources, record.status) == ("Produce", ("topic:orders",), "kafka:0")
+        assert (record.api_version, record.client_id, record.principal) == (9, "me", None)
+        assert (record.bytes_request, record.bytes_reply) == (len(produce(1, ORDERS)), len(produced(1, ORDERS)))
+
+    def test_records_are_forwarded_before_all_of_them_are_here(self) -> None:
+        frame = produce(1, ORDERS, records=bytes(1_000_000))
+        play = talk().client(frame[:200])
+        assert play.to_server == frame[:200]
+
+    def test_without_acks_there_is_no_reply_to_wait_for(self) -> None:
+        play = talk().client(produce(1, ORDERS, acks=0)).client(produce(2, ORDERS)).server(produced(2, ORDERS))
+        assert [(record.status, record.verdict) for record in play.records] == [(None, "ALLOWED"), ("kafka:0", "ALLOWED")]
+
+    def test_a_reply_that_nobody_asked_for_ends_the_connection(self) -> None:
+        play = talk().client(produce(1, ORDERS)).server(produced(1, ORDERS)).server(produced(1, ORDERS))
+        assert isinstance(play.commands[-1], Close)
+        assert play.records[-1].reason == "reply-unasked"
+
+    def test_a_reply_out_of_order_ends_the_connection(self) -> None:
+        play = talk().client(produce(1, ORDERS)).client(produce(2, ORDERS)).server(produced(2, ORDERS))
+        assert play.to_client == b""
+        assert play.records[0].reason == "reply-out-of-order"
+
+
+class TestDenials:
+    def test_a_denied_topic_gets_its_own_error_and_the_connection_lives_on(self) -> None:
+        play = talk().client(produce(1, SECRETS))
+        assert play.to_server == b""
+        assert results(play.to_client) == (1, {SECRETS: 29})
+        assert (play.records[0].verdict, play.records[0].status) == ("DENIED", "kafka:29")
+        play.client(produce(2, ORDERS))
+        assert play.to_server == produce(2, ORDERS)
+
+    def test_a_denial_waits_for_the_replies_before_it(self) -> None:
+        play = talk().client(produce(1, ORDERS)).client(produce(2, SECRETS)).client(produce(3, ORDERS))
+        assert play.to_client == b""
+        play.server(produced(1, ORDERS))
+        assert [results(frame) for frame in frames(play.to_client)] == [(1, {ORDERS: 0}), (2, {SECRETS: 29})]
+        play.server(produced(3, ORDERS))
+        assert [results(frame)[0] for frame in frames(play.to_client)] == [1, 2, 3]
+
+    def test_a_denial_waits_for_the_last_byte_of_a_long_reply(self) -> None:
+        long = fetched(1, 0, {ORDERS: bytes(connection.READ_WHOLE_MAX)})
+        play = talk().client(fetch(1, (0, -1), ORDERS)).client(produce(2, SECRETS)).server(long[:-1])
+        assert play.to_client == long[:-1]
+        play.server(long[-1:])
+        assert play.to_client[: len(long)] == long
+        assert results(play.to_client[len(long) :]) == (2, {SECRETS: 29})
+
+    def test_a_denied_request_without_acks_is_dropped_without_a_word(self) -> None:
+        play = talk().client(produce(1, SECRETS, acks=0)).client(produce(2, ORDERS))
+        assert (play.to_client, play.to_server) == (b"", produce(2, ORDERS))
+        assert play.records[0].verdict == "DENIED"
+
+    def test_of_several_topics_only_the_allowed_ones_reach_the_broker(self) -> None:
+        play = talk().client(produce(1, ORDERS, SECRETS, "bills"))
+        assert play.to_server == produce(1, ORDERS, "bills")
+        play.server(produced(1, ORDERS, "bills"))
+        assert results(play.to_client) == (1, {ORDERS: 0, "bills": 0, SECRETS: 29})
+        record = play.records[0]
+        assert (record.verdict, record.status) == ("PARTIAL", "kafka:29")
+        assert record.per_resource == {"topic:orders": "ALLOWED", "topic:secrets": "DENIED", "topic:bills": "ALLOWED"}
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_however_many_are_under_way_replies_come_in_the_order_of_requests(self, seed: int) -> None:
+        chance = random.Random(seed)
+        play = talk()
+        waiting: list[int] = []
+        told = 0
+
+        def answer() -> None:
+            nonlocal told
+            number = waiting.pop(0)
+            play.server(produced(number, ORDERS))
+            told += 1
+
+        for number in range(2000):
+            topic = ORDERS if chance.random() < 0.5 else SECRETS
+            play.client(produce(number, topic))
+            if topic == ORDERS:
+                waiting.append(number)
+            while waiting and (len(waiting) > 100 or chance.random() < 0.4):
+                answer()
+        while waiting:
+            answer()
+        assert [results(frame)[0] for frame in frames(play.to_client)] == list(range(2000))
+        assert len(play.records) == 2000
+
+    def test_a_client_that_does_not_wait_is_held_back(self) -> None:
+        play = talk()
+        for number in range(connection.OPEN_CALLS_MAX + 5):
+            play.client(produce(number, ORDERS))
+        assert len(frames(play.to_server)) == connection.OPEN_CALLS_MAX
+        assert not play.flow.wants(Direction.REQUEST)
+        play.server(produced(0, ORDERS))
+        assert len(frames(play.to_server)) == connection.OPEN_CALLS_MAX + 1
+
+    def test_a_connection_on_which_nothing_may_be_said_is_told_so(self) -> None:
+        play = talk()
+        assert isinstance(play.policy, Rules)
+        play.policy.refused = {"Produce"}
+        play.client(produce(1, ORDERS))
+        assert results(play.to_client)[1] == {ORDERS: 31}
+
+
+# Metadata and topic ids
+
+
+def metadata(correlation_id: int, topics: Iterable[str] | None) -> bytes:
+    named = None if topics is None else [MetadataRequest.MetadataRequestTopic(name=name) for name in topics]
+    request = MetadataRequest(
+        version=12, topics=named, allow_auto_topic_creation=False, include_topic_authorized_operations=False
+    )
+    return encoded(request, correlation_id)
+
+
+def described(correlation_id: int, *topics: tuple[str | None, bytes, int]) -> bytes:
+    topic = MetadataResponse.MetadataResponseTopic
+    told = [
+        topic(error_code=error, name=name, topic_id=_uuid(topic_id), is_internal=False, partitions=[])
+        for name, topic_id, error in topics
+    ]
+    broker = MetadataResponse.MetadataResponseBroker(node_id=1, host="b", port=9092, rack=None)
+    reply = MetadataResponse(version=12, throttle_time_ms=0, brokers=[broker], cluster_id="c", controller_id=1, topics=told)
+    return encoded(reply, correlation_id)
+
+
+def _uuid(raw: bytes) -> uuid.UUID:
+    return uuid.UUID(bytes=raw)
+
+
+def topics_of(frame: bytes) -> tuple[int, dict[str, int]]:
+    reply = MetadataResponse.decode(frame, version=12, header=True, framed=True)
+    assert [broker.host for broker in reply.brokers] == ["b"]
+    return reply.header.correlation_id, {topic.name: topic.error_code for topic in reply.topics}
+
+
+class TestMetadata:
+    def test_a_list_of_all_topics_has_those_that_may_be_seen(self) -> None:
+        play = talk().client(metadata(1, None))
+        assert play.to_server == metadata(1, None)
+        play.server(described(1, (ORDERS, ORDERS_ID, 0), (SECRETS, SECRETS_ID, 0), ("secrets2", LOST_ID, 0)))
+        assert topics_of(play.to_client) == (1, {ORDERS: 0})
+
+    def test_of_a_topic_that_may_not_be_seen_nothing_is_asked(self) -> None:
+        play = talk().client(metadata(1, [ORDERS, SECRETS])).server(described(1, (ORDERS, ORDERS_ID, 0)))
+        assert play.to_server == metadata(1, [ORDERS])
+        assert topics_of(play.to_client) == (1, {ORDERS: 0, SECRETS: 29})
+
+    def test_who_the_brokers_are_is_told_to_who_asks_for_forbidden_topics_alone(self) -> None:
+        play = talk().client(metadata(1, [SECRETS])).server(described(1))
+        assert play.to_server == metadata(1, [])
+        assert topics_of(play.to_client) == (1, {SECRETS: 29})
+
+
+def fetch(correlation_id: int, session: tuple[int, int], *topics: str | bytes, forgotten: Iterable[str] = ()) -> bytes:
+    topic = FetchRequest.FetchTopic
+    partition = topic.FetchPartition
+    by_id = any(isinstance(name, bytes) for name in topics)
+
+    def one(name: str | bytes) -> Any:
+        partitions = [
+            partition(
+                partition=0,
+                current_leader_epoch=-1,
+                fetch_offset=0,
+                last_fetched_epoch=-1,
+                log_start_offset=-1,
+                partition_max_bytes=9,
+            )
+        ]
+        if isinstance(name, bytes):
+            return topic(topic_id=_uuid(name), partitions=partitions)
+        return topic(topic=name, partitions=partitions)
+
+    request = FetchRequest(
+        version=13 if by_id else 12,
+        replica_id=-1,
+        max_wait_ms=1,
+        min_bytes=1,
+        max_bytes=9,
+        isolation_level=0,
+        session_id=session[0],
+        session_epoch=session[1],
+        topics=[one(name) for name in topics],
+        forgotten_topics_data=[FetchRequest.ForgottenTopic(topic=name, partitions=[0]) for name in forgotten],
+        rack_id="",
+    )
+    return encoded(request, correlation_id)
+
+
+def fetched(correlation_id: int, session_id: int, topics: dict[Any, bytes], error: int = 0) -> bytes:
+    topic = FetchResponse.FetchableTopicResponse
+    partition = topic.PartitionData
+    by_id = any(isinstance(name, bytes) for name in topics)
+
+    def one(name: Any, records: bytes) -> Any:
+        partitions = [
+            partition(
+                partition_index=0, error_code=0, high_watermark=1, last_stable_offset=1, log_start_offset=0,
+                aborted_transactions=None, preferred_read_replica=-1, records=records,
+            )
+        ]  # fmt: skip
+        return topic(topic_id=_uuid(name), partitions=partitions) if by_id else topic(topic=name, partitions=partitions)
+
+    reply = FetchResponse(
+        version=13 if by_id else 12,
+        throttle_time_ms=0,
+        error_code=error,
+        session_id=session_id,
+        responses=[one(name, records) for name, records in topics.items()],
+    )
+    return encoded(reply, correlation_id)
+
+
+def got(frame: bytes, version: int = 12) -> tuple[int, int, dict[Any, int]]:
+    """Top-level error, session id, and the errors by topic of a Fetch reply."""
+    reply = FetchResponse.decode(frame, version=version, header=True, framed=True)
+    return (
+        reply.error_code,
+        reply.session_id,
+        {(topic.topic_id.bytes if version > 12 else topic.topic): topic.partitions[0].error_code for topic in reply.responses},
+    )
+
+
+class TestTopicIds:
+    def test_ids_go_by_the_names_of_metadata_replies(self) -> None:
+        play = talk().client(metadata(1, None)).server(described(1, (ORDERS, ORDERS_ID, 0), (SECRETS, SECRETS_ID, 0)))
+        play.client(fetch(2, (0, -1), ORDERS_ID, SECRETS_ID))
+        assert play.policy.asked[-1].resources == ("topic:orders", "topic:secrets")
+        play.server(fetched(2, 0, {ORDERS_ID: b""}))
+        assert got(frames(play.to_client)[-1], 13) == (0, 0, {ORDERS_ID: 0, SECRETS_ID: 29})
+
+    def test_of_an_id_that_is_not_known_the_broker_is_asked_first(self) -> None:
+        play = talk().client(fetch(1, (0, -1), ORDERS_ID))
+        probe = MetadataRequest.decode(play.to_server, version=12, header=True, framed=True)
+        assert [topic.topic_id.bytes for topic in probe.topics] == [ORDERS_ID]
+        assert not probe.allow_auto_topic_creation
+        play.server(described(probe.header.correlation_id, (ORDERS, ORDERS_ID, 0)))
+        assert play.to_client == b"", "that was our question"
+        assert frames(play.to_server)[-1] == fetch(1, (0, -1), ORDERS_ID)
+        play.server(fetched(1, 0, {ORDERS_ID: b""}))
+        assert play.to_client == fetched(1, 0, {ORDERS_ID: b""})
+        assert [record.method for record in play.records] == ["Metadata", "Fetch"]
+
+    def test_an_id_that_nobody_knows_is_answered_so_that_the_client_refreshes(self) -> None:
+        play = talk().client(fetch(1, (0, -1), LOST_ID))
+        play.server(described(0, (None, LOST_ID, 100)))
+        assert got(play.to_client, 13) == (0, 0, {LOST_ID: 100})
+        assert len(frames(play.to_server)) == 1
+
+    def test_who_may_not_ask_is_told_that_the_id_is_unknown(self) -> None:
+        play = talk()
+        assert isinstance(play.policy, Rules)
+        play.policy.refused = {"Metadata"}
+        play.client(fetch(1, (0, -1), ORDERS_ID))
+        assert play.to_server == b""
+        assert got(play.to_client, 13) == (0, 0, {ORDERS_ID: 100})
+
+
+class TestFetchSessions:
+    """KIP-227."""
+
+    def begun(self, *topics: str) -> Dialogue:
+        play = talk().client(fetch(1, (0, 0), *topics))
+        allowed = [name for name in topics if not name.startswith("secret")]
+        return play.server(fetched(1, 77, dict.fromkeys(allowed, b"")))
+
+    def test_an_incremental_fetch_is_judged_by_the_topics_of_its_session(self) -> None:
+        play = self.begun(ORDERS).client(fetch(2, (77, 1)))
+        assert play.policy.asked[-1].resources == ("topic:orders",)
+        play.server(fetched(2, 77, {})).client(fetch(3, (77, 2), "bills"))
+        assert play.policy.asked[-1].resources == ("topic:orders", "topic:bills")
+
+    def test_a_session_of_another_connection_is_as_good_as_none(self) -> None:
+        play = talk().client(fetch(1, (77, 1)))
+        assert play.to_server == b""
+        assert got(play.to_client) == (70, 0, {})
+
+    def test_denied_topics_stay_denied_in_every_reply(self) -> None:
+        play = self.begun(ORDERS, SECRETS)
+        assert frames(play.to_server)[0] == fetch(1, (0, 0), ORDERS)
+        assert got(play.to_client) == (0, 77, {ORDERS: 0, SECRETS: 29})
+        play.client(fetch(2, (77, 1))).server(fetched(2, 77, {}))
+        assert got(frames(play.to_client)[-1]) == (0, 77, {SECRETS: 29})
+
+    def test_a_denied_topic_that_is_forgotten_is_not_told_of_again(self) -> None:
+        play = self.begun(ORDERS, SECRETS).client(fetch(2, (77, 1), forgotten=[SECRETS])).server(fetched(2, 77, {}))
+        assert got(frames(play.to_client)[-1]) == (0, 77, {})
+
+    def test_what_is_forgotten_is_forgotten_only_when_the_broker_agrees(self) -> None:
+        play = self.begun(ORDERS, "bills").client(fetch(2, (77, 9), forgotten=["bills"])).server(fetched(2, 0, {}, error=71))
+        play.client(fetch(3, (77, 1)))
+        assert play.policy.asked[-1].resources == ("topic:orders", "topic:bills")
+        play.server(fetched(3, 77, {})).client(fetch(4, (77, 2), forgotten=["bills"])).server(fetched(4, 77, {}))
+        play.client(fetch(5, (77, 3)))
+        assert play.policy.asked[-1].resources == ("topic:orders",)
+
+    def test_a_session_that_is_not_allowed_any_more_has_to_begin_anew(self) -> None:
+        play = self.begun(ORDERS, "bills")
+        play.policy.decide = lambda call: Decision(  # type: ignore[method-assign]
+            verdict=Verdict.PARTIAL,
+            reason="no-rule-matched",
+            generation=2,
+            per_resource={},
+            granting=lambda resource: resource != "topic:bills",
+        )
+        play.client(fetch(2, (77, 1)))
+        assert got(frames(play.to_client)[-1]) == (70, 0, {})
+        assert len(frames(play.to_server)) == 1
+
+
+class TestVersions:
+    def test_only_what_can_be_judged_is_offered(self) -> None:
+        offer = ApiVersionsResponse.ApiVersion
+        ranges = ((0, 0, 99), (3, 5, 7), (78, 0, 1), (999, 0, 1))
+        offers = [offer(api_key=key, min_version=low, max_version=high) for key, low, high in ranges]
+        reply = encoded(ApiVersionsResponse(version=3, error_code=0, api_keys=offers, throttle_time_ms=0), 1)
+        asked = encoded(ApiVersionsRequest(version=3, client_software_name="x", client_software_version="1"), 1)
+        play = talk().client(asked).server(reply)
+        told = ApiVersionsResponse.decode(play.to_client, version=3, header=True, framed=True)
+        assert [(one.api_key, one.min_version, one.max_version) for one in told.api_keys] == [
+            (0, 0, SUPPORTED[0][1]),
+            (3, 5, 7),
+        ]
+
+    def test_a_newer_client_is_told_which_versions_there_are(self) -> None:
+        play = talk().client(struct.pack(">ihhih", 30, 18, 99, 5, -1) + bytes(20))
+        assert play.to_server == b""
+        size, correlation_id, error, count, key, low, high = struct.unpack(">iihihhh", play.to_client)
+        assert (size, correlation_id, error, count, key, (low, high)) == (len(play.to_client) - 4, 5, 35, 1, 18, SUPPORTED[18])
+
+    @pytest.mark.parametrize(("key", "version", "reason"), [(0, 99, "unsupported-version"), (4, 1, "unsupported-api")])
+    def test_what_cannot_be_judged_ends_the_connection_with_a_record(self, key: int, version: int, reason: str) -> None:
+        play = talk().client(struct.pack(">ihhih", 30, key, version, 5, -1) + bytes(20))
+        assert play.to_server == b""
+        assert isinstance(play.commands[-1], Close)
+        assert [(record.verdict, record.reason) for record in play.records] == [("DENIED", reason)]
+
+
+class TestHostile:
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+            b"\xff\xff\xff\xff" + bytes(20),
+            bytes(20),
+        ],
+    )
+    def test_what_is_not_kafka_ends_the_connection_with_a_record(self, data: bytes) -> None:
+        play = talk().client(data)
+        assert isinstance(play.commands[-1], Close)
+        assert [record.verdict for record in play.records] == ["DENIED"]
+
+    def test_a_request_that_is_cut_off_leaves_a_record(self) -> None:
+        play = talk().client(metadata(1, [ORDERS])[:-5]).client_ends()
+        assert [record.reason for record in play.records] == ["truncated-request"]
+
+    def test_a_request_to_several_topics_is_kept_no_longer_than_its_bound(self) -> None:
+        frame = produce(1, ORDERS, SECRETS, records=bytes(connection.HELD_REQUEST_MAX))
+        play = talk()
+        for at in range(0, len(frame), 1 << 20):
+            play.client(frame[at : at + (1 << 20)])
+            if play.flow.over:
+                break
+        assert play.to_server == b""
+        assert play.records[0].limit == "HELD_REQUEST_MAX"
+
+    def test_when_the_broker_goes_away_everything_open_has_its_record(self) -> None:
+        play = talk().client(produce(1, ORDERS)).client(produce(2, SECRETS)).server_ends()
+        assert [(record.verdict, record.status) for record in play.records] == [
+            ("ALLOWED", "unanswered"),
+            ("DENIED", "unanswered"),
+        ]
+        assert isinstance(play.commands[-1], Close)
+
+    def test_an_unreachable_broker_leaves_a_record(self) -> None:
+        play = talk().client(produce(1, ORDERS)).outage(Outage.UNREACHABLE)
+        assert [record.reason for record in play.records] == ["upstream-unreachable"]
+
+
+Event = tuple[str, bytes]
+
+
+def conversation() -> list[Event]:
+    return [
+        ("client", metadata(1, None)),
+        ("server", described(1, (ORDERS, ORDERS_ID, 0), (SECRETS, SECRETS_ID, 0))),
+        ("client", produce(2, ORDERS, SECRETS) + produce(3, SECRETS) + produce(4, ORDERS, records=bytes(40_000))),
+        ("client", fetch(5, (0, 0), ORDERS_ID, SECRETS_ID)),
+        ("server", produced(2, ORDERS) + produced(4, ORDERS)),
+        ("server", fetched(5, 9, {ORDERS_ID: bytes(30_000)})),
+        ("client", produce(6, SECRETS, acks=0) + produce(7, ORDERS)),
+        ("server", produced(7, ORDERS)),
+    ]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_split_of_the_same_bytes_gives_the_same_calls_and_the_same_output(seed: int) -> None:
+    def played(cut: Callable[[bytes], list[bytes]]) -> tuple[bytes, bytes, list[Any]]:
+        play = talk()
+        for who, data in conversation():
+            for piece in cut(data):
+                while piece:
+                    way = Direction.REQUEST if who == "client" else Direction.REPLY
+                    carry = play.carry[way]
+                    n = min(len(piece), carry) if carry else len(piece)
+                    if carry:  # so much may go by without being looked at
+                        play.carried(way, n)
+                    elif who == "client":
+                        play.client(piece[:n])
+                    else:
+                        play.server(piece[:n])
+                    piece = piece[n:]
+        told = [
+            (record.method, record.verdict, record.status, record.bytes_request, record.bytes_reply) for record in play.records
+        ]
+        return play.to_server, play.to_client, told
+
+    chance = random.Random(seed)
+
+    def pieces(data: bytes) -> list[bytes]:
+        cuts = sorted({0, len(data), *(chance.randrange(len(data) + 1) for _ in range(chance.choice((1, 5, 40))))})
+        return [data[a:b] for a, b in pairwise(cuts)]
+
+    assert played(pieces) == played(lambda data: [data])
+
+
+def test_a_hold_is_the_only_verb_while_names_are_asked_for() -> None:
+    parser = KafkaParser()
+    verbs = parser.on_data(Direction.REQUEST, fetch(1, (0, -1), ORDERS_ID), False)
+    parser.on_ruling(0, Rules().decide(verbs[0].call))  # type: ignore[union-attr]
+    assert parser.on_data(Direction.REQUEST, fetch(1, (0, -1), ORDERS_ID), False) == [Hold()]
+
+
+def test_a_ruling_that_nobody_asked_for_ends_the_connection() -> None:
+    verbs = KafkaParser().on_ruling(3, Rules().decide(ApiCall(protocol="kafka", method="Produce")))
+    assert [type(verb) for verb in verbs] == [Fail]
