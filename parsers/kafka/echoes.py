@@ -62,6 +62,11 @@ _TXN_TOPICS = _topics(
     "ResultsByTopicV3AndBelow", "V3AndBelowTopics", _partitions("Partitions", reply="ResultsByPartition", asked="")
 )
 
+_GROUPS_BY_ID = Echo((Each("Groups", ("GroupIds",), {"GroupId": ""}),))
+# Share groups: as OffsetFetch, its error is the group's or that of each of its topics or partitions.
+_SHARE_OFFSETS = _topics("Topics", "Topics", _partitions("Partitions", asked=""), "TopicName", "TopicName")
+_SHARE_TOPICS = _topics("Responses", "Topics", None, "TopicName", "TopicName")
+
 _NOTHING = Echo()
 ECHOES: dict[str, Echo] = {
     "Produce": Echo((_topics("Responses", "TopicData", _partitions("PartitionData", "Index", "PartitionResponses", "Index")),)),
@@ -144,6 +149,17 @@ ECHOES: dict[str, Echo] = {
     "DescribeProducers": Echo((_topics("Topics", "Topics", _partitions("PartitionIndexes", asked="")),)),
     "DescribeTransactions": Echo((Each("TransactionStates", ("TransactionalIds",), {"TransactionalId": ""}),)),
     "DescribeTopicPartitions": Echo((_topics("Topics", "Topics", None),)),
+    "ConsumerGroupDescribe": _GROUPS_BY_ID,
+    "ShareGroupDescribe": _GROUPS_BY_ID,
+    "StreamsGroupDescribe": _GROUPS_BY_ID,
+    "DescribeShareGroupOffsets": Echo(
+        (Each("Groups", ("Groups",), {"GroupId": "GroupId"}, _SHARE_OFFSETS._replace(present=When.TOPIC), error=When.CALL),)
+    ),
+    "AlterShareGroupOffsets": Echo(
+        (_SHARE_TOPICS._replace(inner=_partitions("Partitions"), present=When.TOPIC),),
+        When.CALL,
+    ),
+    "DeleteShareGroupOffsets": Echo((_SHARE_TOPICS._replace(present=When.TOPIC),), When.CALL),
     # The reply has one error for the whole, or nothing but that error.
     "JoinGroup": _NOTHING,
     "Heartbeat": _NOTHING,
@@ -165,7 +181,13 @@ ECHOES: dict[str, Echo] = {
     "UpdateFeatures": _NOTHING,
     "DescribeCluster": _NOTHING,
     "ListTransactions": _NOTHING,
+    "CreateDelegationToken": _NOTHING,
+    "RenewDelegationToken": _NOTHING,
+    "ExpireDelegationToken": _NOTHING,
+    "DescribeDelegationToken": _NOTHING,
     "ConsumerGroupHeartbeat": _NOTHING,
+    "ShareGroupHeartbeat": _NOTHING,
+    "StreamsGroupHeartbeat": _NOTHING,
     "GetTelemetrySubscriptions": _NOTHING,
     "PushTelemetry": _NOTHING,
     "ListConfigResources": _NOTHING,
@@ -180,5 +202,8 @@ VALUES: dict[str, dict[str, str]] = {
     "JoinGroup": {"ProtocolName": "null"},
     "DeleteRecords": {"LowWatermark": "-1"},
     "InitProducerId": {"ProducerEpoch": "-1"},
+    "CreateDelegationToken": dict.fromkeys(("IssueTimestampMs", "ExpiryTimestampMs", "MaxTimestampMs"), "-1"),
+    "RenewDelegationToken": {"ExpiryTimestampMs": "-1"},
+    "ExpireDelegationToken": {"ExpiryTimestampMs": "-1"},
     "DescribeClientQuotas": {"Entries": "null"},
 }

@@ -28,7 +28,9 @@ NOT_FLEXIBLE = 32767  # "flexible from version": never
 FROM_KIO = (38, 39, 40, 41, 68, 69, 71, 72, 76, 77, 78, 79, 88, 89, 90, 91, 92)
 
 FIXED = {"bool": 1, "int8": 1, "int16": 2, "uint16": 2, "int32": 4, "int64": 8, "float64": 8, "uuid": 16}
-FIXED |= {"timedelta_i32": 4, "timedelta_i64": 8, "datetime_i64": 8, "error_code": 2}  # kio's readings of the same integers
+# kio's readings of the same integers.
+KIO_KINDS = {"timedelta_i32": "int32", "timedelta_i64": "int64", "datetime_i64": "int64", "error_code": "int16"}
+FIXED |= {kind: FIXED[integer] for kind, integer in KIO_KINDS.items()}
 SIZED = {"string": "s", "bytes": "b", "records": "b"}
 ENTITIES = {"topicName": "topic", "groupId": "group", "transactionalId": "transactional"}
 KIO_ENTITIES = {"TopicName": "topicName", "GroupId": "groupId", "TransactionalId": "transactionalId"}

@@ -45,7 +45,10 @@ class Field(NamedTuple):
 
 
 class Message(NamedTuple):
-    """An API: its name, its first, last and first flexible version, and what its request and its reply consist of."""
+    """An API: its name, its first, last and first flexible version, and what its request and its reply consist of.
+
+    ``request`` is empty where nothing of it is repeated in the reply that refuses it.
+    """
 
     api: str
     lowest: int
