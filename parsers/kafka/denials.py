@@ -217,7 +217,7 @@ class _Shape:
                 continue
             name = field.name
             default = _default(field, self._values.get(name, field.default), self.version, self.compact)
-            each = next((each for each in arrays if each.reply == name and _applies(each.present, about_topics)), None)
+            each = next((each for each in arrays if each.reply == name and self._present(each, about_topics)), None)
             if each is not None:
                 parts.append(_Many(each, tuple(tuple(path.split(".")) for path in each.sources), field.fields))
             elif name in echo:
@@ -232,6 +232,9 @@ class _Shape:
         if self.compact:
             parts.append(b"\0")  # no tagged fields
         return _fused(parts)
+
+    def _present(self, each: Each, about_topics: bool) -> bool:
+        return self.version <= each.always_until or _applies(each.present, about_topics)
 
 
 _shape = lru_cache(maxsize=512)(_Shape)

@@ -26,7 +26,7 @@ class When(Enum):
 class Each(NamedTuple):
     """``reply``: the array that is made. ``sources``: dotted paths of the request arrays that it is made of, one after the
     other; those that the version does not have are left out. ``echo``: reply field to request field (empty: the plain value).
-    ``error``: when its elements have the code. ``present``: when it has elements at all.
+    ``error``: when its elements have the code. ``present``: when it has elements at all; always up to version ``always_until``.
     """
 
     reply: str
@@ -35,6 +35,7 @@ class Each(NamedTuple):
     inner: "Each | None" = None
     error: When = When.ALWAYS
     present: When = When.ALWAYS
+    always_until: int = -1
     topics: bool = False  # its elements are the topics of the request, in the request's order
     by_resource: bool = False  # the code follows from the element's resource type
     distinct: bool = False
@@ -56,8 +57,8 @@ def _partitions(source: str, index: str = "PartitionIndex", reply: str = "Partit
 
 
 _RESOURCES = {"ResourceType": "ResourceType", "ResourceName": "ResourceName"}
-# OffsetFetch: a group's error comes with the group (from version 2 on), a topic's with each partition.
-_OFFSETS = _topics("Topics", "Topics", _partitions("PartitionIndexes", asked=""))._replace(present=When.TOPIC)
+# OffsetFetch: a topic's error comes with each partition, a group's with the group. Before version 2 there was no such place.
+_OFFSETS = _topics("Topics", "Topics", _partitions("PartitionIndexes", asked=""))._replace(present=When.TOPIC, always_until=1)
 _TXN_TOPICS = _topics(
     "ResultsByTopicV3AndBelow", "V3AndBelowTopics", _partitions("Partitions", reply="ResultsByPartition", asked="")
 )
@@ -105,7 +106,7 @@ ECHOES: dict[str, Echo] = {
                 "Markers",
                 ("Markers",),
                 {"ProducerId": "ProducerId"},
-                Each("Topics", ("Topics",), {"Name": "Name"}, _partitions("PartitionIndexes", asked="")),
+                _topics("Topics", "Topics", _partitions("PartitionIndexes", asked="")),
             ),
         )
     ),
@@ -202,8 +203,5 @@ VALUES: dict[str, dict[str, str]] = {
     "JoinGroup": {"ProtocolName": "null"},
     "DeleteRecords": {"LowWatermark": "-1"},
     "InitProducerId": {"ProducerEpoch": "-1"},
-    "CreateDelegationToken": dict.fromkeys(("IssueTimestampMs", "ExpiryTimestampMs", "MaxTimestampMs"), "-1"),
-    "RenewDelegationToken": {"ExpiryTimestampMs": "-1"},
-    "ExpireDelegationToken": {"ExpiryTimestampMs": "-1"},
     "DescribeClientQuotas": {"Entries": "null"},
 }
