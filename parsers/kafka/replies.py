@@ -5,7 +5,7 @@ such as new tagged fields, reaches the client as it was sent.
 """
 
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 from parsers.kafka.frame import API_VERSIONS, SIZE, MalformedError
@@ -21,6 +21,7 @@ from parsers.kafka.wire import (
     is_flexible,
     message,
     plan,
+    plan_errors,
     reply_body,
     sized,
     text,
@@ -29,7 +30,6 @@ from parsers.kafka.wire import (
 METADATA, FETCH = 3, 1
 UNSUPPORTED_VERSION = 35
 _NO_ID = bytes(16)
-_ERRORS = ("ErrorCode", "PartitionErrorCode")
 _TOPIC_IDS_SINCE = 10  # the first version of Metadata with topic ids
 _SESSIONS_SINCE = 7  # the first version of Fetch with sessions (KIP-227)
 _RANGE = struct.Struct(">hhh")  # API key, first and last version
@@ -45,33 +45,14 @@ def first_error(frame: bytes, api_key: int, version: int) -> int:
         version = _version_of_versions(frame, version)
     flexible = is_flexible(api_key, version)
     reply_body(reader, api_key, flexible)
-    body = reader.read(_errors_plan(api_key, version))
+    found = reader.first_error(_errors_plan(api_key, version))
     reader.end()
-    return next((code for code in _errors(body) if code), 0)
+    return found
 
 
-def _errors(element: Element) -> Iterator[int]:
-    for encoded in element.fields.values():
-        yield int.from_bytes(encoded, "big", signed=True)
-    for array in element.arrays.values():
-        for item in array.items:
-            yield from _errors(item)
-
-
-@lru_cache(256)
+@lru_cache(512)
 def _errors_plan(api_key: int, version: int) -> Plan:
-    fields = _reply_fields(api_key, version)
-    return plan(fields, version, is_flexible(api_key, version), _wanted_errors(fields))
-
-
-def _wanted_errors(fields: tuple[Field, ...]) -> Wanted:
-    wanted: dict[str, Wanted | str | None] = {}
-    for field in fields:
-        if field.name in _ERRORS:
-            wanted[field.name] = None
-        elif field.kind == "[]" and (inner := _wanted_errors(field.fields)):
-            wanted[field.name] = inner
-    return wanted
+    return plan_errors(_reply_fields(api_key, version), version, is_flexible(api_key, version))
 
 
 def _reply_fields(api_key: int, version: int) -> tuple[Field, ...]:

@@ -72,7 +72,9 @@ FIXED = {
     "float64": 8,
     "uuid": 16,
 }
-_FIXED, _STRING, _BYTES, _COMPACT, _ARRAY, _STRUCT, _TAGS = range(7)
+# _PLAIN: an array of values of a fixed size that nobody wants. _ERROR: an error code that is looked for.
+_FIXED, _STRING, _BYTES, _COMPACT, _ARRAY, _STRUCT, _TAGS, _PLAIN, _ERROR = range(9)
+_ERRORS = ("ErrorCode", "PartitionErrorCode")
 
 
 class Step(NamedTuple):
@@ -108,8 +110,16 @@ class Elements(NamedTuple):
     leaves: list[bytes]
 
 
-def plan(fields: tuple[Field, ...], version: int, flexible: bool, wanted: Wanted, until: str | None = None) -> Plan:
-    """Compile a structure for one version. With ``until`` it ends before the field of that name (and has no tagged fields)."""
+def plan_errors(fields: tuple[Field, ...], version: int, flexible: bool) -> Plan:
+    """Compile a structure for ``Reader.first_error``."""
+    return plan(fields, version, flexible, None)
+
+
+def plan(fields: tuple[Field, ...], version: int, flexible: bool, wanted: Wanted | None, until: str | None = None) -> Plan:
+    """Compile a structure for one version. With ``until`` it ends before the field of that name (and has no tagged fields).
+
+    With None for what is wanted, error codes are.
+    """
     steps: list[Step] = []
     for field in fields:
         if field.name == until:
@@ -121,20 +131,25 @@ def plan(fields: tuple[Field, ...], version: int, flexible: bool, wanted: Wanted
     return _fused(steps)
 
 
-def _step(field: Field, version: int, flexible: bool, wanted: Wanted) -> Step:
-    keep = field.name if field.name in wanted else None
+def _step(field: Field, version: int, flexible: bool, wanted: Wanted | None) -> Step:
+    keep = field.name if wanted is not None and field.name in wanted else None
     null = field.nullable(version)
     kind = field.kind
+    if wanted is None and field.name in _ERRORS:
+        return Step(_ERROR, FIXED[kind])
     if kind == "{}":
-        return Step(_STRUCT, inner=plan(field.fields, version, flexible, {}), null=null)
+        return Step(_STRUCT, inner=plan(field.fields, version, flexible, None if wanted is None else {}), null=null)
     if not kind.startswith("[]"):
         return _plain(kind, flexible, keep, null)
-    want = wanted.get(field.name)
+    want = None if wanted is None else wanted.get(field.name)
     leaf = want if isinstance(want, str) else None
     if kind == "[]":
-        inner = plan(field.fields, version, flexible, {leaf: None} if leaf is not None else want or {})  # type: ignore[arg-type]
+        of_each = None if wanted is None else {leaf: None} if leaf is not None else want or {}
+        inner = plan(field.fields, version, flexible, of_each)  # type: ignore[arg-type]
     else:
         inner = (_plain(kind[2:], flexible, leaf, False),)
+    if keep is None and all(step.kind == _FIXED for step in inner):
+        return Step(_PLAIN, sum(step.size for step in inner), null=null, compact=flexible)
     return Step(_ARRAY, keep=keep, inner=inner, leaf=leaf, null=null, compact=flexible)
 
 
@@ -174,6 +189,18 @@ class Reader:
         arrays: dict[str, Elements] = {}
         self._walk(plan, fields, arrays)
         return Element(start, self.at, fields, arrays)
+
+    def first_error(self, plan: Plan) -> int:
+        """The first error code of one structure that is not 0, its own before those inside; else 0. Raises as ``read`` does."""
+        found: list[int] = []
+        self._pass(plan, found)
+        return found[0] if found else 0
+
+    def _pass(self, plan: Plan, found: list[int]) -> None:
+        try:
+            self.at = _passed(self.data, self.at, plan, found)
+        except IndexError:
+            raise TruncatedError from None
 
     def end(self) -> None:
         """Nothing may follow."""
@@ -236,11 +263,11 @@ class Reader:
                 self._sized(self.integer(4), step)
             elif kind == _TAGS:
                 self.tags()
-            elif kind == _ARRAY:
+            elif kind == _ARRAY and step.keep is not None:
                 self._array(step, arrays)
                 continue
-            elif not step.null or self._present():
-                self._walk(step.inner, {}, {})
+            else:
+                self._pass((step,), [])
             if step.keep is not None:
                 fields[step.keep] = self.data[start : self.at]
 
@@ -251,13 +278,6 @@ class Reader:
         else:
             self._forward(length)
 
-    def _present(self) -> bool:
-        """Read the byte before a structure that may be null."""
-        flag = self.integer(1)
-        if flag not in (1, -1):
-            raise MalformedError("bad-presence")
-        return flag == 1
-
     def _array(self, step: Step, arrays: dict[str, Elements]) -> None:
         start = self.at
         count = self.count(step.compact)
@@ -265,15 +285,7 @@ class Reader:
             raise MalformedError("negative-length")
         end = self.at
         inner = step.inner
-        if step.keep is None:
-            if len(inner) == 1 and inner[0].kind == _FIXED:
-                self._forward(max(count, 0) * inner[0].size)
-                return
-            nothing: dict[str, bytes] = {}
-            no_arrays: dict[str, Elements] = {}
-            for _ in range(count):
-                self._walk(inner, nothing, no_arrays)
-            return
+        assert step.keep is not None
         self._left -= max(count, 0)
         if self._left < 0:
             if count > len(self.data) - self.at:  # each element has a byte at least
@@ -288,6 +300,64 @@ class Reader:
             self._walk(inner, kept, {})
             leaves.append(kept[step.leaf])
         arrays[step.keep] = Elements(start, end, [], leaves)
+
+
+def _passed(data: bytes, at: int, plan: Plan, found: list[int]) -> int:
+    """Where the structure at ``at`` ends. Puts into ``found`` its first error code, unless there is one already.
+
+    Most of a large reply is only passed over, so this is written for speed: what lies behind the end of the data is noticed at
+    the end of the structure, or raises IndexError. Every element of an array has a byte at least, so the time is linear.
+    """
+    before = bool(found)
+    own = False
+    for kind, size, _, inner, _, null, compact in plan:
+        if kind == _FIXED:
+            at += size
+        elif kind == _TAGS:
+            if data[at]:
+                reader = Reader(data, at)
+                reader.tags()
+                at = reader.at
+            else:
+                at += 1
+        elif kind == _ERROR:
+            code = int.from_bytes(data[at : at + size], "big", signed=True)
+            at += size
+            if code and not before and not own:
+                found[:] = [code]
+                own = True
+        elif kind == _STRUCT:
+            if null:
+                flag = data[at]
+                at += 1
+                if flag == 0xFF:
+                    continue
+                if flag != 1:
+                    raise MalformedError("bad-presence")
+            at = _passed(data, at, inner, found)
+        else:
+            if compact or kind == _COMPACT:
+                length = data[at] - 1
+                at += 1
+                if length >= 0x7F:
+                    reader = Reader(data, at - 1)
+                    length = reader.varint() - 1
+                    at = reader.at
+            else:
+                width = 2 if kind == _STRING else 4
+                length = int.from_bytes(data[at : at + width], "big", signed=True)
+                at += width
+            if length < 0:
+                if length < -1 or not null:
+                    raise MalformedError("negative-length")
+            elif kind == _ARRAY:
+                for _ in range(length):
+                    at = _passed(data, at, inner, found)
+            else:
+                at += length * size if kind == _PLAIN else length
+    if at > len(data):
+        raise TruncatedError
+    return at
 
 
 def message(api_key: int) -> Message | None:

@@ -12,6 +12,7 @@ from kafka.protocol.api_message import ApiMessage
 from kio.index import load_request_schema, load_response_schema
 from kio.schema.errors import ErrorCode
 from kio.serial import entity_reader, entity_writer
+from kio.serial.errors import OutOfBoundValue
 
 from .kafka_words import KAFKA_PYTHON, KIO, Writer
 
@@ -34,6 +35,8 @@ class ReplyWriter(Writer):
     """Writes random replies."""
 
     def value(self, kind: str, name: str) -> Any:
+        if kind == "bitfield":  # kafka-python's reading of authorized operations, with its default
+            return set(self.random.sample(range(3, 13), 3)) if self.random.random() < 0.5 else None
         if kind == "error_code":
             return ErrorCode(self.random.choice(_ERRORS))
         if kind == "int16" and name.endswith("error_code"):
@@ -70,12 +73,15 @@ def kafka_python_reply(frame: bytes, key: int, version: int) -> tuple[int, Any] 
 
 
 def kio_reply(frame: bytes, key: int, version: int) -> tuple[int, Any] | None:
-    """The same of kio. Fails if it does not read the frame to its end."""
+    """The same of kio, or None if it does not know the version, or such times. Fails unless it reads the frame to its end."""
     if version not in KIO.get(key, ()):
         return None
     schema: Any = load_response_schema(key, version)
     header, after = entity_reader(schema.__header_schema__)(frame, 4)
-    body, size = entity_reader(schema)(frame, 4 + after)
+    try:
+        body, size = entity_reader(schema)(frame, 4 + after)
+    except OutOfBoundValue:  # a timestamp before 1970
+        return None
     assert 4 + after + size == len(frame)
     return header.correlation_id, dataclasses.asdict(body)
 
