@@ -59,6 +59,9 @@ _RESOURCE_CODES = {
 PRODUCE, FETCH, ADD_PARTITIONS = 0, 1, 24
 _BROKERS_ONLY = 4  # AddPartitionsToTxn from this version on
 _SASL = (17, 36)
+# WriteTxnMarkers, AlterReplicaLogDirs, DescribeLogDirs, ElectLeaders, AlterPartitionReassignments, ListPartitionReassignments,
+# DescribeQuorum: they name topics, but to a broker it is the cluster that they are about.
+_CLUSTER_APIS = frozenset({27, 34, 35, 43, 45, 46, 55})
 
 
 def denial(request: Request, frame: bytes, code: int, topic_codes: Mapping[int, int] | None = None) -> bytes | None:
@@ -71,13 +74,19 @@ def denial(request: Request, frame: bytes, code: int, topic_codes: Mapping[int, 
     api_key, version = request.api_key, request.version
     if api_key == PRODUCE and request.acks == 0:
         return None
-    if api_key in _SASL:
-        code = SASL_FAILED
-    elif api_key == ADD_PARTITIONS and version >= _BROKERS_ONLY:
-        code = CLUSTER_DENIED  # as the broker says: not for clients
+    code = told_code(request, code)
     shape = _shape(api_key, version)
     body = _Writer(shape, code, topic_codes or {}).whole(shape.read(frame))
     return framed(request.correlation_id, body, tags=shape.tags)
+
+
+def told_code(request: Request, code: int) -> int:
+    """The code that a denial of ``request`` has where ``code`` is what is denied."""
+    if request.api_key in _SASL:
+        return SASL_FAILED
+    if request.api_key in _CLUSTER_APIS or (request.api_key == ADD_PARTITIONS and request.version >= _BROKERS_ONLY):
+        return CLUSTER_DENIED
+    return code
 
 
 def denied_code(resources: Collection[str], grants: Callable[[str], bool]) -> int:

@@ -133,6 +133,8 @@ ECHOES: dict[str, Echo] = {
         )
     ),
     "AlterPartitionReassignments": Echo((_topics("Responses", "Topics", _partitions("Partitions")),)),
+    # Its partitions have no errors of their own.
+    "ListPartitionReassignments": Echo((_topics("Topics", "Topics", _partitions("PartitionIndexes", asked="")),)),
     "OffsetDelete": Echo((_topics("Topics", "Topics", _partitions("Partitions"))._replace(present=When.TOPIC),), When.CALL),
     "AlterClientQuotas": Echo(
         (
@@ -144,6 +146,7 @@ ECHOES: dict[str, Echo] = {
             ),
         )
     ),
+    "DescribeUserScramCredentials": Echo((Each("Results", ("Users",), {}),)),  # without their names, as the broker does it
     "AlterUserScramCredentials": Echo(
         (Each("Results", ("Deletions", "Upsertions"), {"User": "Name"}, distinct=True),),
     ),
@@ -175,9 +178,7 @@ ECHOES: dict[str, Echo] = {
     "EndTxn": _NOTHING,
     "DescribeAcls": _NOTHING,
     "DescribeLogDirs": _NOTHING,
-    "ListPartitionReassignments": _NOTHING,
     "DescribeClientQuotas": _NOTHING,
-    "DescribeUserScramCredentials": _NOTHING,
     "DescribeQuorum": _NOTHING,
     "UpdateFeatures": _NOTHING,
     "DescribeCluster": _NOTHING,
@@ -204,4 +205,5 @@ VALUES: dict[str, dict[str, str]] = {
     "DeleteRecords": {"LowWatermark": "-1"},
     "InitProducerId": {"ProducerEpoch": "-1"},
     "DescribeClientQuotas": {"Entries": "null"},
+    "StreamsGroupHeartbeat": dict.fromkeys(("ActiveTasks", "StandbyTasks", "WarmupTasks", "PartitionsByUserEndpoint"), "null"),
 }

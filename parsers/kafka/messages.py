@@ -1748,7 +1748,21 @@ MESSAGES: dict[int, Message] = {
         0,
         0,
         0,
-        (),
+        (
+            F("TimeoutMs", "int32", 0, 99, default="60000"),
+            F(
+                "Topics",
+                "[]",
+                0,
+                99,
+                null=(0, 99),
+                default="null",
+                fields=(
+                    F("Name", "string", 0, 99),
+                    F("PartitionIndexes", "[]int32", 0, 99),
+                ),
+            ),
+        ),
         (
             F("ThrottleTimeMs", "int32", 0, 99),
             F("ErrorCode", "int16", 0, 99),
@@ -1925,7 +1939,7 @@ MESSAGES: dict[int, Message] = {
         0,
         0,
         0,
-        (),
+        (F("Users", "[]", 0, 99, null=(0, 99), fields=(F("Name", "string", 0, 99),)),),
         (
             F("ThrottleTimeMs", "int32", 0, 99),
             F("ErrorCode", "int16", 0, 99),
