@@ -205,5 +205,6 @@ VALUES: dict[str, dict[str, str]] = {
     "DeleteRecords": {"LowWatermark": "-1"},
     "InitProducerId": {"ProducerEpoch": "-1"},
     "DescribeClientQuotas": {"Entries": "null"},
+    "DescribeShareGroupOffsets": {"StartOffset": "-1"},
     "StreamsGroupHeartbeat": dict.fromkeys(("ActiveTasks", "StandbyTasks", "WarmupTasks", "PartitionsByUserEndpoint"), "null"),
 }

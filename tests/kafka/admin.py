@@ -30,12 +30,12 @@ class Administrator:
             "bootstrap.servers": broker.address(INTERNAL), "security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN",
             "sasl.username": ADMIN.name, "sasl.password": ADMIN.password, "log_level": 0,
         }  # fmt: skip
-        self._client = AdminClient(self._access | {"error_cb": lambda _: None})
+        self.client = AdminClient(self._access | {"error_cb": lambda _: None})
 
     def prepare(self, cases: Sequence[Case]) -> None:
         """Make the topics of all cases, with the records that they start with."""
         topics = [NewTopic(topic, partitions, 1) for case in cases for topic, partitions in case.topics.items()]
-        for future in self._client.create_topics(topics).values():
+        for future in self.client.create_topics(topics).values():
             future.result(PATIENCE)
         producer = Producer(self._access)
         for case in cases:
@@ -47,8 +47,14 @@ class Administrator:
     def allow(self, principals: Mapping[Case, str]) -> None:
         """Give the principal of each case ("User:x") the ACLs of the case."""
         bindings = [_binding(case, line, principal) for case, principal in principals.items() for line in case.scenario.acls]
-        for future in self._client.create_acls(bindings).values():
+        for future in self.client.create_acls(bindings).values():
             future.result(PATIENCE)
+
+    def commit(self, group: str, topic: str) -> None:
+        """Make a group, with offset 0 of the topic's first partition."""
+        consumer = Consumer(self._access | {"group.id": group})
+        consumer.commit(offsets=[TopicPartition(topic, 0, 0)], asynchronous=False)
+        consumer.close()
 
     def records(self, topics: Iterable[str]) -> dict[str, list[str]]:
         """The committed records of partition 0 and up of these topics, sorted."""
