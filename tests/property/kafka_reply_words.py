@@ -124,3 +124,20 @@ def topic_word(node: Any) -> str:
             return str(node[key])
     topic_id = node.get("topic_id")
     return topic_id.hex if isinstance(topic_id, uuid.UUID) and topic_id.int else ""
+
+
+# The arrays of topics of requests and replies, as kafka-python calls them.
+ARRAYS = {
+    0: ("topic_data", "responses"),
+    1: ("topics", "responses"),
+    20: ("topics", "responses"),
+    37: ("topics", "results"),
+}
+
+
+def asked_array(key: int, version: int) -> str:
+    return "topic_names" if key == 20 and version < 6 else ARRAYS.get(key, ("topics", ""))[0]
+
+
+def told_array(key: int) -> str:
+    return ARRAYS.get(key, ("", "topics"))[1]

@@ -9,26 +9,20 @@ from parsers.kafka.frame import MalformedError
 from parsers.kafka.messages import MESSAGES
 from parsers.kafka.request import Request, skim
 from parsers.kafka.splits import merge, merged, splits_exactly, without
-from tests.property.kafka_reply_words import REPLIES, ReplyWriter, kafka_python_reply, reply_trees, request_tree, topic_word
+from tests.property.kafka_reply_words import (
+    REPLIES,
+    ReplyWriter,
+    asked_array,
+    kafka_python_reply,
+    reply_trees,
+    request_tree,
+    told_array,
+    topic_word,
+)
 from tests.property.kafka_words import KAFKA_PYTHON, VERSIONS, Writer
 
 FRAMES = 5  # per API and version
 SPLIT = [(key, version) for key, version in VERSIONS if splits_exactly(key, version)]
-# The arrays of topics of requests and replies, as kafka-python calls them.
-ARRAYS = {
-    0: ("topic_data", "responses"),
-    1: ("topics", "responses"),
-    20: ("topics", "responses"),
-    37: ("topics", "results"),
-}
-
-
-def asked_array(key: int, version: int) -> str:
-    return "topic_names" if key == 20 and version < 6 else ARRAYS.get(key, ("topics", ""))[0]
-
-
-def told_array(key: int) -> str:
-    return ARRAYS.get(key, ("", "topics"))[1]
 
 
 def test_requests_are_taken_apart_where_the_broker_answers_topic_by_topic() -> None:
