@@ -19,6 +19,7 @@ from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, N
 from parsers.kafka import denials
 from parsers.kafka.layouts import REQUESTS
 from parsers.kafka.messages import MESSAGES
+from parsers.kafka.replies import filter_metadata
 from parsers.kafka.request import skim
 from parsers.kafka.splits import merged, splits_exactly, without
 from tests.harness import eventually
@@ -206,6 +207,12 @@ class Stage:
             message.cursor = None
         return bytes(message.encode(version=version, header=True, framed=True))
 
+    def of_all_topics(self, version: int) -> bytes:
+        """A request for metadata."""
+        message = KAFKA_PYTHON[3].decode(self.writer.frame(3, version), version=version, header=True, framed=True)
+        message.topics = None if version else []
+        return bytes(message.encode(version=version, header=True, framed=True))
+
     def split_differences(self) -> dict[str, tuple[Any, Any]]:
         """What the broker says of both topics, and what it says of the one with our words for the other."""
         found = {}
@@ -255,3 +262,14 @@ def test_a_denial_of_one_of_two_topics_is_the_broker_s_own(stage: Stage) -> None
     stage.allow_all_but_topics()
     stage.allow((ResourceType.TOPIC, ALLOWED))
     assert stage.split_differences() == {}
+
+
+def test_metadata_of_all_topics_is_what_the_broker_shows_to_who_may_see_some(stage: Stage) -> None:
+    stage.allow((ResourceType.TOPIC, ALLOWED))
+    frames = {version: stage.of_all_topics(version) for version in stage.offered[3]}
+    seen = {version: ask(stage.port, frame) for version, frame in frames.items()}
+    stage.allow((ResourceType.TOPIC, NAME))
+    for version, frame in frames.items():
+        shown = ask(stage.port, frame)
+        assert len(shown) > len(seen[version])
+        assert filter_metadata(shown, version, lambda resource: resource != f"topic:{NAME}") == seen[version]
