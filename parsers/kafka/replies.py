@@ -10,8 +10,6 @@ from functools import lru_cache
 
 from parsers.kafka.frame import API_VERSIONS, SIZE, MalformedError
 from parsers.kafka.wire import (
-    Element,
-    Elements,
     Field,
     Plan,
     Reader,
@@ -78,49 +76,57 @@ def fetch_start(data: bytes, version: int) -> tuple[int, int] | None:
 # Metadata
 
 
+class Metadata:
+    """A whole Metadata reply, read once, because it may be of very many partitions. Raises MalformedError."""
+
+    def __init__(self, frame: bytes, version: int) -> None:
+        self._frame = frame
+        self._flexible = is_flexible(METADATA, version)
+        reader = Reader(frame, 0)
+        reply_body(reader, METADATA, self._flexible)
+        body = reader.read(_metadata_plan(version))
+        reader.end()
+        self._topics = body.arrays["Topics"]
+        self._names = [text(topic.fields["Name"], self._flexible) for topic in self._topics.items]
+        self._errors = [topic.fields["ErrorCode"] for topic in (body, *self._topics.items) if "ErrorCode" in topic.fields]
+
+    @property
+    def error(self) -> int:
+        """The first error that is not 0, of the reply or of a topic. That a partition has no leader is nobody's error."""
+        return next((int.from_bytes(code, "big", signed=True) for code in self._errors if any(code)), 0)
+
+    @property
+    def topic_ids(self) -> dict[bytes, str]:
+        """The names of topics by their ids (16 bytes); none below version 10."""
+        named = zip(self._names, self._topics.items, strict=True)
+        ids = ((name, topic.fields.get("TopicId", _NO_ID)) for name, topic in named)
+        return {topic_id: name for name, topic_id in ids if name is not None and topic_id != _NO_ID}
+
+    def filtered(self, grants: Callable[[str], bool]) -> bytes:
+        """The reply without the topics that ``grants`` says no to ("topic:NAME"), and without those that have no name."""
+        frame, topics = self._frame, self._topics
+        named = zip(self._names, topics.items, strict=True)
+        kept = [frame[topic.start : topic.end] for name, topic in named if name is not None and grants(f"topic:{name}")]
+        if len(kept) == len(topics.items):
+            return frame
+        count = array_count(len(kept), self._flexible)
+        return sized(b"".join((frame[: topics.start], count, *kept, frame[topics.items[-1].end :])))
+
+
 def topic_ids(frame: bytes, version: int) -> dict[bytes, str]:
-    """The names of topics by their ids (16 bytes), out of a whole Metadata reply. Raises MalformedError."""
-    if version < _TOPIC_IDS_SINCE:
-        return {}
-    found: dict[bytes, str] = {}
-    for topic in _topics(frame, version).items:
-        name, topic_id = _name(topic, version), topic.fields["TopicId"]
-        if name is not None and topic_id != _NO_ID:
-            found[topic_id] = name
-    return found
+    """See ``Metadata.topic_ids``."""
+    return Metadata(frame, version).topic_ids if version >= _TOPIC_IDS_SINCE else {}
 
 
 def filter_metadata(frame: bytes, version: int, grants: Callable[[str], bool]) -> bytes:
-    """A whole Metadata reply without the topics that ``grants`` says no to ("topic:NAME"). Raises MalformedError."""
-    topics = _topics(frame, version)
-    kept = []
-    for topic in topics.items:
-        name = _name(topic, version)
-        if name is not None and grants(f"topic:{name}"):
-            kept.append(frame[topic.start : topic.end])
-    if len(kept) == len(topics.items):
-        return frame
-    end = topics.items[-1].end
-    count = array_count(len(kept), is_flexible(METADATA, version))
-    return sized(b"".join((frame[: topics.start], count, *kept, frame[end:])))
+    """See ``Metadata.filtered``."""
+    return Metadata(frame, version).filtered(grants)
 
 
 @lru_cache(32)
 def _metadata_plan(version: int) -> Plan:
-    wanted: Wanted = {"Topics": {"Name": None, "TopicId": None}}
+    wanted: Wanted = {"ErrorCode": None, "Topics": {"ErrorCode": None, "Name": None, "TopicId": None}}
     return plan(_reply_fields(METADATA, version), version, is_flexible(METADATA, version), wanted)
-
-
-def _topics(frame: bytes, version: int) -> Elements:
-    reader = Reader(frame, 0)
-    reply_body(reader, METADATA, is_flexible(METADATA, version))
-    body = reader.read(_metadata_plan(version))
-    reader.end()
-    return body.arrays["Topics"]
-
-
-def _name(topic: Element, version: int) -> str | None:
-    return text(topic.fields["Name"], is_flexible(METADATA, version))
 
 
 # ApiVersions

@@ -10,7 +10,7 @@ import pytest
 from parsers.kafka import denials
 from parsers.kafka.frame import MalformedError
 from parsers.kafka.messages import MESSAGES
-from parsers.kafka.replies import fetch_start, filter_api_versions, filter_metadata, first_error, topic_ids
+from parsers.kafka.replies import Metadata, fetch_start, filter_api_versions, filter_metadata, first_error, topic_ids
 from tests.property.kafka_reply_words import REPLIES, ReplyWriter, error_codes, kafka_python_reply, reply_trees
 from tests.property.kafka_words import VERSIONS
 
@@ -59,6 +59,16 @@ def test_a_fetch_reply_tells_its_session_as_soon_as_that_is_there(version: int) 
             length = 4 + 4 + (version >= 12) + 4 + 2 + 4 if known else 0
             assert fetch_start(frame[:length], version) == fetch_start(frame, version) == expected
             assert all(fetch_start(frame[:shorter], version) is None for shorter in range(length))
+
+
+@pytest.mark.parametrize("version", METADATA)
+def test_the_error_of_metadata_is_its_own_or_a_topic_s(version: int) -> None:
+    writer = ReplyWriter(f"error of metadata {version}")
+    for _ in range(REPLIES_EACH * 4):
+        frame = writer.reply(3, version)
+        for tree in reply_trees(frame, 3, version):
+            codes = [int(node["error_code"]) for node in (tree, *tree["topics"]) if "error_code" in node]
+            assert Metadata(frame, version).error == next((code for code in codes if code), 0)
 
 
 @pytest.mark.parametrize("version", METADATA)
