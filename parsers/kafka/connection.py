@@ -14,7 +14,7 @@ id the broker is asked, on this very connection and with the client's permission
 import base64
 import struct
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 
 import msgspec
@@ -280,8 +280,8 @@ class KafkaParser:
         self._behind_probe = None
         return [Done(asked.number), *self._judge(request, data)]
 
-    def _learn(self, frame: bytes, version: int) -> None:
-        self._topic_ids.update(replies.topic_ids(frame, version))
+    def _learn(self, topic_ids: Mapping[bytes, str]) -> None:
+        self._topic_ids.update(topic_ids)
         while len(self._topic_ids) > TOPIC_IDS_MAX:
             self._topic_ids.popitem(last=False)
 
@@ -364,9 +364,9 @@ class KafkaParser:
             self._half = asked, ruling
             return [_MORE]
         request = asked.request
-        code = denials.denied_code(asked.resources, ruling.grants)
+        code = denials.told_code(request, denials.denied_code(asked.resources, ruling.grants))
         topic_codes = dict.fromkeys(asked.unknown, denials.UNKNOWN_TOPIC_ID)
-        if request.api_key == _ADD_PARTITIONS:
+        if request.api_key == _ADD_PARTITIONS and code == denials.TOPIC_DENIED:
             topic_codes |= denials.not_attempted(request, denied)
         words = denials.denial(request, frame, code, topic_codes)
         if words is None:
@@ -457,14 +457,17 @@ class KafkaParser:
 
     def _whole_reply(self, opened: _Open, frame: bytes, verbs: list[Verb]) -> None:
         number = opened.number
-        error = replies.first_error(frame, opened.api_key, opened.version)
         told = frame
+        if opened.api_key == _METADATA:
+            metadata = replies.Metadata(frame, opened.version)
+            error = metadata.error
+            self._learn(metadata.topic_ids)
+            if opened.granting is not None:
+                told = metadata.filtered(opened.granting)
+        else:
+            error = replies.first_error(frame, opened.api_key, opened.version)
         if opened.api_key == API_VERSIONS:
             told = replies.filter_api_versions(frame, opened.version, SUPPORTED)
-        elif opened.api_key == _METADATA:
-            self._learn(frame, opened.version)
-            if opened.granting is not None:
-                told = replies.filter_metadata(frame, opened.version, opened.granting)
         elif opened.api_key == _SASL_AUTHENTICATE:
             self._login.answered(error)
         elif opened.api_key == _FETCH:

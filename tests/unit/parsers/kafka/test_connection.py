@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from kafka.protocol.consumer import FetchRequest, FetchResponse
 from kafka.protocol.metadata import ApiVersionsRequest, ApiVersionsResponse, MetadataRequest, MetadataResponse
-from kafka.protocol.producer import ProduceRequest, ProduceResponse
+from kafka.protocol.producer import AddPartitionsToTxnRequest, AddPartitionsToTxnResponse, ProduceRequest, ProduceResponse
 
 from parsers.contract import ApiCall, Direction, Fail, Hold, Outage
 from parsers.kafka import connection
@@ -216,6 +216,26 @@ class TestDenials:
         assert not play.flow.wants(Direction.REQUEST)
         play.server(produced(0, ORDERS))
         assert len(frames(play.to_server)) == connection.OPEN_CALLS_MAX + 1
+
+    @pytest.mark.parametrize(
+        ("transaction", "codes"),
+        [("tx", {ORDERS: 55, SECRETS: 29}), ("secret-tx", {ORDERS: 53, SECRETS: 53})],
+        ids=["a topic is denied", "the transaction is denied"],
+    )
+    def test_partitions_of_a_transaction_are_added_all_or_not_at_all(self, transaction: str, codes: dict[str, int]) -> None:
+        topic = AddPartitionsToTxnRequest.AddPartitionsToTxnTopic
+        asked = AddPartitionsToTxnRequest(
+            version=3,
+            v3_and_below_transactional_id=transaction,
+            v3_and_below_producer_id=1,
+            v3_and_below_producer_epoch=0,
+            v3_and_below_topics=[topic(name=name, partitions=[0]) for name in (ORDERS, SECRETS)],
+        )
+        play = talk().client(encoded(asked, 1))
+        assert play.to_server == b""
+        told = AddPartitionsToTxnResponse.decode(play.to_client, version=3, header=True, framed=True)
+        found = {each.name: each.results_by_partition[0].partition_error_code for each in told.results_by_topic_v3_and_below}
+        assert found == codes
 
     def test_a_connection_on_which_nothing_may_be_said_is_told_so(self) -> None:
         play = talk()
