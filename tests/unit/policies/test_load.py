@@ -8,7 +8,7 @@ from policies import nodes
 from policies.load import Bundle, LoadError, Source, load
 from policies.spec import MAX_PORTS
 
-from .words import PARTIES, bundle, http_policy, policy, workload
+from .words import PARTIES, bundle, http_policy, kafka_policy, policy, workload
 
 CNP = "CiliumNetworkPolicy"
 
@@ -293,6 +293,93 @@ class TestRules:
         assert "SE00" in refusal(http_policy(f"[{rule}]").replace("http:", "grpc:"))
 
 
+class TestKafkaRules:
+    def test_cilium_s_own_fields_need_no_extension(self) -> None:
+        rule = "{role: produce, topic: a}, {apiKey: fetch, apiVersion: '9', clientID: me, topic: a.b_c-D}"
+        text = kafka_policy(f"[{rule}]").replace("sluice.dev/v1", "cilium.io/v2").replace("ApiPolicy", CNP)
+        assert bundle(text).policies
+
+    @pytest.mark.parametrize(
+        "field",
+        [
+            "topicPrefix: a",
+            "topicPattern: a",
+            "group: g",
+            "transactionalID: t",
+            "record: full",
+            "name: a",
+            "deny: true",
+            "mode: audit",
+        ],
+    )
+    def test_extensions_need_our_own_kind(self, field: str) -> None:
+        text = kafka_policy(f"[{{{field}}}]").replace("sluice.dev/v1", "cilium.io/v2").replace("ApiPolicy", CNP)
+        name = field.split(":")[0]
+        assert f"test.yaml:9:24 SE008 {name} of a Kafka rule is an extension" in refusal(text)
+
+    @pytest.mark.parametrize("version", ["'0'", "7", "'32767'"])
+    def test_a_version_may_be_written_as_a_number(self, version: str) -> None:
+        assert bundle(kafka_policy(f"[{{apiVersion: {version}}}]")).policies
+
+    @pytest.mark.parametrize("topic", ["a", "A.b_c-9", "a" * 249])
+    def test_a_topic_is_named_as_in_kafka(self, topic: str) -> None:
+        assert bundle(kafka_policy(f"[{{topic: {topic}}}, {{topicPrefix: {topic}}}]")).policies
+
+    @pytest.mark.parametrize(
+        ("rule", "code", "says"),
+        [
+            ("{role: produce, apiKey: fetch}", "SE009", "role and apiKey in one rule (hint: make them two rules)"),
+            ("{role: Produce}", "SE006", "did you mean 'produce'?"),
+            ("{role: admin}", "SE006", "role is 'admin'"),
+            ("{apiKey: fetsch}", "SE006", "apiKey is 'fetsch', which is no API of Kafka (hint: did you mean 'fetch'?)"),
+            ("{apiKey: 'nothing at all'}", "SE006", "the name of an API, such as produce, fetch or metadata"),
+            ("{apiKey: 1}", "SE004", "apiKey must be a string"),
+            ("{apiVersion: v7}", "SE006", "apiVersion is not a version"),
+            ("{apiVersion: '-1'}", "SE006", "apiVersion is not a version"),
+            ("{apiVersion: '07'}", "SE006", "apiVersion is not a version"),
+            ("{apiVersion: 7.0}", "SE006", "apiVersion is not a version"),
+            ("{apiVersion: [7]}", "SE006", "apiVersion is not a version"),
+            ("{clientID: 7}", "SE004", "clientID must be a string"),
+            ("{clientID: ''}", "SE006", "clientID is empty"),
+            ("{topic: ''}", "SE006", "topic is empty"),
+            ("{topic: a/b}", "SE006", "topic 'a/b' is not a topic's name"),
+            ("{topic: 'orders*'}", "SE006", "topicPattern of an ApiPolicy takes an expression"),
+            (f"{{topic: {'a' * 250}}}", "SE006", "at most 249"),
+            ("{topic: café}", "SE006", "is not a topic's name"),
+            ('{topic: "a\\n"}', "SE006", "is not a topic's name"),
+            ("{topicPrefix: 'orders-*'}", "SE006", "topicPrefix 'orders-*' is not a topic's name"),
+            ("{topicPattern: '*'}", "SE010", "for anything write .*"),
+            ("{topicPattern: 'a(?=b)'}", "SE010", "is not an RE2 pattern"),
+            ("{topicPattern: é}", "SE010", "characters that are not ASCII"),
+            ("{topic: a, topicPrefix: b}", "SE009", "topic and topicPrefix in one rule"),
+            ("{topicPattern: a, topicPrefix: b}", "SE009", "topicPrefix and topicPattern in one rule"),
+            ("{group: ''}", "SE006", "group is empty"),
+            ("{transactionalID: [a]}", "SE004", "transactionalID must be a string"),
+            ("{record: none}", "SE006", "record is 'none'"),
+            ("{record: summary, deny: true}", "SE006", "a deny rule cannot have record: summary"),
+            ("{topics: a}", "SE003", "a Kafka rule has no field 'topics' (hint: did you mean 'topic'?)"),
+            ("{clientId: a}", "SE003", "did you mean 'clientID'?"),
+            ("{path: /a}", "SE003", "a Kafka rule has no field 'path'"),
+            ("produce", "SE004", "a Kafka rule must be a mapping"),
+        ],
+    )
+    def test_a_bad_rule_is_refused_where_it_stands(self, rule: str, code: str, says: str) -> None:
+        found = refusal(kafka_policy(f"[{rule}]"))
+        assert (f" {code} " in found, says in found) == (True, True), found
+        assert found.startswith("test.yaml:9:")
+
+    @pytest.mark.parametrize(
+        ("port", "says"),
+        [
+            ('port: "0", protocol: TCP', 'port "0" (every port) cannot have L7 rules'),
+            ('port: "9092", protocol: UDP', "L7 rules are for TCP only, this port is UDP"),
+            ('port: "9092"', "L7 rules are for TCP only, this port is ANY"),
+        ],
+    )
+    def test_it_needs_a_tcp_port(self, port: str, says: str) -> None:
+        assert says in refusal(kafka_policy("[{}]").replace('port: "9092", protocol: TCP', port))
+
+
 class TestKinds:
     """Rules of two kinds on one port and peer are an error."""
 
@@ -316,6 +403,13 @@ class TestKinds:
         egress = policy(f"endpointSelector: {{matchLabels: {{app: web}}}}\negress: [{{{rules}}}]", "out")
         assert "SE009" in refusal(*PARTIES, http_policy("[{}]"), egress)
         assert bundle(*PARTIES, http_policy("[{}]"), egress.replace("app: web", "app: batch"))
+
+    def test_kafka_is_another_kind(self) -> None:
+        here = kafka_policy("[{}]", "k").replace("9092", "8080")
+        assert "http rules for connections that have kafka rules" in refusal(*PARTIES, http_policy("[{}]"), here)
+        assert "grpc rules for connections that have kafka rules" in refusal(*PARTIES, self.GRPC, here)
+        assert "http and kafka rules on the same ports" in refusal(http_policy("[{}], kafka: [{}]"))
+        assert bundle(*PARTIES, http_policy("[{}]"), kafka_policy("[{}]", "k"))
 
     def test_both_kinds_in_one_entry(self) -> None:
         assert "http and grpc rules on the same ports" in refusal(http_policy("[{}], grpc: [{}]"))
@@ -352,7 +446,7 @@ def _examples() -> list[Path]:
 
 
 def test_there_are_examples() -> None:
-    assert [path.stem for path in _examples()] == ["audit-mode", "deny-rule", "egress-cidr", "http-orders"]
+    assert [path.stem for path in _examples()] == ["audit-mode", "deny-rule", "egress-cidr", "http-orders", "kafka"]
 
 
 @pytest.mark.parametrize("path", _examples(), ids=lambda path: path.stem)

@@ -4,6 +4,7 @@ from textwrap import indent
 
 from parsers.contract import ApiCall
 from policies.decide import Decision, Pair, PolicySet
+from policies.kafka import APIS
 from policies.load import Source, load
 from policies.model import Bundle
 
@@ -39,6 +40,20 @@ ingress:
     )
 
 
+def kafka_policy(rules: str, name: str = "p", extra: str = "", owner: str = "orders", direction: str = "ingress") -> str:
+    """A policy of one direction of ``owner`` on port 9092 with these Kafka rules (a YAML flow list)."""
+    return policy(
+        f"""
+endpointSelector: {{matchLabels: {{app: {owner}}}}}
+{direction}:
+- toPorts:
+  - ports: [{{port: "9092", protocol: TCP}}]
+    rules: {{kafka: {rules}}}
+{extra}""",
+        name,
+    )
+
+
 PARTIES = [workload("orders"), workload("web"), workload("batch")]
 
 
@@ -62,6 +77,25 @@ def get(path: str = "/", method: str = "GET", host: str = "orders", protocol: st
 
 def grpc(path: str, *metadata: tuple[str, str]) -> ApiCall:
     return ApiCall(protocol="grpc", method="POST", path=path, host="orders", headers=metadata)
+
+
+def kafka(
+    api: str, *resources: str, version: int = 3, client: str | None = None, divisible: bool = False, all_topics: bool = False
+) -> ApiCall:
+    """A Kafka request. A resource without ``kind:`` is a topic."""
+    return ApiCall(
+        protocol="kafka",
+        method=api,
+        resources=tuple(name if ":" in name else f"topic:{name}" for name in resources),
+        attributes={"apiKey": APIS[api], "apiVersion": version, **({"clientId": client} if client is not None else {})},
+        divisible=divisible,
+        all_topics=all_topics,
+    )
+
+
+def decide_kafka(rules: str, call: ApiCall, *more: str, extra: str = "") -> Decision:
+    """What `kafka_policy` with these rules says to a request of web to orders."""
+    return pair(policy_set(kafka_policy(rules, extra=extra), *more), port=9092).decide(call)
 
 
 def decide(rules: str, call: ApiCall, *more: str, extra: str = "") -> Decision:

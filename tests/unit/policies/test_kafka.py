@@ -1,0 +1,432 @@
+"""Which Kafka requests are allowed, in whole or in part, and who is named for it."""
+
+import pytest
+
+from parsers.contract import ApiCall
+from parsers.kafka.layouts import REQUESTS
+from policies.decide import Action, PolicySet, Verdict
+from policies.heads import NotProvable, prove
+from policies.kafka import APIS, KEYS_BY_WORD, MAX_PIECES, RETIRED
+from policies.model import Direction
+
+from .words import decide_kafka as decided
+from .words import get, kafka, kafka_policy, pair, policy, policy_set
+
+BOTH = frozenset({"Metadata", "DescribeTopicPartitions", "FindCoordinator"})
+HANDSHAKE = frozenset({"SaslHandshake", "SaslAuthenticate", "ApiVersions"})
+PRODUCE = frozenset({"Produce", "InitProducerId", "AddPartitionsToTxn", "AddOffsetsToTxn", "EndTxn", "TxnOffsetCommit"})
+CONSUME = frozenset(
+    {
+        "Fetch",
+        "ListOffsets",
+        "OffsetForLeaderEpoch",
+        "JoinGroup",
+        "SyncGroup",
+        "Heartbeat",
+        "LeaveGroup",
+        "ConsumerGroupHeartbeat",
+        "OffsetCommit",
+        "OffsetFetch",
+    }
+)
+
+
+def allowed(rules: str, call: ApiCall) -> bool:
+    return decided(rules, call).verdict is Verdict.ALLOWED
+
+
+class TestApis:
+    @pytest.mark.parametrize(
+        ("rules", "apis"),
+        [
+            ("[{role: produce}]", PRODUCE | BOTH | HANDSHAKE),
+            ("[{role: consume}]", CONSUME | BOTH | HANDSHAKE),
+            ("[{apiKey: listgroups}]", {"ListGroups"} | HANDSHAKE),
+            ("[{}]", set(APIS)),
+            ("[]", set()),
+        ],
+    )
+    def test_what_a_rule_opens(self, rules: str, apis: set[str]) -> None:
+        assert {api for api in APIS if allowed(rules, kafka(api))} == apis
+
+    def test_the_names_are_those_of_the_protocols_definitions(self) -> None:
+        assert {api.name: key for key, api in REQUESTS.items()} == APIS
+
+    @pytest.mark.parametrize(
+        ("word", "api"),
+        [
+            ("offsets", "ListOffsets"),
+            ("ListOffsets", "ListOffsets"),
+            ("LISTOFFSETS", "ListOffsets"),
+            ("findcoordinator", "FindCoordinator"),
+            ("txnoffsetcommit", "TxnOffsetCommit"),
+            ("offsetforleaderepoch", "OffsetForLeaderEpoch"),
+        ],
+    )
+    def test_an_api_may_be_spelled_as_cilium_or_as_kafka_does(self, word: str, api: str) -> None:
+        assert {other for other in APIS if allowed(f"[{{apiKey: {word}}}]", kafka(other))} == {api} | HANDSHAKE
+
+    def test_what_only_brokers_said_may_be_named_and_allows_nothing_else(self) -> None:
+        words = ("leaderandisr", "stopreplica", "updatemetadata", "controlledshutdown")
+        assert [KEYS_BY_WORD[word] for word in words] == [4, 5, 6, 7]
+        assert not set(RETIRED.values()) & set(APIS.values())
+        assert {api for api in APIS if allowed("[{apiKey: stopreplica}]", kafka(api))} == HANDSHAKE
+
+
+class TestHandshake:
+    """Without these no client can say anything, so whoever may ask for something may ask for them."""
+
+    @pytest.mark.parametrize("api", sorted(HANDSHAKE))
+    def test_it_passes_whatever_else_a_rule_asks_for(self, api: str) -> None:
+        rule = "{apiKey: fetch, apiVersion: '9', topic: a, group: g, transactionalID: t}"
+        assert allowed(f"[{rule}]", kafka(api, version=1))
+
+    def test_it_passes_for_the_named_client_only(self) -> None:
+        assert allowed("[{role: produce, clientID: me}]", kafka("ApiVersions", client="me"))
+        assert not allowed("[{role: produce, clientID: me}]", kafka("ApiVersions", client="you"))
+        assert not allowed("[{role: produce, clientID: me}]", kafka("ApiVersions"))
+
+    def test_a_deny_rule_means_it_only_when_it_says_so(self) -> None:
+        assert allowed("[{}, {deny: true, role: consume}]", kafka("ApiVersions"))
+        assert allowed("[{}, {deny: true, topic: a}]", kafka("ApiVersions"))
+        assert not allowed("[{}, {deny: true, apiKey: apiversions}]", kafka("ApiVersions"))
+        assert not allowed("[{}, {deny: true, clientID: me}]", kafka("ApiVersions", client="me"))
+        assert not allowed("[{}, {deny: true, apiKey: apiversions, apiVersion: '4'}]", kafka("ApiVersions", version=4))
+        assert allowed("[{}, {deny: true, apiKey: apiversions, apiVersion: '4'}]", kafka("ApiVersions", version=3))
+
+
+class TestConditions:
+    @pytest.mark.parametrize(
+        ("rule", "holds", "fails"),
+        [
+            ("apiVersion: '7'", kafka("Fetch", "a", version=7), kafka("Fetch", "a", version=8)),
+            ("apiVersion: '0'", kafka("Fetch", "a", version=0), kafka("Fetch", "a", version=1)),
+            ("clientID: me", kafka("Fetch", client="me"), kafka("Fetch", client="Me")),
+            ("clientID: me", kafka("Fetch", client="me"), kafka("Fetch")),
+            ("topic: orders", kafka("Fetch", "orders"), kafka("Fetch", "orders2")),
+            ("topic: orders", kafka("Fetch", "orders"), kafka("Fetch", "Orders")),
+            ("topicPrefix: orders-", kafka("Fetch", "orders-eu"), kafka("Fetch", "orders")),
+            ("topicPrefix: orders-", kafka("Fetch", "orders-"), kafka("Fetch", "my-orders-eu")),
+            ("topicPattern: '[a-c]+'", kafka("Fetch", "abc"), kafka("Fetch", "abcd")),
+            ("topicPattern: '[a-c]+'", kafka("Fetch", "abc"), kafka("Fetch", "xabc")),
+            ("topicPattern: orders", kafka("Fetch", "orders"), kafka("Fetch", "orders2")),
+            ("group: billing", kafka("OffsetCommit", "a", "group:billing"), kafka("OffsetCommit", "a", "group:billing2")),
+            ("transactionalID: tx1", kafka("EndTxn", "transactionalId:tx1"), kafka("EndTxn", "transactionalId:tx2")),
+        ],
+    )
+    def test_each_condition_is_exact(self, rule: str, holds: ApiCall, fails: ApiCall) -> None:
+        assert allowed(f"[{{{rule}}}]", holds)
+        assert decided(f"[{{{rule}}}]", fails).reason == "no-rule-matched"
+
+    def test_conditions_of_one_rule_are_all_to_hold(self) -> None:
+        rules = "[{role: consume, topic: a, group: g, clientID: me}]"
+        assert allowed(rules, kafka("OffsetFetch", "a", "group:g", client="me"))
+        for other in (
+            kafka("OffsetFetch", "a", "group:g"),
+            kafka("OffsetFetch", "a", "group:h", client="me"),
+            kafka("OffsetFetch", "b", "group:g", client="me"),
+            kafka("OffsetDelete", "a", "group:g", client="me"),
+        ):
+            assert not allowed(rules, other)
+
+    @pytest.mark.parametrize("condition", ["topic: a", "topicPrefix: a", "topicPattern: a+", "group: g", "transactionalID: t"])
+    def test_a_request_that_names_nothing_of_a_kind_passes_a_rule_about_it(self, condition: str) -> None:
+        assert allowed(f"[{{{condition}}}]", kafka("ListGroups"))
+
+    def test_an_unknown_topic_id_is_no_topics_name(self) -> None:
+        """The parser calls a topic whose name nobody knows by a name that no topic can have."""
+        assert not allowed("[{topic: a}, {topicPrefix: a}, {topicPattern: '[a-zA-Z0-9._-]+'}]", kafka("Fetch", "?AAAA"))
+
+    def test_a_decision_names_the_rule(self) -> None:
+        decision = decided("[{name: one, topic: a}, {name: two, topic: b}]", kafka("Fetch", "b"))
+        assert (decision.verdict, decision.reason, decision.direction) == (Verdict.ALLOWED, "rule-matched", Direction.INGRESS)
+        assert (decision.policy, decision.rule) == ("p", "two")
+
+
+class TestUnion:
+    """Everything that a request touches must be covered by the rules together."""
+
+    def test_every_topic_must_be_allowed_by_some_rule(self) -> None:
+        rules = "[{topic: a}, {topicPrefix: b-}, {topicPattern: 'c[0-9]'}]"
+        assert allowed(rules, kafka("Fetch", "a", "b-1", "c1"))
+        assert not allowed(rules, kafka("Fetch", "a", "b-1", "c1", "d"))
+
+    def test_so_must_every_group_and_every_transactional_id(self) -> None:
+        assert allowed("[{group: g}, {group: h}]", kafka("DescribeGroups", "group:g", "group:h"))
+        assert not allowed("[{group: g}, {group: h}]", kafka("DescribeGroups", "group:g", "group:i"))
+        ids = [f"transactionalId:{name}" for name in "tuv"]
+        assert allowed("[{transactionalID: t}, {transactionalID: u}]", kafka("DescribeTransactions", *ids[:2]))
+        assert not allowed("[{transactionalID: t}, {transactionalID: u}]", kafka("DescribeTransactions", *ids))
+
+    def test_a_rule_allows_a_topic_for_its_own_group_only(self) -> None:
+        rules = "[{topic: a, group: g}, {topic: b, group: h}]"
+        assert allowed(rules, kafka("OffsetFetch", "a", "group:g"))
+        assert not allowed(rules, kafka("OffsetFetch", "a", "group:h"))
+        assert not allowed(rules, kafka("OffsetFetch", "a", "b", "group:g", "group:h"))
+
+    def test_rules_of_several_policies_are_united(self) -> None:
+        call = kafka("Fetch", "a", "b")
+        assert not allowed("[{topic: a}]", call)
+        decision = decided("[{topic: a}]", call, kafka_policy("[{topic: b}]", "q"))
+        assert (decision.verdict, decision.detail) == (Verdict.ALLOWED, ("p", "q"))
+
+    def test_both_sides_must_allow_every_topic(self) -> None:
+        egress = kafka_policy("[{topic: a}, {topic: b}]", "out", owner="web", direction="egress")
+        rules = "[{topic: b}, {topic: c}]"
+        assert decided(rules, kafka("Fetch", "b"), egress).verdict is Verdict.ALLOWED
+        for topic, side in (("a", Direction.INGRESS), ("c", Direction.EGRESS)):
+            decision = decided(rules, kafka("Fetch", topic, "b"), egress)
+            assert (decision.verdict, decision.direction) == (Verdict.DENIED, side)
+
+
+class TestPartial:
+    """Where the protocol can refuse some topics and grant the rest, it does."""
+
+    def test_a_divisible_request_is_allowed_in_part(self) -> None:
+        decision = decided("[{name: a, topic: a}]", kafka("Produce", "a", "b", divisible=True))
+        assert (decision.verdict, decision.reason, decision.allowed) == (Verdict.PARTIAL, "no-rule-matched", True)
+        assert decision.per_resource == {"topic:a": Verdict.ALLOWED, "topic:b": Verdict.DENIED}
+        assert [decision.grants(f"topic:{name}") for name in "abc"] == [True, False, False]
+
+    def test_another_request_is_denied_as_a_whole_and_its_denial_tells_topics_apart(self) -> None:
+        decision = decided("[{topic: a}]", kafka("AddPartitionsToTxn", "a", "b"))
+        assert (decision.verdict, decision.per_resource) == (Verdict.DENIED, None)
+        assert [decision.grants(f"topic:{name}") for name in "ab"] == [True, False]
+
+    def test_nothing_is_left_of_a_request_none_of_whose_topics_is_allowed(self) -> None:
+        decision = decided("[{topic: a}]", kafka("Produce", "b", "c", divisible=True))
+        assert (decision.verdict, decision.per_resource) == (Verdict.DENIED, None)
+
+    def test_topics_of_a_group_that_is_denied_are_denied(self) -> None:
+        rules = "[{topic: a, group: g}]"
+        decision = decided(rules, kafka("OffsetCommit", "a", "b", "group:h", divisible=True))
+        assert decision.verdict is Verdict.DENIED
+        assert not decision.grants("group:h")
+        assert not decision.grants("topic:a")
+        assert decision.grants("group:g")
+        assert decided(rules, kafka("OffsetCommit", "a", "b", "group:g", divisible=True)).per_resource == {
+            "topic:a": Verdict.ALLOWED,
+            "topic:b": Verdict.DENIED,
+        }
+
+    def test_a_topic_is_allowed_when_it_is_for_all_groups_of_the_request(self) -> None:
+        call = kafka("OffsetFetch", "a", "b", "group:g", "group:h", divisible=True)
+        rules = "[{topic: a}, {topic: b, group: g}]"
+        assert decided(rules, call).per_resource == {"topic:a": Verdict.ALLOWED, "topic:b": Verdict.DENIED}
+
+    def test_what_is_allowed_whole_has_no_parts(self) -> None:
+        decision = decided("[{topic: a}, {topic: b}]", kafka("Produce", "a", "b", divisible=True))
+        assert (decision.verdict, decision.per_resource) == (Verdict.ALLOWED, None)
+        assert decision.grants("topic:a")
+
+    def test_it_names_what_denied_the_first_topic_that_is_denied(self) -> None:
+        rules = "[{name: any}, {name: no-b, deny: true, topic: b}, {name: no-c, deny: true, topic: c}]"
+        decision = decided(rules, kafka("Fetch", "a", "b", "c", divisible=True))
+        assert (decision.verdict, decision.reason, decision.rule) == (Verdict.PARTIAL, "deny-rule", "no-b")
+
+
+class TestAllTopics:
+    """Metadata of whatever there is."""
+
+    ALL = kafka("Metadata", divisible=True, all_topics=True)
+
+    def test_a_rule_about_any_topic_allows_it_whole(self) -> None:
+        assert decided("[{role: consume}]", self.ALL).verdict is Verdict.ALLOWED
+
+    @pytest.mark.parametrize("condition", ["topic: a", "topicPrefix: a", "topicPattern: a.*"])
+    def test_with_a_rule_about_some_topics_only_these_are_to_be_seen(self, condition: str) -> None:
+        decision = decided(f"[{{role: consume, {condition}}}]", self.ALL)
+        assert decision.verdict is Verdict.PARTIAL
+        assert decision.per_resource == {}
+        assert decision.grants("topic:a")
+        assert not decision.grants("topic:b")
+
+    def test_what_is_to_be_seen_is_asked_for_this_very_request(self) -> None:
+        rules = "[{role: consume, topic: a}, {apiKey: metadata, apiVersion: '9', topic: b}, {apiKey: produce, topic: c}]"
+        for version, seen in ((3, "a"), (9, "ab")):
+            decision = decided(rules, kafka("Metadata", version=version, divisible=True, all_topics=True))
+            assert "".join(topic for topic in "abc" if decision.grants(f"topic:{topic}")) == seen
+
+    def test_without_any_rule_for_it_it_is_denied(self) -> None:
+        assert decided("[{apiKey: fetch, topic: a}]", self.ALL).verdict is Verdict.DENIED
+
+    def test_a_request_whose_reply_cannot_be_cut_down_needs_a_rule_about_any_topic(self) -> None:
+        call = kafka("OffsetFetch", "group:g", all_topics=True)
+        assert allowed("[{group: g}]", call)
+        assert not allowed("[{group: g, topic: a}]", call)
+        assert not allowed("[{group: g, topicPattern: '.*'}]", call)
+
+    def test_topics_that_it_names_besides_do_not_make_up_for_the_others(self) -> None:
+        assert not allowed("[{topic: a}]", kafka("ConsumerGroupHeartbeat", "a", all_topics=True))
+        assert allowed("[{role: consume}]", kafka("ConsumerGroupHeartbeat", "a", all_topics=True))
+
+    @pytest.mark.parametrize("condition", ["topic: secret", "topicPrefix: sec", "topicPattern: s.*"])
+    def test_a_topic_that_is_denied_is_not_to_be_seen(self, condition: str) -> None:
+        decision = decided(f"[{{}}, {{name: hide, deny: true, {condition}}}]", self.ALL)
+        assert (decision.verdict, decision.rule) == (Verdict.PARTIAL, "hide")
+        assert decision.grants("topic:a")
+        assert not decision.grants("topic:secret")
+
+    def test_a_request_about_all_topics_is_denied_by_a_rule_that_denies_one(self) -> None:
+        assert not allowed("[{}, {deny: true, topic: secret}]", kafka("DeleteAcls", all_topics=True))
+
+
+class TestDeny:
+    def test_deny_wins_topic_by_topic(self) -> None:
+        rules = "[{}, {deny: true, topic: b}]"
+        assert allowed(rules, kafka("Fetch", "a"))
+        assert not allowed(rules, kafka("Fetch", "a", "b"))
+        decision = decided(rules, kafka("Fetch", "a", "b", divisible=True))
+        assert decision.per_resource == {"topic:a": Verdict.ALLOWED, "topic:b": Verdict.DENIED}
+
+    def test_without_a_topic_it_denies_the_request(self) -> None:
+        decision = decided("[{}, {deny: true, apiKey: produce}]", kafka("Produce", "a", "b", divisible=True))
+        assert (decision.verdict, decision.reason) == (Verdict.DENIED, "deny-rule")
+
+    @pytest.mark.parametrize("condition", ["topic: a", "group: g", "transactionalID: t"])
+    def test_a_request_without_such_things_is_not_meant(self, condition: str) -> None:
+        assert allowed(f"[{{}}, {{deny: true, {condition}}}]", kafka("ListGroups"))
+
+    def test_one_group_of_several_is_enough(self) -> None:
+        assert not allowed("[{}, {deny: true, group: g}]", kafka("DescribeGroups", "group:f", "group:g"))
+        assert allowed("[{}, {deny: true, group: g}]", kafka("DescribeGroups", "group:f", "group:h"))
+
+    def test_all_its_conditions_must_hold(self) -> None:
+        rules = "[{}, {deny: true, topic: a, clientID: me, apiVersion: '3', role: consume}]"
+        assert not allowed(rules, kafka("Fetch", "a", client="me"))
+        for other in (kafka("Fetch", "a"), kafka("Fetch", "a", client="me", version=4), kafka("Produce", "a", client="me")):
+            assert allowed(rules, other)
+
+    def test_it_wins_over_an_entry_without_l7_rules(self) -> None:
+        opener = kafka_policy("[]", "open").replace("    rules: {kafka: []}\n", "")
+        decision = decided("[{deny: true, topic: b}]", kafka("Fetch", "a", "b", divisible=True), opener)
+        assert (decision.verdict, decision.grants("topic:a"), decision.grants("topic:b")) == (Verdict.PARTIAL, True, False)
+
+
+class TestAuditMode:
+    def test_a_policy_lets_pass_what_it_would_deny(self) -> None:
+        decision = decided("[{topic: a}]", kafka("Produce", "a", "b", divisible=True), extra="mode: audit")
+        assert (decision.verdict, decision.would, decision.per_resource) == (Verdict.WOULD_DENY, "DENY", None)
+        assert decision.grants("topic:b")
+        assert decided("[{topic: a}]", kafka("Produce", "a"), extra="mode: audit").verdict is Verdict.ALLOWED
+
+    def test_a_deny_rule_lets_pass_what_another_allows(self) -> None:
+        rules = "[{name: any}, {name: soon, deny: true, mode: audit, topic: b}]"
+        decision = decided(rules, kafka("Fetch", "a", "b", divisible=True))
+        assert (decision.verdict, decision.rule) == (Verdict.WOULD_DENY, "soon")
+        assert decided(rules, kafka("Fetch", "a")).verdict is Verdict.ALLOWED
+
+    def test_an_allow_rule_lets_pass_what_only_it_allows(self) -> None:
+        rules = "[{topic: a}, {name: old, mode: audit, topic: b}]"
+        decision = decided(rules, kafka("Fetch", "a", "b"))
+        assert (decision.verdict, decision.reason, decision.rule) == (Verdict.WOULD_DENY, "audit-rule", "old")
+
+    def test_what_is_enforced_denies_in_part_beside_it(self) -> None:
+        rules = "[{topic: a}, {topic: b}, {deny: true, mode: audit, topic: b}]"
+        decision = decided(rules, kafka("Fetch", "a", "b", "c", divisible=True))
+        assert decision.verdict is Verdict.PARTIAL
+        assert [decision.grants(f"topic:{name}") for name in "abc"] == [True, True, False]
+
+    def test_metadata_of_all_topics_passes_whole(self) -> None:
+        call = kafka("Metadata", divisible=True, all_topics=True)
+        decision = decided("[{role: consume, topic: a}]", call, extra="mode: audit")
+        assert (decision.verdict, decision.grants("topic:b")) == (Verdict.WOULD_DENY, True)
+
+
+class TestConnections:
+    def test_it_is_read_as_kafka(self) -> None:
+        one = pair(policy_set(kafka_policy("[{}]")), port=9092)
+        assert (one.action, one.protocol) == (Action.REDIRECT, "kafka")
+
+    @pytest.mark.parametrize("call", [get(), get(protocol="grpc"), ApiCall(protocol="tcp")])
+    def test_nothing_else_passes_on_its_port(self, call: ApiCall) -> None:
+        assert decided("[{}]", call).reason == "protocol-not-allowed"
+
+    def test_an_empty_list_denies_every_request(self) -> None:
+        assert decided("[]", kafka("ApiVersions")).reason == "no-rule-matched"
+        assert pair(policy_set(kafka_policy("[]")), port=9092).action is Action.REDIRECT
+
+    def test_without_default_deny_a_request_that_no_rule_means_passes(self) -> None:
+        extra = "enableDefaultDeny: {ingress: false}"
+        assert decided("[{topic: a}]", kafka("Fetch", "b"), extra=extra).reason == "default-allow"
+        assert decided("[{deny: true, topic: b}]", kafka("Fetch", "b"), extra=extra).reason == "deny-rule"
+
+    def test_the_kernel_proves_none_of_it(self) -> None:
+        table = prove(pair(policy_set(kafka_policy("[{}]")), port=9092))
+        assert isinstance(table, NotProvable)
+        assert table.reason == "protocol"
+
+
+class TestSummary:
+    def test_a_rule_may_ask_for_one_record_of_many_requests(self) -> None:
+        assert decided("[{record: summary}]", kafka("Fetch", "a")).summary
+        assert not decided("[{record: full}]", kafka("Fetch", "a")).summary
+        assert not decided("[{}]", kafka("Fetch", "a")).summary
+
+    def test_every_topic_must_be_allowed_by_such_a_rule(self) -> None:
+        rules = "[{topic: a, record: summary}, {topic: b, record: summary}, {topic: c}]"
+        assert decided(rules, kafka("Fetch", "a", "b")).summary
+        assert not decided(rules, kafka("Fetch", "a", "c")).summary
+        assert not decided(rules, kafka("Fetch", "c", "a")).summary
+
+    def test_what_is_not_simply_allowed_has_a_record_of_its_own(self) -> None:
+        rules = "[{topic: a, record: summary}]"
+        assert not decided(rules, kafka("Fetch", "b")).summary
+        assert not decided(rules, kafka("Fetch", "a", "b", divisible=True)).summary
+        audited = "[{topic: a, record: summary}, {deny: true, mode: audit, topic: a}]"
+        assert not decided(audited, kafka("Fetch", "a")).summary
+
+
+class TestDoubt:
+    """Whatever is asked, the answer is a decision, and doubt is a denial."""
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            ApiCall(protocol="kafka"),
+            ApiCall(protocol="kafka", attributes={"apiKey": "0"}),
+            ApiCall(protocol="kafka", attributes={"apiKey": 4}),
+            ApiCall(protocol="kafka", attributes={"apiKey": -1}, resources=("topic:a",)),
+        ],
+    )
+    def test_an_unknown_api_is_in_no_role(self, call: ApiCall) -> None:
+        assert not allowed("[{role: produce}, {role: consume}]", call)
+
+    @pytest.mark.parametrize("topic", ["a\n", "", "a\x00", "é", "a" * 30_000])
+    def test_a_strange_name_is_just_another_name(self, topic: str) -> None:
+        call = kafka("Fetch", f"topic:{topic}")
+        assert decided("[{topic: a}, {topicPattern: '[a-z]'}, {topicPrefix: b}]", call).reason == "no-rule-matched"
+        assert not allowed("[{}, {deny: true, topicPattern: '.*'}]", call)
+
+    def test_a_name_that_is_no_text_is_a_denial(self) -> None:
+        assert decided("[{topicPattern: '.+'}]", kafka("Fetch", "topic:\ud800")).reason == "internal-error"
+
+    def test_more_combinations_than_can_be_judged_are_a_denial(self) -> None:
+        topics = [f"topic:t{number}" for number in range(MAX_PIECES // 2 + 1)]
+        decision = decided("[{}]", kafka("OffsetFetch", *topics, "group:g", "group:h", divisible=True))
+        assert (decision.verdict, decision.reason) == (Verdict.DENIED, "internal-error")
+
+    def test_so_many_topics_are_judged_one_by_one(self) -> None:
+        topics = [f"topic:t{number}" for number in range(MAX_PIECES)]
+        decision = decided("[{topicPattern: 't[0-9]+'}, {deny: true, topic: t7}]", kafka("Fetch", *topics, divisible=True))
+        assert decision.per_resource is not None
+        denied = [name for name, verdict in decision.per_resource.items() if verdict is Verdict.DENIED]
+        assert (len(decision.per_resource), denied) == (MAX_PIECES, ["topic:t7"])
+
+    def test_a_decision_is_kept_for_the_same_request(self) -> None:
+        policies: PolicySet = policy_set(kafka_policy("[{topic: a}]"))
+        call = kafka("Fetch", "a", "b", divisible=True)
+        assert pair(policies, port=9092).decide(call) is pair(policies, port=9092).decide(call)
+
+
+def test_rules_of_a_port_hold_for_every_port_of_a_range() -> None:
+    text = kafka_policy("[{topic: a}]").replace('port: "9092"', 'port: "9092", endPort: 9094')
+    one = pair(policy_set(text), port=9094)
+    assert not one.decide(kafka("Fetch", "b")).allowed
+
+
+def test_a_rule_for_one_peer_is_not_for_another() -> None:
+    text = kafka_policy("[{}]").replace("- toPorts:", "- fromEndpoints: [{matchLabels: {app: web}}]\n    toPorts:")
+    policies = policy_set(text, policy("endpointSelector: {}\negress: [{toEntities: [all]}]", "out"))
+    assert pair(policies, "web", port=9092).decide(kafka("Fetch", "a")).allowed
+    assert pair(policies, "batch", port=9092).action is Action.REFUSE
