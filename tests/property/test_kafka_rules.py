@@ -1,0 +1,391 @@
+"""Kafka rules against an evaluator that knows nothing of indexes: it asks every rule about every combination of names.
+
+The evaluator is written from the words of docs/policies.md ("Kafka rules"), in the plainest way, and has its own list of what
+each role may ask. Rules and requests are random over few names, so that they meet often.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from itertools import product
+from random import Random
+from typing import Any
+
+import pytest
+
+from parsers.contract import ApiCall
+from policies.decide import Decision, Pair, PolicySet, Verdict
+from policies.kafka import APIS
+from policies.load import Source, load
+
+SOAK = os.environ.get("SLUICE_SOAK") == "1"
+ROUNDS = 20_000 if SOAK else 400  # sets of rules
+CALLS_PER_ROUND = 20
+
+Rule = dict[str, Any]
+
+HANDSHAKE = {"SaslHandshake", "SaslAuthenticate", "ApiVersions"}
+_BOTH = {"Metadata", "DescribeTopicPartitions", "FindCoordinator"}
+ROLES = {
+    "produce": _BOTH | {"Produce", "InitProducerId", "AddPartitionsToTxn", "AddOffsetsToTxn", "EndTxn", "TxnOffsetCommit"},
+    "consume": _BOTH
+    | {"Fetch", "ListOffsets", "OffsetForLeaderEpoch", "OffsetCommit", "OffsetFetch"}
+    | {"JoinGroup", "SyncGroup", "Heartbeat", "LeaveGroup", "ConsumerGroupHeartbeat"},
+}
+# One of each kind: what brokers are asked for by topic, by group, by transactional id, by several of these and by none.
+CALLED = [
+    *(
+        "Produce",
+        "Fetch",
+        "Metadata",
+        "OffsetCommit",
+        "OffsetFetch",
+        "TxnOffsetCommit",
+        "AddPartitionsToTxn",
+        "FindCoordinator",
+    ),
+    *("Heartbeat", "EndTxn", "DescribeGroups", "DescribeConfigs", "ListGroups", "ApiVersions", "SaslHandshake"),
+]
+TOPICS = ["a", "a-1", "a-2", "ab", "b", "b-1", "A", "a.1", "?AAAA"]
+GROUPS, IDS, CLIENTS, VERSIONS = ["g", "h", "gg"], ["t", "u"], ["me", "you", None], [0, 3, 7]
+WORKLOADS = "---\n".join(
+    json.dumps(
+        {
+            "apiVersion": "sluice.dev/v1",
+            "kind": "Workload",
+            "metadata": {"name": name, "labels": {"app": name}},
+            "spec": {"cgroups": [f"/sluice/{name}"]},
+        }
+    )
+    + "\n"
+    for name in ("kafka", "client", "other")
+)
+
+
+# The evaluator. A piece is (api, version, client, topic or None, all topics?, group or None, transactional id or None).
+
+
+class Reference:
+    """The rules of one side."""
+
+    def __init__(self, rules: list[Rule]) -> None:
+        self.denying = [rule for rule in rules if rule.get("deny")]
+        self.allowing = [rule for rule in rules if not rule.get("deny")]
+
+    def allows(self, piece: tuple[Any, ...]) -> bool:
+        return not any(self._denies(rule, *piece) for rule in self.denying) and any(
+            self._permits(rule, *piece) for rule in self.allowing
+        )
+
+    @staticmethod
+    def _is_of(rule: Rule, api: str, version: int, client: str | None) -> bool:
+        if "role" in rule and api not in ROLES[rule["role"]]:
+            return False
+        if "apiKey" in rule and api.lower() != rule["apiKey"]:
+            return False
+        if "apiVersion" in rule and str(version) != rule["apiVersion"]:
+            return False
+        return "clientID" not in rule or rule["clientID"] == client
+
+    @staticmethod
+    def _is_about(rule: Rule, topic: str) -> bool:
+        if "topic" in rule:
+            return bool(topic == rule["topic"])
+        if "topicPrefix" in rule:
+            return topic.startswith(rule["topicPrefix"])
+        return re.fullmatch(rule["topicPattern"], topic) is not None
+
+    @staticmethod
+    def _has_topic_condition(rule: Rule) -> bool:
+        return bool({"topic", "topicPrefix", "topicPattern"} & set(rule))
+
+    def _permits(
+        self,
+        rule: Rule,
+        api: str,
+        version: int,
+        client: str | None,
+        topic: str | None,
+        all_topics: bool,
+        group: str | None,
+        id_: str | None,
+    ) -> bool:
+        if api in HANDSHAKE:
+            return "clientID" not in rule or rule["clientID"] == client
+        if not self._is_of(rule, api, version, client):
+            return False
+        if self._has_topic_condition(rule) and (all_topics if topic is None else not self._is_about(rule, topic)):
+            return False
+        if "group" in rule and group is not None and group != rule["group"]:
+            return False
+        return "transactionalID" not in rule or id_ is None or id_ == rule["transactionalID"]
+
+    def _denies(
+        self,
+        rule: Rule,
+        api: str,
+        version: int,
+        client: str | None,
+        topic: str | None,
+        all_topics: bool,
+        group: str | None,
+        id_: str | None,
+    ) -> bool:
+        if not self._is_of(rule, api, version, client):
+            return False
+        if self._has_topic_condition(rule) and (not all_topics if topic is None else not self._is_about(rule, topic)):
+            return False
+        if "group" in rule and group != rule["group"]:
+            return False
+        return "transactionalID" not in rule or id_ == rule["transactionalID"]
+
+
+def expected(sides: list[list[Rule]], call: ApiCall) -> tuple[str, dict[str, str] | None]:
+    """The verdict, and that of each topic where it is PARTIAL."""
+    references = [Reference(rules) for rules in sides]
+    topics, groups, ids = (names(call, kind) for kind in ("topic", "group", "transactionalId"))
+
+    def allowed(topic: str | None, all_topics: bool) -> bool:
+        return all(
+            side.allows(
+                (call.method, call.attributes["apiVersion"], call.attributes.get("clientId"), topic, all_topics, group, id_)
+            )
+            for side in references
+            for group, id_ in product(groups or [None], ids or [None])
+        )
+
+    by_topic = {topic: allowed(topic, False) for topic in topics}
+    # Without topics there is one thing to ask: about all of them, or about none.
+    whole = allowed(None, call.all_topics) if call.all_topics or not topics else True
+    if whole and all(by_topic.values()):
+        return "ALLOWED", None
+    if call.divisible and (any(by_topic.values()) or (call.all_topics and allowed(None, False))):
+        return "PARTIAL", {f"topic:{topic}": "ALLOWED" if ok else "DENIED" for topic, ok in by_topic.items()}
+    return "DENIED", None
+
+
+def sees(sides: list[list[Rule]], call: ApiCall, topic: str) -> bool:
+    """Whether this very request may name this topic."""
+    alone = ApiCall(
+        protocol="kafka",
+        method=call.method,
+        resources=(f"topic:{topic}", *(one for one in call.resources if not one.startswith("topic:"))),
+        attributes=call.attributes,
+    )
+    return expected(sides, alone)[0] == "ALLOWED"
+
+
+def names(call: ApiCall, kind: str) -> list[str]:
+    return [one.partition(":")[2] for one in call.resources if one.startswith(f"{kind}:")]
+
+
+# Random rules and requests
+
+
+def some_rule(random: Random, deny: float = 0.2) -> Rule:
+    rule: Rule = {}
+    what = random.random()
+    if what < 0.4:
+        rule["role"] = random.choice(list(ROLES))
+    elif what < 0.7:
+        rule["apiKey"] = random.choice(CALLED).lower()
+    where = random.random()
+    if where < 0.4:
+        rule["topic"] = random.choice(TOPICS[:-1])
+    elif where < 0.55:
+        rule["topicPrefix"] = random.choice(["a", "a-", "ab", "b-"])
+    elif where < 0.7:
+        rule["topicPattern"] = random.choice(["a.*", "[ab]", "a|b", "a-[0-9]", "b", "(?i)A", ".*[0-9]"])
+    for field, values, chance in (
+        ("apiVersion", [str(version) for version in VERSIONS], 0.1),
+        ("clientID", ["me", "you"], 0.15),
+        ("group", GROUPS, 0.25),
+        ("transactionalID", IDS, 0.15),
+    ):
+        if random.random() < chance:
+            rule[field] = random.choice(values)
+    if random.random() < deny:
+        rule["deny"] = True
+    return rule
+
+
+def some_rules(random: Random) -> list[Rule]:
+    return [some_rule(random) for _ in range(random.choice([0, 1, 2, 3, 5, 8]))]
+
+
+def some_call(random: Random) -> ApiCall:
+    """Any mixture of names, whether or not Kafka has such a request: the decision must be right for all.
+
+    But one that can be taken apart is split by the topics that it names, or it means all of them and names nothing: Metadata,
+    whose reply can be cut down.
+    """
+    api = random.choice(CALLED)
+    resources = [
+        f"{kind}:{name}"
+        for kind, known, most in (("topic", TOPICS, 4), ("group", GROUPS, 2), ("transactionalId", IDS, 2))
+        for name in random.sample(known, random.choice([0, 1, 1, most]))
+    ]
+    client = random.choice(CLIENTS)
+    divisible, all_topics = random.random() < 0.5, random.random() < 0.2
+    if divisible and all_topics:
+        resources = []
+    return ApiCall(
+        protocol="kafka",
+        method=api,
+        resources=tuple(resources),
+        attributes={
+            "apiKey": APIS[api],
+            "apiVersion": random.choice(VERSIONS),
+            **({"clientId": client} if client is not None else {}),
+        },
+        divisible=divisible,
+        all_topics=all_topics,
+    )
+
+
+def side(name: str, owner: str, direction: str, peers: str | None, rules: list[Rule], **more: object) -> str:
+    """A policy with these rules on one direction of ``owner``, for anybody or for one workload."""
+    rule: dict[str, Any] = {"toPorts": [{"ports": [{"port": "9092", "protocol": "TCP"}], "rules": {"kafka": rules}}]}
+    if peers is not None:
+        rule["fromEndpoints" if direction == "ingress" else "toEndpoints"] = [{"matchLabels": {"app": peers}}]
+    spec = {"endpointSelector": {"matchLabels": {"app": owner}}, direction: [rule], **more}
+    return json.dumps({"apiVersion": "sluice.dev/v1", "kind": "ApiPolicy", "metadata": {"name": name}, "spec": spec}) + "\n"
+
+
+def pair_of(*policies: str, subject: str = "client") -> Pair:
+    loaded = PolicySet(load([Source("test.yaml", "---\n".join((WORKLOADS, *policies)))]), 1)
+    return loaded.pair(loaded.endpoint(subject), loaded.endpoint("kafka"), 9092)
+
+
+def rounds(seed: str) -> Iterator[Random]:
+    for number in range(ROUNDS):
+        yield Random(f"{seed} {number}")
+
+
+def calls(random: Random) -> list[ApiCall]:
+    return [some_call(random) for _ in range(CALLS_PER_ROUND)]
+
+
+def facts(decision: Decision) -> tuple[str, dict[str, str] | None]:
+    parts = decision.per_resource
+    return str(decision.verdict), None if parts is None else {name: str(verdict) for name, verdict in parts.items()}
+
+
+# The laws
+
+
+def test_a_decision_is_what_asking_every_rule_about_every_combination_says() -> None:
+    verdicts: set[str] = set()
+    for random in rounds("reference"):
+        rules = some_rules(random)
+        one = pair_of(side("p", "kafka", "ingress", None, rules))
+        for call in calls(random):
+            found = facts(one.decide(call))
+            assert found == expected([rules], call), (rules, call)
+            verdicts.add(found[0])
+    assert verdicts == {"ALLOWED", "DENIED", "PARTIAL"}
+
+
+def test_so_it_is_with_rules_of_both_sides_and_of_several_policies() -> None:
+    for random in rounds("sides"):
+        egress, first, second = some_rules(random), some_rules(random), some_rules(random)
+        one = pair_of(
+            side("out", "client", "egress", "kafka", egress),
+            side("in-1", "kafka", "ingress", "client", first),
+            side("in-2", "kafka", "ingress", None, second),
+        )
+        for call in calls(random):
+            assert facts(one.decide(call)) == expected([egress, first + second], call), (egress, first, second, call)
+
+
+def test_of_a_reply_exactly_those_topics_may_be_seen_that_the_request_might_have_named() -> None:
+    for random in rounds("grants"):
+        rules = some_rules(random)
+        one = pair_of(side("p", "kafka", "ingress", None, rules))
+        for call in calls(random):
+            decision = one.decide(call)
+            if decision.verdict is Verdict.ALLOWED:
+                continue  # nothing is cut from its reply
+            for topic in TOPICS:
+                assert decision.grants(f"topic:{topic}") == sees([rules], call, topic), (rules, call, topic)
+
+
+def test_all_that_an_allowed_request_about_all_topics_shows_may_be_seen() -> None:
+    """A reply that goes by unread must not have a topic in it that would have been refused by its name."""
+    for random in rounds("whole"):
+        rules = some_rules(random)
+        one = pair_of(side("p", "kafka", "ingress", None, rules))
+        for call in calls(random):
+            if call.all_topics and call.method not in HANDSHAKE and one.decide(call).verdict is Verdict.ALLOWED:
+                assert all(sees([rules], call, topic) for topic in TOPICS), (rules, call)
+
+
+def test_a_rule_for_one_client_never_widens_what_another_may() -> None:
+    for random in rounds("widen"):
+        rules = some_rules(random)
+        present = side("p", "kafka", "ingress", "other", rules)
+        added = side("added", "kafka", "ingress", "client", [some_rule(random, deny=0), some_rule(random)])
+        before, after = pair_of(present, subject="other"), pair_of(present, added, subject="other")
+        for call in calls(random):
+            assert facts(before.decide(call)) == facts(after.decide(call))
+
+
+def test_another_allow_rule_takes_nothing_away_and_another_deny_rule_gives_nothing() -> None:
+    order = {"DENIED": 0, "PARTIAL": 1, "ALLOWED": 2}
+    for random in rounds("monotone"):
+        rules, more = some_rules(random), some_rule(random, deny=0.5)
+        before = pair_of(side("p", "kafka", "ingress", None, rules))
+        after = pair_of(side("p", "kafka", "ingress", None, [*rules, more]))
+        for call in calls(random):
+            was, is_ = before.decide(call), after.decide(call)
+            less, greater = (is_, was) if more.get("deny") else (was, is_)
+            assert order[less.verdict] <= order[greater.verdict], (rules, more, call)
+            for topic in names(call, "topic"):
+                assert greater.grants(f"topic:{topic}") or not less.grants(f"topic:{topic}"), (rules, more, call)
+
+
+def test_the_order_of_rules_and_of_names_has_no_meaning() -> None:
+    for random in rounds("order"):
+        rules = some_rules(random)
+        one = pair_of(side("p", "kafka", "ingress", None, rules))
+        other = pair_of(side("p", "kafka", "ingress", None, random.sample(rules, len(rules))))
+        for call in calls(random):
+            turned = ApiCall(
+                protocol="kafka",
+                method=call.method,
+                resources=tuple(random.sample(call.resources, len(call.resources))),
+                attributes=call.attributes,
+                divisible=call.divisible,
+                all_topics=call.all_topics,
+            )
+            assert facts(one.decide(call)) == facts(other.decide(turned)), (rules, call)
+
+
+def test_in_audit_mode_the_same_rules_stop_nothing_and_tell_what_they_would_have_stopped() -> None:
+    for random in rounds("audit"):
+        rules = some_rules(random)
+        one = pair_of(side("p", "kafka", "ingress", None, rules, mode="audit"))
+        for call in calls(random):
+            decision = one.decide(call)
+            would = expected([rules], call)[0] != "ALLOWED"
+            assert decision.verdict is (Verdict.WOULD_DENY if would else Verdict.ALLOWED), (rules, call)
+            assert all(decision.grants(one_of) for one_of in (*call.resources, "topic:elsewhere"))
+
+
+@pytest.mark.parametrize("number", [1, 50, 1000])
+def test_however_many_rules_there_are_the_right_ones_are_found(number: int) -> None:
+    random = Random(number)
+    kinds = ["topic", "topicPrefix", "topicPattern"]
+    rules: list[Rule] = [{kinds[i % 3]: f"t{i}", "role": "produce"} for i in range(number)]
+    one = pair_of(side("p", "kafka", "ingress", None, rules))
+    for _ in range(200):
+        topics = random.sample([f"t{random.randrange(2 * number)}{random.choice(['', 'x'])}" for _ in range(5)], 2)
+        call = ApiCall(
+            protocol="kafka",
+            method="Produce",
+            resources=tuple(f"topic:{topic}" for topic in dict.fromkeys(topics)),
+            attributes={"apiKey": 0, "apiVersion": 9},
+            divisible=True,
+        )
+        assert facts(one.decide(call)) == expected([rules], call), call
