@@ -12,7 +12,8 @@ from policies.model import Direction
 from .words import decide_kafka as decided
 from .words import get, kafka, kafka_policy, pair, policy, policy_set
 
-BOTH = frozenset({"Metadata", "DescribeTopicPartitions", "FindCoordinator"})
+METADATA = frozenset({"Metadata", "DescribeCluster", "DescribeTopicPartitions"})
+BOTH = METADATA | {"FindCoordinator"}
 HANDSHAKE = frozenset({"SaslHandshake", "SaslAuthenticate", "ApiVersions"})
 PRODUCE = frozenset({"Produce", "InitProducerId", "AddPartitionsToTxn", "AddOffsetsToTxn", "EndTxn", "TxnOffsetCommit"})
 CONSUME = frozenset(
@@ -42,6 +43,7 @@ class TestApis:
             ("[{role: produce}]", PRODUCE | BOTH | HANDSHAKE),
             ("[{role: consume}]", CONSUME | BOTH | HANDSHAKE),
             ("[{apiKey: listgroups}]", {"ListGroups"} | HANDSHAKE),
+            ("[{apiKey: metadata}]", METADATA | HANDSHAKE),
             ("[{}]", set(APIS)),
             ("[]", set()),
         ],
@@ -68,7 +70,7 @@ class TestApis:
 
     def test_what_only_brokers_said_may_be_named_and_allows_nothing_else(self) -> None:
         words = ("leaderandisr", "stopreplica", "updatemetadata", "controlledshutdown")
-        assert [KEYS_BY_WORD[word] for word in words] == [4, 5, 6, 7]
+        assert [KEYS_BY_WORD[word] for word in words] == [{4}, {5}, {6}, {7}]
         assert not set(RETIRED.values()) & set(APIS.values())
         assert {api for api in APIS if allowed("[{apiKey: stopreplica}]", kafka(api))} == HANDSHAKE
 
@@ -196,6 +198,14 @@ class TestPartial:
     def test_nothing_is_left_of_a_request_none_of_whose_topics_is_allowed(self) -> None:
         decision = decided("[{topic: a}]", kafka("Produce", "b", "c", divisible=True))
         assert (decision.verdict, decision.per_resource) == (Verdict.DENIED, None)
+
+    def test_what_makes_sense_without_its_topics_passes_without_them(self) -> None:
+        """Metadata also tells who the brokers are: a client whose topics are all denied still has to find them."""
+        decision = decided("[{role: produce, topic: a}]", kafka("Metadata", "b", "c", divisible=True, remainder=True))
+        assert decision.verdict is Verdict.PARTIAL
+        assert decision.per_resource == {"topic:b": Verdict.DENIED, "topic:c": Verdict.DENIED}
+        for rules in ("[{apiKey: fetch}]", "[{}, {deny: true, apiKey: metadata}]", "[]"):
+            assert decided(rules, kafka("Metadata", "b", divisible=True, remainder=True)).verdict is Verdict.DENIED
 
     def test_topics_of_a_group_that_is_denied_are_denied(self) -> None:
         rules = "[{topic: a, group: g}]"

@@ -79,17 +79,14 @@ def grpc(path: str, *metadata: tuple[str, str]) -> ApiCall:
     return ApiCall(protocol="grpc", method="POST", path=path, host="orders", headers=metadata)
 
 
-def kafka(
-    api: str, *resources: str, version: int = 3, client: str | None = None, divisible: bool = False, all_topics: bool = False
-) -> ApiCall:
+def kafka(api: str, *resources: str, version: int = 3, client: str | None = None, **more: bool) -> ApiCall:
     """A Kafka request. A resource without ``kind:`` is a topic."""
     return ApiCall(
         protocol="kafka",
         method=api,
         resources=tuple(name if ":" in name else f"topic:{name}" for name in resources),
         attributes={"apiKey": APIS[api], "apiVersion": version, **({"clientId": client} if client is not None else {})},
-        divisible=divisible,
-        all_topics=all_topics,
+        **more,  # type: ignore[arg-type]
     )
 
 
