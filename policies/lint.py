@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from policies import lint_kafka
 from policies.match import is_literal
 from policies.model import (
-    AnyL7Rule,
     Bundle,
     CidrRule,
     Direction,
@@ -51,6 +51,19 @@ class _Linter:
                     yield from self._of_peers(rule)
                     for port_rule in rule.ports or ():
                         yield from self._of_port_rule(policy, direction, rule, port_rule)
+        for direction in Direction:
+            yield from self._of_all_kafka_rules(direction)
+
+    def _of_all_kafka_rules(self, direction: Direction) -> Iterator[Finding]:
+        found: list[KafkaRule] = []
+        for policy in self._bundle.policies:
+            section = policy.section(direction)
+            for rule in section.rules if section is not None else ():
+                for port_rule in rule.ports or ():
+                    if port_rule.kind == "kafka" and not self._is_default_deny(policy, direction):
+                        return  # what no rule is about is allowed
+                    found += (one for one in port_rule.rules if isinstance(one, KafkaRule))
+        yield from lint_kafka.without_metadata(found)
 
     def _selected(self, selector: Selector) -> list[Workload]:
         return [workload for workload in self._bundle.workloads if selector.matches(workload.labels)]
@@ -95,7 +108,8 @@ class _Linter:
                 f"these L7 rules have no effect: the rule at {opener.file}:{opener.line} allows everything on the port",
                 "give that rule L7 rules, too, or remove one of them",
             )
-        yield from _unreachable(port_rule.rules)
+        yield from lint_kafka.of_rules([one for one in port_rule.rules if isinstance(one, KafkaRule)])
+        yield from _unreachable([one for one in port_rule.rules if not isinstance(one, KafkaRule)])
         for one in port_rule.rules:
             if isinstance(one, HttpRule):
                 yield from self._of_http_rule(one)
@@ -188,7 +202,7 @@ def _cannot_begin_with_slash(pattern: str) -> bool:
     return "|" not in pattern and bool(re.match(r"[A-Za-z0-9_%-](?![?*{])", start))
 
 
-def _unreachable(rules: Sequence[AnyL7Rule]) -> Iterator[Finding]:
+def _unreachable(rules: Sequence[HttpRule | GrpcRule]) -> Iterator[Finding]:
     """Rules that another rule of the same list makes pointless."""
     seen: dict[object, str] = {}
     denied = {_conditions(rule) for rule in rules if rule.deny and not rule.audit}
@@ -204,15 +218,13 @@ def _unreachable(rules: Sequence[AnyL7Rule]) -> Iterator[Finding]:
             yield _at(rule.place, "SL002", f"{matches_all.name!r} allows every call already")
 
 
-def _conditions(rule: AnyL7Rule) -> tuple[object, ...]:
-    if isinstance(rule, KafkaRule):
-        return ("kafka", rule.keys, rule.api_version, rule.client_id, rule.topic, rule.group, rule.transactional_id)
+def _conditions(rule: HttpRule | GrpcRule) -> tuple[object, ...]:
     if isinstance(rule, GrpcRule):
         return ("grpc", rule.service, rule.method, rule.headers)
     return ("http", rule.path, rule.method, rule.host, rule.headers, rule.header_matches, rule.query)
 
 
-def _changes_headers(rule: AnyL7Rule) -> bool:
+def _changes_headers(rule: HttpRule | GrpcRule) -> bool:
     return isinstance(rule, HttpRule) and bool(rule.header_matches)
 
 

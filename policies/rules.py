@@ -178,7 +178,7 @@ class RuleReader:
         text = self._report.string(fields[kind.value], kind.value)
         if text is None:
             return None
-        if not _TOPIC.fullmatch(text):
+        if not is_topic(text):
             hint = "at most 249 of a-z, A-Z, 0-9, '.', '_' and '-'; topicPattern of an ApiPolicy takes an expression"
             self._report.error(fields[kind.value].place, "SE006", f"{kind.value} {text!r} is not a topic's name", hint)
         return TopicMatch(kind, text)
@@ -344,6 +344,11 @@ class RuleReader:
             return True
         self._report.error(node.place, "SE006", "not a header's value (RFC 9110 section 5.5)", "visible ASCII, not empty")
         return False
+
+
+def is_topic(text: str) -> bool:
+    """Whether Kafka takes a text for a topic's name."""
+    return _TOPIC.fullmatch(text) is not None
 
 
 def is_field_value(value: str) -> bool:

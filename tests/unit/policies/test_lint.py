@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from parsers.kafka.layouts import REQUESTS
 from policies.lint import lint
+from policies.lint_kafka import NAMES_GROUPS, NAMES_TOPICS, NAMES_TRANSACTIONAL_IDS
 from policies.load import Source, load
 
-from .words import PARTIES, bundle, http_policy, policy, workload
+from .words import PARTIES, bundle, http_policy, kafka_policy, policy, workload
 
 OPEN = http_policy("[{}]", "open").replace("    rules: {http: [{}]}", "")
 
@@ -92,7 +94,98 @@ def test_openings_on_purpose_are_still_told() -> None:
     assert codes(http_policy("[{}]", extra="failOpen: true")) == ["SL009"]
 
 
-@pytest.mark.parametrize("name", ["audit-mode", "deny-rule", "egress-cidr", "http-orders"])
+class TestKafka:
+    @pytest.mark.parametrize(
+        ("rules", "found"),
+        [
+            ("{topicPattern: '.*'}", ["SL006"]),
+            ("{topicPattern: '^.+$'}", ["SL006"]),
+            ("{topicPattern: orders/eu}", ["SL007"]),
+            ("{topic: a}, {topic: a, name: again}", ["SL002"]),
+            ("{topicPattern: a.*}, {topicPattern: a.*, name: again}", ["SL002"]),
+            ("{topic: a}, {}", ["SL002"]),
+            ("{apiVersion: '0'}, {}", ["SL002"]),
+            ("{role: produce, topic: a, group: g}, {role: produce, topic: a}", ["SL002"]),
+            ("{role: produce}, {apiKey: produce, topic: a}", ["SL002"]),
+            ("{apiKey: metadata}, {role: produce}", ["SL002"]),
+            ("{topicPrefix: a-}, {topic: a-1}, {topicPrefix: a-b-}", ["SL002", "SL002"]),
+            ("{topicPattern: 'a-[0-9]'}, {topic: a-1}", ["SL002"]),
+            ("{topic: a, mode: audit}, {topic: a}", ["SL002"]),
+            ("{role: consume, topic: a}, {topicPrefix: a, deny: true}", ["SL002"]),
+            ("{}, {topic: a, deny: true}, {topicPrefix: a, deny: true, name: wide}", ["SL002"]),
+            ("{topic: a, deny: true}", ["SL014"]),
+            ("{apiKey: stopreplica}, {role: produce}", ["SL015"]),
+            ("{apiKey: listgroups, topic: a}, {role: produce}", ["SL015"]),
+            ("{}, {apiKey: listgroups, topic: a, deny: true}", ["SL015"]),
+            ("{apiKey: fetch, group: g}, {apiKey: metadata}", ["SL015"]),
+            ("{apiKey: fetch, transactionalID: g}, {apiKey: metadata}", ["SL015"]),
+            ("{apiKey: heartbeat, topic: a, transactionalID: t, group: g}", ["SL015", "SL015"]),
+            ("{apiKey: produce, topic: a}", ["SL016"]),
+            ("{apiKey: fetch}, {apiKey: metadata, deny: true}", ["SL016"]),
+        ],
+    )
+    def test_a_suspicious_rule_is_found(self, rules: str, found: list[str]) -> None:
+        assert codes(kafka_policy(f"[{rules}]")) == found
+
+    @pytest.mark.parametrize(
+        "rules",
+        [
+            "{}",
+            "{role: produce, topic: a}, {role: consume, topic: a}",
+            "{role: produce, topic: a, clientID: me}, {role: produce, topic: a, clientID: you}",
+            "{topic: a}, {topic: b}, {topicPrefix: aa}, {topicPattern: 'b.+'}",
+            "{topicPrefix: a}, {topicPattern: 'a.*'}",
+            "{topicPattern: 'a.*'}, {topicPrefix: a}",
+            "{topic: a, mode: audit}, {role: consume, topic: a}",
+            "{role: consume, topic: a, record: summary}, {role: consume}",
+            "{}, {topic: a, deny: true}, {topic: b, deny: true, mode: audit}",
+            "{role: consume, topicPrefix: a}, {topic: a, deny: true}",
+            "{role: consume, topic: a}, {topic: a, deny: true, mode: audit}",
+            "{apiKey: produce, topic: a}, {apiKey: metadata, topic: a}",
+            "{apiKey: describeacls, topic: a}",
+            "{apiKey: findcoordinator, group: g}, {apiKey: findcoordinator, transactionalID: t}",
+            "{apiVersion: '0'}, {topic: a}",
+        ],
+    )
+    def test_a_sound_rule_is_not(self, rules: str) -> None:
+        assert codes(kafka_policy(f"[{rules}]")) == []
+
+    def test_a_condition_on_one_value_covers_no_other(self) -> None:
+        fields = [("apiVersion", "'1'", "'2'"), ("clientID", "a", "b"), ("group", "a", "b"), ("transactionalID", "a", "b")]
+        for field, one, other in fields:
+            assert codes(kafka_policy(f"[{{{field}: {one}}}, {{{field}: {other}}}]")) == []
+            assert codes(kafka_policy(f"[{{{field}: {one}, topicPattern: 'x+'}}, {{{field}: {other}, topic: x}}]")) == []
+            assert codes(kafka_policy(f"[{{{field}: {one}, topicPattern: 'x+'}}, {{{field}: {one}, topic: x}}]")) == ["SL002"]
+
+    def test_metadata_may_be_allowed_by_another_policy(self) -> None:
+        writes = kafka_policy("[{apiKey: produce, topic: a}]")
+        assert codes(writes, kafka_policy("[{apiKey: metadata, topic: a}]", "q")) == []
+        assert codes(writes, kafka_policy("[{role: consume}]", "q", owner="web", direction="egress")) == ["SL016"]
+        assert codes(kafka_policy("[{apiKey: produce, topic: a}]", extra="enableDefaultDeny: {ingress: false}")) == []
+
+    def test_beside_an_open_rule_they_have_no_effect(self) -> None:
+        opener = kafka_policy("[]", "open").replace("    rules: {kafka: []}\n", "")
+        assert codes(kafka_policy("[{role: produce, topic: a}]"), opener) == ["SL001"]
+
+    def test_thousands_of_rules_are_no_matter(self) -> None:
+        """A comparison of each with each would take a minute."""
+        rules = ", ".join(f"{{role: produce, group: g{n}, topicPattern: 't{n}x?'}}, {{topic: t{n}}}" for n in range(3000))
+        assert codes(kafka_policy(f"[{rules}]")) == []
+
+    @pytest.mark.parametrize(
+        ("apis", "words"),
+        [
+            (NAMES_TOPICS, ("topic=", "topicId=", "name=", "everything", "~", "!")),
+            (NAMES_GROUPS, ("group=", "key=", "kind=")),
+            (NAMES_TRANSACTIONAL_IDS, ("transactional=", "key=")),
+        ],
+    )
+    def test_what_an_api_names_is_what_its_layouts_say(self, apis: frozenset[str], words: tuple[str, ...]) -> None:
+        layouts = {api.name: " ".join(layout for *_, layout in api.layouts) for api in REQUESTS.values()}
+        assert {name for name, layout in layouts.items() if any(word in layout for word in words)} == apis
+
+
+@pytest.mark.parametrize("name", ["audit-mode", "deny-rule", "egress-cidr", "http-orders", "kafka"])
 def test_the_examples_are_clean(name: str) -> None:
     path = Path(__file__).parents[3] / "policies" / "examples" / f"{name}.yaml"
     assert lint(load([Source(str(path), path.read_text())])) == []
