@@ -406,8 +406,8 @@ class TestKinds:
 
     def test_kafka_is_another_kind(self) -> None:
         here = kafka_policy("[{}]", "k").replace("9092", "8080")
-        assert "http rules for connections that have kafka rules" in refusal(*PARTIES, http_policy("[{}]"), here)
-        assert "grpc rules for connections that have kafka rules" in refusal(*PARTIES, self.GRPC, here)
+        assert "kafka rules for connections that have http rules" in refusal(*PARTIES, http_policy("[{}]"), here)
+        assert "kafka rules for connections that have grpc rules" in refusal(*PARTIES, self.GRPC, here)
         assert "http and kafka rules on the same ports" in refusal(http_policy("[{}], kafka: [{}]"))
         assert bundle(*PARTIES, http_policy("[{}]"), kafka_policy("[{}]", "k"))
 
