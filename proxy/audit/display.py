@@ -66,8 +66,14 @@ def party(who: Any, endpoint: Any, *, with_port: bool) -> str:
 
 def request(record: Record) -> str:
     resources = record.get("resources")
-    what = record.get("path") or (",".join(map(str, resources)) if isinstance(resources, list) else None)
+    what = record.get("path") or (",".join(map(resource, resources)) if isinstance(resources, list) else None)
     return " ".join(text(part) for part in (record.get("method"), what) if part is not None) or "-"
+
+
+def resource(name: Any) -> str:
+    """A topic by its name alone, unless that looks like another kind of thing; anything else as it is."""
+    bare = str(name).removeprefix("topic:")
+    return str(name) if ":" in bare else bare
 
 
 def rule(record: Record) -> str:

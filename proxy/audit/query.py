@@ -79,7 +79,13 @@ def _path(pattern: str) -> Predicate:
 
 
 def _topic(value: str) -> Predicate:
-    return lambda record: isinstance(record.get("resources"), list) and value in record["resources"]
+    """A topic by its name, or any resource as records have it, such as ``group:billing``."""
+
+    def matches(record: Record) -> bool:
+        resources = record.get("resources")
+        return isinstance(resources, list) and (f"topic:{value}" in resources or value in resources)
+
+    return matches
 
 
 def _status(value: str) -> Predicate:

@@ -36,7 +36,7 @@ VERDICTS = ("ALLOWED", "DENIED", "PARTIAL", "WOULD_DENY")
 @click.option("--to", multiple=True, metavar="NAME", help="The called: workload or address, with or without :PORT.")
 @click.option("--method", multiple=True, metavar="M", help="GET, Produce, ...")
 @click.option("--path", "path_regex", multiple=True, metavar="REGEX", help="RE2, anywhere in the path; anchor with ^ and $.")
-@click.option("--topic", multiple=True, metavar="T", help="A topic (or other resource) that the call touches.")
+@click.option("--topic", multiple=True, metavar="T", help="A topic that the call names, or group:G, transactionalId:T.")
 @click.option("--status", multiple=True, metavar="S", help="403, 5xx, grpc:7, kafka:29, reset, unanswered.")
 @click.option("--not", "unwanted", multiple=True, metavar="FILTER", help="Leave out, as FIELD=VALUE: verdict=ALLOWED.")
 @click.option(

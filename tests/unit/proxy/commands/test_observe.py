@@ -53,7 +53,7 @@ ORDERS_TO_KAFKA = {
     "destination": "192.0.2.9:9092",
     "protocol": "kafka",
     "method": "Produce",
-    "resources": ["payments", "refunds"],
+    "resources": ["topic:payments", "topic:refunds"],
     "status": "kafka:0",
     "policy": "orders-kafka",
     "rule": "write",
@@ -92,6 +92,15 @@ def test_compact_is_one_line_with_the_verdict_in_it(audit: Path) -> None:
     assert " ".join(lines[1].split()) == (
         "12:01:03.000000 orders → 192.0.2.9:9092 kafka Produce payments,refunds ALLOWED kafka:0 orders-kafka/write - kernel"
     )
+
+
+def test_what_is_no_topic_is_shown_as_what_it_is(audit: Path) -> None:
+    """Nor does a topic whose name is made to look like something else pass for it."""
+    resources = ["topic:a", "group:g", "topic:group:h", "transactionalId:t"]
+    audit.write_text(json.dumps(ORDERS_TO_KAFKA | {"resources": resources}) + "\n")
+    assert "Produce a,group:g,topic:group:h,transactionalId:t ALLOWED" in " ".join(run(audit).stdout.split())
+    for topic, found in (("a", 1), ("group:g", 1), ("g", 0), ("h", 0), ("group:h", 1), ("transactionalId:t", 1), ("t", 0)):
+        assert len(shown(audit, "--topic", topic)) == found
 
 
 def test_compact_columns_line_up(audit: Path) -> None:
@@ -150,6 +159,8 @@ def test_a_record_with_facts_of_wrong_types_is_shown_and_filtered(audit: Path, w
         (["--path", "ers"], ["c1.0"]),
         (["--topic", "refunds"], ["c2.0"]),
         (["--topic", "refund"], []),
+        (["--topic", "topic:refunds"], ["c2.0"]),
+        (["--not", "topic=refunds"], ["c1.0", "c3.0"]),
         (["--status", "403"], ["c1.0"]),
         (["--status", "2xx"], ["c3.0"]),
         (["--status", "kafka:0"], ["c2.0"]),
