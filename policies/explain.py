@@ -4,13 +4,15 @@ Nothing is decided here. The decision is `Pair.decide`'s, and the reasons come f
 the port ranges and the rule indexes of the pair.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from parsers.contract import ApiCall
 from policies.decide import Action, Decision, Pair, PolicySet, Side, Verdict
 from policies.heads import NotProvable, prove, run
+from policies.kafka import PROTOCOL, KafkaIndex, pieces
+from policies.match import RuleIndex
 from policies.model import Direction, Endpoint, Place, Policy, PortRule, Rule
 
 PROVEN = "proven"
@@ -32,7 +34,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """``policies`` are the ones that were asked, per direction; ``candidates`` are all of their rules.
 
     ``kernel`` is `PROVEN` when the kernel path may carry the call without the proxy, else the reason why it asks the proxy;
-    None when the call is no HTTP/1.1 request on a connection that the proxy reads.
+    None when the call is no HTTP/1.1 request on a connection that the proxy reads. ``cut_down``: the call is about all topics,
+    and its reply will have only those that are allowed.
     """
 
     decision: Decision
@@ -41,6 +44,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     policies: dict[Direction, tuple[str, ...]]
     candidates: tuple[Candidate, ...]
     kernel: str | None = None
+    cut_down: bool = False
 
 
 def explain(
@@ -62,6 +66,7 @@ def explain(
         protocol=pair.protocol,
         policies={side.direction: tuple(dict.fromkeys(policy.name for policy in side.policies)) for side in pair.sides},
         candidates=tuple(candidates),
+        cut_down=decision.verdict is Verdict.PARTIAL and call.all_topics,
         kernel=None if head is None or pair.action is not Action.REDIRECT else _kernel(pair, head, decision, candidates),
     )
 
@@ -93,11 +98,13 @@ class _SideReader:
         self._party = policy_set.party(other)
         self._port = port
         self._call = call
-        # The rules that are asked, by the object that the index holds, with their first mismatch.
-        self._asked: dict[int, str | None] = {}
+        # The rules that are asked, by the object that the index holds, with their first mismatch and a note.
+        self._asked: dict[int, tuple[str | None, str]] = {}
+        asked = list(pieces(call)) if call.protocol == PROTOCOL else [call]
         for view in side.views:
             for _, rules in view.l7.lists if view.l7 is not None else ():
-                self._asked.update((id(rule), rules.index.mismatch(order, call)) for order, rule in enumerate(rules.rules))
+                for order, rule in enumerate(rules.rules):
+                    self._asked[id(rule)] = _mismatch(rules.index, order, asked)
 
     def candidates(self) -> list[Candidate]:
         return [
@@ -133,18 +140,28 @@ class _SideReader:
             return [msgspec.structs.replace(whole, mismatch=port_rule.kind, note="an empty list of rules allows no call")]
         found = []
         for rule in port_rule.rules:
-            asked = id(rule) in self._asked
+            mismatch, note = self._asked.get(id(rule), (None, "has no effect: another rule allows everything on this port"))
             found.append(
                 msgspec.structs.replace(
                     whole,
                     rule=rule.name,
                     place=rule.place,
                     effect=_effect(rule.deny, rule.audit or policy.audit),
-                    mismatch=self._asked[id(rule)] if asked else None,
-                    note="" if asked else "has no effect: another rule allows everything on this port",
+                    mismatch=mismatch,
+                    note=note,
                 )
             )
         return found
+
+
+def _mismatch(index: RuleIndex | KafkaIndex, order: int, pieces: Sequence[ApiCall]) -> tuple[str | None, str]:
+    """A rule's first mismatch, and a note if it matches only some of the pieces of a call that are judged one by one."""
+    found = [(piece, index.mismatch(order, piece)) for piece in pieces]
+    held = [piece for piece, mismatch in found if mismatch is None]
+    if len(held) in (0, len(found)):
+        return found[0][1], ""
+    names = dict.fromkeys(" ".join(piece.resources) or "all topics" for piece in held)
+    return None, f"matches for {', '.join(names)}"
 
 
 def _effect(deny: bool, audit: bool) -> str:

@@ -242,11 +242,7 @@ class KafkaParser:
         return [Judge(asked.number, self._call(asked.request, asked.resources))]
 
     def _call(self, request: Request, resources: tuple[str, ...] = ()) -> ApiCall:
-        make = _kept_call if len(resources) <= _KEPT_RESOURCES_MAX else _call
-        divisible = _may_be_filtered(request) or (bool(request.topics) and _may_be_split(request))
-        who = request.client_id, self._login.principal
-        more = divisible, request.all_topics, _has_remainder(request)
-        return make(request.api, request.api_key, request.version, who, resources, more)
+        return call_of(request, resources, self._login.principal)
 
     def _number(self) -> int:
         number = self._next_number
@@ -549,6 +545,14 @@ def _has_remainder(request: Request) -> bool:
 def _may_be_filtered(request: Request) -> bool:
     """Whether the reply can be cut down to the topics that may be seen."""
     return request.all_topics and request.api_key == _METADATA
+
+
+def call_of(request: Request, resources: tuple[str, ...], principal: str | None = None) -> ApiCall:
+    """A request as policy is asked about it. ``resources``: what it names, all topics by their names."""
+    make = _kept_call if len(resources) <= _KEPT_RESOURCES_MAX else _call
+    divisible = _may_be_filtered(request) or (bool(request.topics) and _may_be_split(request))
+    more = divisible, request.all_topics, _has_remainder(request)
+    return make(request.api, request.api_key, request.version, (request.client_id, principal), resources, more)
 
 
 def _call(

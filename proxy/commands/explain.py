@@ -34,11 +34,16 @@ class BadRequestError(Exception):
 @click.option("--to", required=True, metavar="NAME[:PORT]", help="Who is called: a workload, an address ([v6]:port), or host.")
 @click.option("--header", "headers", multiple=True, metavar="'K: V'", help="A header of the request, or metadata of the call.")
 @click.option("--host", help="The Host header.  [default: what --to says]")
+@click.option("--group", "groups", multiple=True, metavar="G", help="Kafka: a consumer group that the request names.")
+@click.option("--transactional-id", "transactional_ids", multiple=True, metavar="T", help="Kafka: likewise.")
+@click.option("--client-id", metavar="ID", help="Kafka: what the client calls itself.")
+@click.option("--api-version", type=click.IntRange(0, 32767), metavar="N", help="Kafka: of the request.  [default: the newest]")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="The form.")
 @click.argument("request")
 @click.pass_context
 def explain(
     ctx: click.Context,
+    /,
     paths: tuple[Path, ...],
     from_: str,
     to: str,
@@ -46,17 +51,18 @@ def explain(
     host: str | None,
     output: str,
     request: str,
+    **kafka: Any,
 ) -> None:
     """Say which rule decides REQUEST, and why not the others. No agent is needed.
 
-    REQUEST is 'GET /orders/1' or 'grpc pkg.Svc/Method'. It is read by the proxy's own parser and decided by the proxy's own
-    engine. Exit: 0 allowed, 1 denied, 2 error.
+    REQUEST is 'GET /orders/1', 'grpc pkg.Svc/Method' or 'kafka API [TOPIC ...]', such as 'kafka produce orders'. It is
+    decided by the proxy's own engine. Exit: 0 allowed (or in part), 1 denied, 2 error.
     """
     try:
         policy_set = PolicySet(load(read_sources(paths)), generation=0)
         subject = _endpoint(policy_set, from_)
         peer, port = _destination(policy_set, to)
-        call, head = _call(request, host or _default_host(to), headers)
+        call, head = _call(request, host or _default_host(to), headers, kafka)
         explanation = find(policy_set, subject, peer, port, call, head)
     except LoadError as error:
         raise click.exceptions.Exit(_fail(str(error))) from None
@@ -128,15 +134,30 @@ def _default_host(to: str) -> str:
     return to.removesuffix(":80")
 
 
-def _call(request: str, host: str, headers: tuple[str, ...]) -> tuple[ApiCall, bytes | None]:
+def _call(request: str, host: str, headers: tuple[str, ...], kafka: dict[str, Any]) -> tuple[ApiCall, bytes | None]:
     """The call, and its bytes if it is an HTTP/1.1 request."""
     method, _, target = request.strip().partition(" ")
     target = target.strip()
     if method == "kafka":
-        raise click.UsageError("Kafka is not supported yet")
+        if headers:
+            raise click.UsageError("--header: Kafka has no headers")
+        return _kafka_call(target, kafka), None
+    if any(kafka.values()):
+        raise click.UsageError("--group, --transactional-id, --client-id and --api-version are for 'kafka API [TOPIC ...]'")
     if not target:
-        raise click.UsageError("REQUEST is 'METHOD TARGET', such as 'GET /orders/1', or 'grpc pkg.Svc/Method'")
+        raise click.UsageError(
+            "REQUEST is 'METHOD TARGET', such as 'GET /orders/1', 'grpc pkg.Svc/Method', or 'kafka API TOPIC'"
+        )
     return (_grpc_call(target, host, headers), None) if method == "grpc" else _http_call(method, target, host, headers)
+
+
+def _kafka_call(target: str, options: dict[str, Any]) -> ApiCall:
+    from proxy.commands.explain_kafka import Options, UnsupportedRequestError, kafka_call  # large: only who asks pays for it
+
+    try:
+        return kafka_call(target, Options(**options))
+    except UnsupportedRequestError as error:
+        raise BadRequestError(str(error)) from None
 
 
 def _http_call(method: str, target: str, host: str, headers: tuple[str, ...]) -> tuple[ApiCall, bytes]:
@@ -172,8 +193,11 @@ def _grpc_call(target: str, host: str, headers: tuple[str, ...]) -> ApiCall:
 
 
 def _as_json(explanation: Explanation) -> dict[str, Any]:
-    built = msgspec.to_builtins(explanation, str_keys=True)
+    # What answers further questions about a reply is no fact.
+    decision = msgspec.structs.replace(explanation.decision, granting=None)
+    built = msgspec.to_builtins(msgspec.structs.replace(explanation, decision=decision), str_keys=True)
     assert isinstance(built, dict)
+    del built["decision"]["granting"]
     built["action"] = explanation.action.name
     for edit in built["decision"]["edits"]:
         del edit["value"]  # it may be a secret's
@@ -199,6 +223,9 @@ def _as_text(explanation: Explanation, request: str, from_: str, to: str) -> str
     if explanation.action is not Action.REDIRECT:
         how = "refused when it is made" if explanation.action is Action.REFUSE else "not read: nothing is enforced on its calls"
         lines.append(f"  note     the connection is {how}")
+    lines += [f"  {verdict:8} {resource}" for resource, verdict in (decision.per_resource or {}).items()]
+    if explanation.cut_down:
+        lines.append("  note     its reply is cut down to the topics that the rules allow")
     lines += [f"  note     {note}" for note in decision.notes]
     lines += [f"  change   {edit.action} header {edit.name}" for edit in decision.edits]
     for direction, policies in explanation.policies.items():

@@ -1,9 +1,10 @@
 """An explanation is the decision itself, with the first thing that spoke against every rule."""
 
+from parsers.contract import ApiCall
 from policies.decide import Action, PolicySet, Verdict
 from policies.explain import PROVEN, explain
 
-from .words import get, http_policy, pair, policy, policy_set
+from .words import get, http_policy, kafka, kafka_policy, pair, policy, policy_set
 
 
 def parts(
@@ -91,3 +92,63 @@ def test_the_kernel_is_asked_only_about_heads_on_connections_that_the_proxy_read
     head = b"GET / HTTP/1.1\r\nHost: orders\r\n\r\n"
     assert explain(policies, policies.endpoint("web"), policies.endpoint("orders"), 8080, get()).kernel is None
     assert explain(policies, policies.endpoint("batch"), policies.endpoint("orders"), 8080, get(), head).kernel is None
+
+
+class TestKafka:
+    RULES = (
+        "[{name: by-role, role: produce}, {name: by-api, apiKey: metadata}, {name: by-version, apiVersion: '9'}, "
+        "{name: by-client, clientID: you}, {name: by-topic, topic: b}, {name: by-prefix, topicPrefix: b}, "
+        "{name: by-pattern, topicPattern: b+}, {name: by-group, group: h}, {name: by-id, transactionalID: u}, "
+        "{name: denied, deny: true, topic: b}, {name: all, role: consume, topic: a, group: g}]"
+    )
+
+    @staticmethod
+    def parts(rules: str, call: ApiCall) -> list[tuple[str, str | None, str]]:
+        policies = policy_set(kafka_policy(rules))
+        found = explain(policies, policies.endpoint("web"), policies.endpoint("orders"), 9092, call)
+        assert (found.action, found.protocol, found.kernel) == (Action.REDIRECT, "kafka", None)
+        return [(candidate.rule, candidate.mismatch, candidate.note) for candidate in found.candidates]
+
+    def test_every_rule_says_what_did_not_match_first(self) -> None:
+        call = kafka("OffsetFetch", "a", "group:g", "transactionalId:t", client="me")
+        assert [(rule, mismatch) for rule, mismatch, _ in self.parts(self.RULES, call)] == [
+            ("by-role", "role"),
+            ("by-api", "apiKey"),
+            ("by-version", "apiVersion"),
+            ("by-client", "clientID"),
+            ("by-topic", "topic"),
+            ("by-prefix", "topicPrefix"),
+            ("by-pattern", "topicPattern"),
+            ("by-group", "group"),
+            ("by-id", "transactionalID"),
+            ("denied", "topic"),
+            ("all", None),
+        ]
+
+    def test_rules_that_match_for_some_topics_say_for_which(self) -> None:
+        rules = (
+            "{name: a, topic: a}, {name: b, topicPrefix: b}, {name: c, topic: c}, {name: any}, {name: x, deny: true, topic: b}"
+        )
+        assert self.parts(f"[{rules}]", kafka("Fetch", "a", "b", "b2", divisible=True)) == [
+            ("a", None, "matches for topic:a"),
+            ("b", None, "matches for topic:b, topic:b2"),
+            ("c", "topic", ""),
+            ("any", None, ""),
+            ("x", None, "matches for topic:b"),
+        ]
+
+    def test_topics_are_told_apart_by_group(self) -> None:
+        call = kafka("OffsetFetch", "a", "group:g", "group:h")
+        assert self.parts("[{group: g}]", call) == [
+            ("ingress[0].toPorts[0].rules.kafka[0]", None, "matches for topic:a group:g")
+        ]
+
+    def test_a_reply_that_is_cut_down_is_told(self) -> None:
+        policies = policy_set(kafka_policy("[{role: consume, topic: a}]"))
+
+        def cut_down(call: ApiCall) -> bool:
+            return explain(policies, policies.endpoint("web"), policies.endpoint("orders"), 9092, call).cut_down
+
+        assert cut_down(kafka("Metadata", divisible=True, all_topics=True))
+        assert not cut_down(kafka("Metadata", "a", "b", divisible=True))
+        assert not cut_down(kafka("ListGroups"))

@@ -89,11 +89,85 @@ def test_audit_mode_would_deny() -> None:
         ("web", "orders:99999", "GET /"),
         ("web", "orders:" + "9" * 5000, "GET /"),
         ("web", "orders", "GET"),
-        ("web", "orders", "kafka produce t"),
+        ("web", "orders", "kafka"),
+        ("web", "orders", "kafka prodce t"),
     ],
 )
 def test_what_cannot_be_asked_is_an_error(from_: str, to: str, request_: str) -> None:
     assert run("http-orders.yaml", from_, to, request_).exit_code == 2
+
+
+class TestKafka:
+    @pytest.mark.parametrize(
+        ("from_", "request_", "more", "exit_code", "says"),
+        [
+            ("shop", "kafka produce orders", (), 0, "ALLOWED  kafka produce orders"),
+            ("shop", "kafka Produce orders returns", ("--transactional-id", "t"), 0, "ALLOWED"),
+            ("shop", "kafka produce payments", (), 1, "no match: topic"),
+            ("shop", "kafka fetch orders", (), 1, "no match: role"),
+            ("shop", "kafka apiversions", (), 0, "ALLOWED"),
+            ("shop", "kafka metadata", (), 0, "its reply is cut down to the topics that the rules allow"),
+            ("billing", "kafka consume orders", (), 0, "rule     orders"),
+            ("billing", "kafka joingroup", ("--group", "billing"), 0, "ALLOWED"),
+            ("billing", "kafka joingroup", ("--group", "other"), 1, "no match: group"),
+            ("billing", "kafka consume payments.cards", (), 1, "rule     no-cards"),
+            ("operators", "kafka deletetopics orders", (), 0, "rule     "),
+            ("operators", "kafka metadata", (), 0, "ALLOWED"),
+            ("operators", "kafka findcoordinator", ("--transactional-id", "t"), 0, "ALLOWED"),
+            ("operators", "kafka describeconfigs", ("--group", "g"), 0, "ALLOWED"),
+            ("operators", "kafka sharefetch orders", (), 1, "before policy is asked: unsupported-version"),
+            ("operators", "kafka controlledshutdown", (), 1, "before policy is asked: unsupported-api"),
+            ("operators", "kafka produce orders", ("--api-version", "99"), 1, "before policy is asked: unsupported-version"),
+        ],
+    )
+    def test_the_verdict_is_the_exit_code(
+        self, from_: str, request_: str, more: tuple[str, ...], exit_code: int, says: str
+    ) -> None:
+        result = run("kafka.yaml", from_, "kafka", request_, *more)
+        assert (result.exit_code, says in result.output) == (exit_code, True), result.output
+
+    def test_what_becomes_of_each_topic_is_told(self) -> None:
+        words = ("kafka.yaml", "billing", "kafka", "kafka offsetcommit orders payments.cards", "--group", "billing")
+        result = run(*words)
+        assert result.exit_code == 0
+        lines = [line.strip() for line in result.output.splitlines()]
+        assert lines[0].startswith("PARTIAL  kafka offsetcommit orders payments.cards")
+        assert {"ALLOWED  topic:orders", "DENIED   topic:payments.cards"} <= set(lines)
+        found = json.loads(run(*words, "-o", "json").output)["decision"]
+        assert found["per_resource"] == {"topic:orders": "ALLOWED", "topic:payments.cards": "DENIED"}
+        assert "granting" not in found
+
+    def test_version_and_client_are_what_rules_compare(self, tmp_path: Path) -> None:
+        text = (EXAMPLES / "kafka.yaml").read_text()
+        (tmp_path / "a.yaml").write_text(text.replace("topic: returns}", "topic: returns, apiVersion: '9', clientID: me}"))
+
+        def exit_code(*more: str) -> int:
+            words = ["-f", str(tmp_path), "--from", "shop", "--to", "kafka", "kafka produce returns", *more]
+            return CliRunner().invoke(explain, words).exit_code
+
+        assert exit_code("--api-version", "9", "--client-id", "me") == 0
+        assert exit_code("--api-version", "8", "--client-id", "me") == 1
+        assert exit_code("--api-version", "9") == 1
+
+    @pytest.mark.parametrize(
+        ("request_", "more", "says"),
+        [
+            ("kafka produce", (), "Produce needs a topic"),
+            ("kafka heartbeat", (), "Heartbeat needs --group"),
+            ("kafka endtxn", (), "EndTxn needs --transactional-id"),
+            ("kafka findcoordinator", (), "FindCoordinator needs --group"),
+            ("kafka heartbeat orders", ("--group", "g"), "Heartbeat takes no topic in version"),
+            ("kafka fetch orders", ("--group", "g"), "Fetch takes no --group in version"),
+            ("kafka fetch orders", ("--transactional-id", "t"), "Fetch takes no --transactional-id in version"),
+            ("kafka fetch orders", ("--header", "A: b"), "Kafka has no headers"),
+            ("kafka nothing", (), "'nothing' is no API of Kafka"),
+            ("kafka", (), "'' is no API of Kafka"),
+            ("GET /", ("--group", "g"), "are for 'kafka API [TOPIC ...]'"),
+        ],
+    )
+    def test_what_says_nothing_of_real_requests_is_an_error(self, request_: str, more: tuple[str, ...], says: str) -> None:
+        result = run("kafka.yaml", "operators", "kafka", request_, *more)
+        assert (result.exit_code, says in result.output) == (2, True), result.output
 
 
 SECRET_EDIT = """
