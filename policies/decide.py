@@ -434,9 +434,12 @@ class Pair:
                     if topic.startswith(TOPIC) and verdicts.get(topic) is not Verdict.DENIED:
                         verdicts[topic] = Verdict.ALLOWED if decision.allowed else Verdict.DENIED
             some = any(verdict is Verdict.ALLOWED for verdict in verdicts.values())
-            if some or ((call.all_topics or call.remainder) and self._judge_whole(_without_topics(call)).allowed):
+            if some or ((call.all_topics or call.remainder) and self._allows_all(_without_topics(call))):
                 return msgspec.structs.replace(denied, verdict=Verdict.PARTIAL, per_resource=verdicts, granting=granting)
         return msgspec.structs.replace(denied, granting=granting)
+
+    def _allows_all(self, call: ApiCall) -> bool:
+        return all(self._judge_whole(piece).allowed for piece in pieces(call))
 
     def _combine(self, outcomes: Sequence[tuple[Outcome, Outcome | None]]) -> Decision:
         """One decision from the outcomes (enforced, full) of the sides."""

@@ -5,6 +5,7 @@ A call (``ApiCall``) of Kafka names its API by ``attributes["apiKey"]`` and what
 at a time (`pieces`), so that what a call asks for is allowed by the union of rules, and refused piece by piece.
 """
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 
@@ -116,29 +117,35 @@ def _each(names: list[str]) -> list[tuple[str, ...]]:
     return found or [()]
 
 
-class _Topics(msgspec.Struct):
-    """The rules about one API, by their condition on the topic."""
+class _Bucket(msgspec.Struct):
+    """Rules with the same conditions but for that on the topic. Of those with the same one, the first: it decides."""
 
-    everything: list[int]  # all of them
-    any: list[int]  # those without a condition
-    exact: dict[str, list[int]]
-    prefixes: dict[int, dict[str, list[int]]]  # by length
-    patterns: list[tuple[int, int]]  # id in the table of patterns, rule
+    everything: int  # the first of all
+    any: int  # of those without a condition
+    exact: dict[str, int]
+    prefixes: dict[int, dict[str, int]]  # by length
+    patterns: dict[int, int]  # by id in the table of patterns
 
-    def about(self, topic: str, patterns: Iterable[int]) -> list[int]:
-        """The rules whose condition holds for ``topic``, in their order."""
-        found = [*self.any, *self.exact.get(topic, ())]
+    def about(self, topic: str, held: Sequence[int]) -> int:
+        """The first rule whose condition holds for ``topic``. ``held``: the ids of the patterns that do."""
+        found = min(self.any, self.exact.get(topic, _NOBODY))
         for length, prefixes in self.prefixes.items():
-            found += prefixes.get(topic[:length], ()) if len(topic) >= length else ()
-        if self.patterns:
-            held = set(patterns)
-            found += [order for id_, order in self.patterns if id_ in held]
-        found.sort()
+            found = min(found, prefixes.get(topic[:length], _NOBODY))
+        for id_ in held if self.patterns else ():
+            found = min(found, self.patterns.get(id_, _NOBODY))
         return found
 
 
+# The position of no rule, and what stands in an index for whatever group or transactional id a rule is about.
+_NOBODY = sys.maxsize
+_WHATEVER = object()
+
+
 class KafkaIndex:
-    """All Kafka rules of one list, ready to be asked; the counterpart of `match.RuleIndex`."""
+    """All Kafka rules of one list, ready to be asked; the counterpart of `match.RuleIndex`.
+
+    A question takes some look-ups, however many rules there are: a client may ask thousands with one request.
+    """
 
     changes_headers = False
     lacks_secrets = False
@@ -147,51 +154,77 @@ class KafkaIndex:
         self.rules = rules
         self._deny = deny
         self._patterns = PatternTable(dot_nl=deny)
-        self._by_api: dict[int, _Topics] = {}
-        self._any_api = _new_topics()
+        # By APIs, version, client, group and transactional id.
+        self._buckets: dict[tuple[object, ...], _Bucket] = {}
+        self._of_client: dict[str | None, int] = {}  # the first rule about each client: who may do anything may say who he is
         for order, rule in enumerate(rules):
-            pattern = None
-            if rule.topic is not None and rule.topic.kind is TopicKind.PATTERN:
-                pattern = self._patterns.add(rule.topic.text, order + 1)
-            if rule.keys is None:
-                _add(self._any_api, order, rule, pattern)
-                continue
-            # An allowed client may always say who it is.
-            for key in rule.keys if deny else rule.keys | HANDSHAKE:
-                _add(self._by_api.setdefault(key, _new_topics()), order, rule, pattern)
+            self._of_client.setdefault(rule.client_id, order)
+            # What has no group passes a rule that allows one, and is not meant by a rule that denies one.
+            groups = (rule.group,) if deny else (rule.group, _WHATEVER)
+            ids = (rule.transactional_id,) if deny else (rule.transactional_id, _WHATEVER)
+            for names in product((rule.keys,), (rule.api_version,), (rule.client_id,), groups, ids):
+                self._add(self._buckets.setdefault(names, _Bucket(_NOBODY, _NOBODY, {}, {}, {})), order, rule)
         self._patterns.compile()
+        # Which conditions there are at all, so that no others are looked up.
+        keys = dict.fromkeys(rule.keys for rule in rules)
+        self._any_api = tuple(one for one in keys if one is None)
+        self._of_api = {api: tuple(one for one in keys if one is None or api in one) for held in keys for api in held or ()}
+        conditions = (
+            [getattr(rule, name) for rule in rules] for name in ("api_version", "client_id", "group", "transactional_id")
+        )
+        self._versions, self._clients, self._groups, self._ids = (frozenset[object](values) for values in conditions)
+
+    def _add(self, bucket: _Bucket, order: int, rule: KafkaRule) -> None:
+        bucket.everything = min(bucket.everything, order)
+        condition = rule.topic
+        if condition is None:
+            bucket.any = min(bucket.any, order)
+        elif condition.kind is TopicKind.EXACT:
+            bucket.exact.setdefault(condition.text, order)
+        elif condition.kind is TopicKind.PREFIX:
+            bucket.prefixes.setdefault(len(condition.text), {}).setdefault(condition.text, order)
+        else:
+            bucket.patterns.setdefault(self._patterns.add(condition.text, order + 1), order)
 
     def matches(self, call: ApiCall) -> tuple[list[Match], bool]:
-        """The first rule that holds for a call about at most one topic. Raises `match.UndecidedError`."""
-        for order in self._candidates(call):
-            if self._failing(order, call) is None:
-                return [Match(order)], False
-        return [], False
+        """The first rule that holds for a call about at most one topic, one group and one transactional id.
 
-    def _candidates(self, call: ApiCall) -> Iterable[int]:
-        topics = of_kind(call.resources, TOPIC)
-        lists = [self._any_api]
-        if (of_api := self._by_api.get(_key(call))) is not None:
-            lists.append(of_api)
-        found: set[int] = set()
-        for rules in lists:
-            if _is_handshake(call) and not self._deny:
-                found.update(rules.everything)
-            elif topics:
-                for topic in topics:
-                    found.update(rules.about(topic, self._patterns.matching(_latin(topic)) if rules.patterns else ()))
+        Raises `match.UndecidedError`, and `ValueError` for a call about more.
+        """
+        client = call.attributes.get("clientId")
+        if _is_handshake(call) and not self._deny:
+            first = min(self._of_client.get(who, _NOBODY) for who in (None, client))  # type: ignore[arg-type]
+        else:
+            first = self._first(call, client)
+        return ([], False) if first == _NOBODY else ([Match(first)], False)
+
+    def _first(self, call: ApiCall, client: object) -> int:
+        topic, group, id_ = (_only(of_kind(call.resources, kind)) for kind in (TOPIC, GROUP, TRANSACTIONAL_ID))
+        held = self._patterns.matching(_latin(topic)) if topic is not None else ()
+        without = None if self._deny else _WHATEVER
+        conditions = product(
+            self._of_api.get(_key(call), self._any_api),
+            _present(call.attributes.get("apiVersion"), self._versions),
+            _present(client, self._clients),
+            (without,) if group is None else _present(group, self._groups),
+            (without,) if id_ is None else _present(id_, self._ids),
+        )
+        found = _NOBODY
+        for names in conditions:
+            bucket = self._buckets.get(names)
+            if bucket is None:
+                continue
+            if topic is not None:
+                found = min(found, bucket.about(topic, held))
             elif call.all_topics != self._deny:
                 # Only a rule about any topic allows all of them; of no topic, a rule that denies some says nothing.
-                found.update(rules.any)
+                found = min(found, bucket.any)
             else:
-                found.update(rules.everything)
-        return sorted(found)
+                found = min(found, bucket.everything)
+        return found
 
     def mismatch(self, order: int, call: ApiCall) -> str | None:
         """The first condition of a rule that does not hold for ``call``, by the document's name; None when all hold."""
-        return self._failing(order, call)
-
-    def _failing(self, order: int, call: ApiCall) -> str | None:
         rule = self.rules[order]
         handshake = _is_handshake(call) and not self._deny
         if rule.keys is not None and _key(call) not in rule.keys and not handshake:
@@ -233,22 +266,16 @@ class KafkaIndex:
         return self._patterns.holds(text, _latin(topic))
 
 
-def _new_topics() -> _Topics:
-    return _Topics([], [], {}, {}, [])
+def _only(names: Sequence[str]) -> str | None:
+    """The only name, if there is one. Raises `ValueError` for more."""
+    if len(names) > 1:
+        raise ValueError("a question about several things at once")
+    return names[0] if names else None
 
 
-def _add(topics: _Topics, order: int, rule: KafkaRule, pattern: int | None) -> None:
-    topics.everything.append(order)
-    condition = rule.topic
-    if condition is None:
-        topics.any.append(order)
-    elif condition.kind is TopicKind.EXACT:
-        topics.exact.setdefault(condition.text, []).append(order)
-    elif condition.kind is TopicKind.PREFIX:
-        topics.prefixes.setdefault(len(condition.text), {}).setdefault(condition.text, []).append(order)
-    else:
-        assert pattern is not None
-        topics.patterns.append((pattern, order))
+def _present(value: object, known: frozenset[object]) -> tuple[object, ...]:
+    """The conditions that ``value`` meets, of those that there are."""
+    return (None, value) if value is not None and value in known else (None,)
 
 
 def _key(call: ApiCall) -> int:

@@ -16,7 +16,7 @@ import pytest
 
 from parsers.contract import ApiCall
 from policies.decide import Decision, Pair, PolicySet, Verdict
-from policies.kafka import APIS
+from policies.kafka import APIS, pieces
 from policies.load import Source, load
 
 SOAK = os.environ.get("SLUICE_SOAK") == "1"
@@ -76,8 +76,8 @@ class Reference:
         self.allowing = [rule for rule in rules if not rule.get("deny")]
 
     def allows(self, piece: tuple[Any, ...]) -> bool:
-        return not any(self._denies(rule, *piece) for rule in self.denying) and any(
-            self._permits(rule, *piece) for rule in self.allowing
+        return not any(self.denies(rule, *piece) for rule in self.denying) and any(
+            self.permits(rule, *piece) for rule in self.allowing
         )
 
     @staticmethod
@@ -102,7 +102,7 @@ class Reference:
     def _has_topic_condition(rule: Rule) -> bool:
         return bool({"topic", "topicPrefix", "topicPattern"} & set(rule))
 
-    def _permits(
+    def permits(
         self,
         rule: Rule,
         api: str,
@@ -123,7 +123,7 @@ class Reference:
             return False
         return "transactionalID" not in rule or id_ is None or id_ == rule["transactionalID"]
 
-    def _denies(
+    def denies(
         self,
         rule: Rule,
         api: str,
@@ -218,11 +218,7 @@ def some_rules(random: Random) -> list[Rule]:
 
 
 def some_call(random: Random) -> ApiCall:
-    """Any mixture of names, whether or not Kafka has such a request: the decision must be right for all.
-
-    But one that can be taken apart is split by the topics that it names, or it means all of them and names nothing, as Metadata,
-    whose reply can be cut down. What makes sense without its topics names nothing else: Metadata again.
-    """
+    """Any mixture of names, whether or not Kafka has such a request: the decision must be right for all."""
     api = random.choice(CALLED)
     resources = [
         f"{kind}:{name}"
@@ -230,12 +226,6 @@ def some_call(random: Random) -> ApiCall:
         for name in random.sample(known, random.choice([0, 1, 1, most]))
     ]
     client = random.choice(CLIENTS)
-    divisible, all_topics = random.random() < 0.5, random.random() < 0.2
-    remainder = random.random() < 0.2
-    if divisible and all_topics:
-        resources = []
-    elif remainder:
-        resources = [one for one in resources if one.startswith("topic:")]
     return ApiCall(
         protocol="kafka",
         method=api,
@@ -245,9 +235,9 @@ def some_call(random: Random) -> ApiCall:
             "apiVersion": random.choice(VERSIONS),
             **({"clientId": client} if client is not None else {}),
         },
-        divisible=divisible,
-        all_topics=all_topics,
-        remainder=remainder,
+        divisible=random.random() < 0.5,
+        all_topics=random.random() < 0.2,
+        remainder=random.random() < 0.2,
     )
 
 
@@ -368,6 +358,27 @@ def test_the_order_of_rules_and_of_names_has_no_meaning() -> None:
                 remainder=call.remainder,
             )
             assert facts(one.decide(call)) == facts(other.decide(turned)), (rules, call)
+
+
+def test_of_every_rule_it_can_be_told_whether_it_matches_and_the_first_that_does_decides() -> None:
+    """What `sluice explain` shows, by another way than the index's."""
+    for random in rounds("mismatch"):
+        rules = some_rules(random)
+        plan = pair_of(side("p", "kafka", "ingress", None, rules)).sides[0].enforced.l7
+        assert plan is not None
+        reference = Reference(rules)
+        for listed, asked, holds in (
+            (plan.deny, reference.denying, reference.denies),
+            (plan.allow, reference.allowing, reference.permits),
+        ):
+            for call in calls(random) if asked else ():
+                for piece in pieces(call):
+                    topic, group, id_ = ((names(piece, kind) or [None])[0] for kind in ("topic", "group", "transactionalId"))
+                    about = (piece.method, piece.attributes["apiVersion"], piece.attributes.get("clientId"))
+                    matching = [i for i, rule in enumerate(asked) if holds(rule, *about, topic, piece.all_topics, group, id_)]
+                    told = [i for i in range(len(asked)) if listed.index.mismatch(i, piece) is None]
+                    first = [match.order for match in listed.index.matches(piece)[0]]
+                    assert (told, first) == (matching, matching[:1]), (rules, piece)
 
 
 def test_in_audit_mode_the_same_rules_stop_nothing_and_tell_what_they_would_have_stopped() -> None:

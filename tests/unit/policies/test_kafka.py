@@ -385,6 +385,7 @@ class TestSummary:
         assert not decided(rules, kafka("Fetch", "a", "b", divisible=True)).summary
         audited = "[{topic: a, record: summary}, {deny: true, mode: audit, topic: a}]"
         assert not decided(audited, kafka("Fetch", "a")).summary
+        assert not decided("[{mode: audit, record: summary, topic: a}]", kafka("Fetch", "a")).summary
 
 
 class TestDoubt:
