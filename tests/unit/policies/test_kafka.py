@@ -144,6 +144,11 @@ class TestConditions:
         assert (decision.verdict, decision.reason, decision.direction) == (Verdict.ALLOWED, "rule-matched", Direction.INGRESS)
         assert (decision.policy, decision.rule) == ("p", "two")
 
+    @pytest.mark.parametrize("condition", ["topic: a", "topicPrefix: a", "topicPattern: a+", "role: consume", "group: g"])
+    def test_the_first_of_several_that_match_decides(self, condition: str) -> None:
+        rules = f"[{{name: other, topic: b}}, {{name: one, {condition}}}, {{name: two, {condition}}}, {{name: three}}]"
+        assert decided(rules, kafka("OffsetFetch", "a", "group:g")).rule == "one"
+
 
 class TestUnion:
     """Everything that a request touches must be covered by the rules together."""
