@@ -19,7 +19,7 @@ from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, N
 from parsers.kafka import denials
 from parsers.kafka.layouts import REQUESTS
 from parsers.kafka.messages import MESSAGES
-from parsers.kafka.replies import filter_metadata
+from parsers.kafka.replies import filter_metadata, first_error
 from parsers.kafka.request import skim
 from parsers.kafka.splits import merged, splits_exactly, without
 from tests.harness import eventually
@@ -52,7 +52,7 @@ SHARE_GROUPS = {
     "DeleteShareGroupOffsets": "wants such a group to exist first",
 }
 UNSPOKEN = {("Produce", 0), ("Produce", 1), ("Produce", 2)}  # offered for the sake of an old client, and then refused
-_NO_COORDINATOR = (14, 15, 16)  # loading, not available, somebody else
+_NOT_YET = (14, 15, 16, 30)  # the coordinator is loading, not available, somebody else; ACLs have not arrived
 _VALUES = {"acks": 1, "resource_type": 2, "replica_id": -1, "session_epoch": -1, "num_partitions": 1, "replication_factor": 1}
 _VALUES |= {"response_partition_limit": 10, "count": 1, "endpoint_type": 1, "timeout_ms": 1000}
 _VALUES |= dict.fromkeys(("resource_pattern_type", "pattern_type_filter", "pattern_type", "operation", "permission_type"), 3)
@@ -150,6 +150,12 @@ class Stage:
         ]
         for future in self._administrator.client.create_acls(bindings).values():
             future.result(PATIENCE)
+        topics = {name for kind, name in resources if kind is ResourceType.TOPIC}
+        eventually(lambda: topics <= self._shown(), "the ACLs have arrived at the broker", PATIENCE)
+
+    def _shown(self) -> set[str]:
+        [tree, *_] = reply_trees(ask(self.port, self.of_all_topics(1)), 3, 1)
+        return {topic["name"] for topic in tree["topics"]}
 
     def allow_all_but_topics(self) -> None:
         self.allow((ResourceType.GROUP, NAME), (ResourceType.TRANSACTIONAL_ID, NAME))
@@ -157,10 +163,11 @@ class Stage:
         self._administrator.commit(NAME, NAME)
 
     def _coordinates(self) -> bool:
-        """Ask who coordinates the group, which makes somebody do it, and then that one."""
+        """Ask who coordinates the group, which makes somebody do it, and then that one. Transactions need none here."""
         ask(self.port, self.writer.frame(10, 4))
-        [tree, *_] = reply_trees(ask(self.port, self.writer.frame(9, 7)), 9, 7)
-        return int(tree["error_code"]) not in _NO_COORDINATOR
+        group = first_error(ask(self.port, self.writer.frame(9, 7)), 9, 7)
+        transaction = first_error(ask(self.port, self.writer.frame(65, 0)), 65, 0)
+        return group not in _NOT_YET and transaction != denials.TRANSACTIONAL_ID_DENIED
 
     def differences(self, code: int | None) -> dict[str, tuple[Any, Any]]:
         """What the broker says and what we say, where that differs. ``code``: of what is denied, None for all."""
