@@ -50,9 +50,10 @@ class DetectingParser:
     after all is looked at as ever: otherwise a second's silence would lead every request around its rules.
     """
 
-    def __init__(self, parsers: Callable[[str], Parser | None]) -> None:
-        """``parsers`` makes the parser of a detected protocol; None means that it may pass as a tunnel."""
+    def __init__(self, parsers: Callable[[str], Parser | None], detect: Callable[[bytes, bool], str | None] = detect) -> None:
+        """``parsers`` makes the parser of a protocol that ``detect`` has told; None means that it may pass as a tunnel."""
         self._parsers = parsers
+        self._detect = detect
         self._parser: Parser | None = None
         self._begun = False  # the client has said something, not enough to tell what
         self._awaits_server = False
@@ -75,7 +76,7 @@ class DetectingParser:
         if direction is Direction.REPLY:
             return (Opaque(SILENCE),) if data else ()
         self._begun = bool(data)
-        found = detect(data, end) if data or end else None
+        found = self._detect(data, end) if data or end else None
         if found is None:
             return (More(),)
         self._parser = self._parsers(found)

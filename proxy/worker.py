@@ -426,13 +426,17 @@ def _parser(pair: Pair) -> Parser:
     """What reads a connection under ``pair``. A gRPC port speaks HTTP/2, which Http1Parser refuses by name."""
     if pair.protocol == "tcp" or pair.action is Action.REFUSE:
         return TunnelParser()
+    if pair.protocol == "kafka":
+        # Large: only who polices Kafka pays for it.
+        from parsers.kafka.connection import KafkaParser
+        from parsers.kafka.detect import detect
+
+        if pair.opaque_allowed:
+            return DetectingParser(lambda found: KafkaParser() if found == "kafka" else None, detect)
+        return KafkaParser()
     if pair.opaque_allowed:
         read = ("http/1.1",) if pair.only_watches else ("http/1.1", "http/2")
         return DetectingParser(lambda found: Http1Parser() if found in read else None)
-    if pair.protocol == "kafka":
-        from parsers.kafka.connection import KafkaParser  # large: only who polices Kafka pays for it
-
-        return KafkaParser()
     return Http1Parser()
 
 

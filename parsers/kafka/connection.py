@@ -349,8 +349,10 @@ class KafkaParser:
         opened.forgotten = [(self._name(topic), topic.partitions) for topic in request.forgotten]
         for name, _ in opened.forgotten:
             session.denied.pop(name, None)  # of which the broker knows nothing
-        session.denied.update(zip((asked.names[i] for i in denied), opened.merged, strict=True))
-        opened.merged = tuple(session.denied.values())
+        for position, entry in zip(denied, opened.merged, strict=True):
+            if not session.deny(asked.names[position], entry):
+                raise MalformedError("fetch-session-too-large", "MAX_DENIED_BYTES")
+        opened.merged = session.entries
 
     # Our own words
 

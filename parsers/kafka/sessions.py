@@ -15,6 +15,9 @@ MAX_SESSIONS = 4
 # Partitions of one session: as many as a request may have (request.MAX_ELEMENTS).
 MAX_PARTITIONS = 200_000
 
+# Bytes of the entries that one session's replies repeat of denied topics: some thousands of topics.
+MAX_DENIED_BYTES = 256 * 1024
+
 INITIAL_EPOCH = 0
 FINAL_EPOCH = -1
 
@@ -22,14 +25,14 @@ Partitions = tuple[str, tuple[int, ...]]  # a topic's name and some of its parti
 
 
 class Session:
-    """What one session fetches. ``denied``: the entries, as encoded for ``version``, of topics that the broker never saw."""
+    """What one session fetches. ``denied``: of topics that the broker never saw, the entries of a reply, for ``version``."""
 
     __slots__ = ("denied", "partitions", "topics", "version")
 
     def __init__(self, version: int) -> None:
         self.version = version
         self.topics: dict[str, set[int]] = {}
-        self.denied: dict[str, bytes] = {}
+        self.denied: dict[str, list[bytes]] = {}
         self.partitions = 0
 
     def add(self, topics: Iterable[Partitions]) -> bool:
@@ -40,6 +43,15 @@ class Session:
             kept.update(partitions)
             self.partitions += len(kept) - before
         return self.partitions <= MAX_PARTITIONS
+
+    def deny(self, name: str, entry: bytes) -> bool:
+        """Tell of a topic in every reply; False when there are too many."""
+        self.denied.setdefault(name, []).append(entry)
+        return sum(map(len, self.entries)) <= MAX_DENIED_BYTES
+
+    @property
+    def entries(self) -> list[bytes]:
+        return [entry for entries in self.denied.values() for entry in entries]
 
     def forget(self, topics: Iterable[Partitions]) -> None:
         for name, partitions in topics:

@@ -426,6 +426,22 @@ class TestFetchSessions:
         play.client(fetch(2, (77, 1))).server(fetched(2, 77, {}))
         assert got(frames(play.to_client)[-1]) == (0, 77, {SECRETS: 29})
 
+    def test_denied_topics_of_a_session_are_bounded(self) -> None:
+        play = self.begun(ORDERS)
+        for epoch in range(1, 400):
+            play.client(fetch(epoch + 1, (77, epoch), ORDERS, *(f"secret-{epoch}-{i:0200}" for i in range(20))))
+            if play.flow.over:
+                break
+            play.server(fetched(epoch + 1, 77, {}))
+        assert play.records[-1].limit == "MAX_DENIED_BYTES"
+        assert len(frames(play.to_client)[-1]) < 300 * 1024
+
+    def test_further_partitions_of_a_denied_topic_take_nothing_from_the_earlier_ones(self) -> None:
+        play = self.begun(ORDERS, SECRETS)
+        play.client(fetch(2, (77, 1), ORDERS, SECRETS)).server(fetched(2, 77, {}))
+        told = FetchResponse.decode(frames(play.to_client)[-1], version=12, header=True, framed=True)
+        assert [topic.topic for topic in told.responses] == [SECRETS, SECRETS]
+
     def test_a_denied_topic_that_is_forgotten_is_not_told_of_again(self) -> None:
         play = self.begun(ORDERS, SECRETS).client(fetch(2, (77, 1), forgotten=[SECRETS])).server(fetched(2, 77, {}))
         assert got(frames(play.to_client)[-1]) == (0, 77, {})
