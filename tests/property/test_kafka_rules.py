@@ -293,7 +293,10 @@ def test_so_it_is_with_rules_of_both_sides_and_of_several_policies() -> None:
             side("in-2", "kafka", "ingress", None, second),
         )
         for call in calls(random):
-            assert facts(one.decide(call)) == expected([egress, first + second], call), (egress, first, second, call)
+            sides, decision = [egress, first + second], one.decide(call)
+            assert facts(decision) == expected(sides, call), (sides, call)
+            if decision.verdict is not Verdict.ALLOWED:
+                assert all(decision.grants(f"topic:{topic}") == sees(sides, call, topic) for topic in TOPICS), (sides, call)
 
 
 def test_of_a_reply_exactly_those_topics_may_be_seen_that_the_request_might_have_named() -> None:

@@ -417,6 +417,11 @@ class TestDoubt:
     def test_a_name_that_is_no_text_is_a_denial(self) -> None:
         assert decided("[{topicPattern: '.+'}]", kafka("Fetch", "topic:\ud800")).reason == "internal-error"
 
+    def test_a_denial_without_a_judgement_grants_nothing(self) -> None:
+        undecided = decided("[{topicPattern: '.+'}, {}]", kafka("Fetch", "topic:\ud800", "a", divisible=True))
+        assert (undecided.reason, undecided.grants("topic:a")) == ("internal-error", False)
+        assert not decided("[{}]", get()).grants("topic:a")
+
     def test_more_combinations_than_can_be_judged_are_a_denial(self) -> None:
         topics = [f"topic:t{number}" for number in range(MAX_PIECES // 2 + 1)]
         decision = decided("[{}]", kafka("OffsetFetch", *topics, "group:g", "group:h", divisible=True))
