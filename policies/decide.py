@@ -133,7 +133,7 @@ class Outcome(msgspec.Struct, frozen=True):
     edits: tuple[HeaderEdit, ...] = ()
     notes: tuple[str, ...] = ()
     bad_request: bool = False
-    summary: bool = False
+    summary: bool | None = None  # of the Kafka rule that decided; None: it was none
 
 
 class Party(msgspec.Struct, frozen=True):
@@ -300,7 +300,7 @@ class _Rules:
 
     def _outcome(self, order: int, edits: tuple[HeaderEdit, ...] = (), notes: tuple[str, ...] = ()) -> Outcome:
         rule = self.rules[order]
-        summary = isinstance(rule, KafkaRule) and rule.summary
+        summary = rule.summary if isinstance(rule, KafkaRule) else None
         return Outcome(self._rank, self._reason, self.entries[order].policy.name, rule.name, edits, notes, summary=summary)
 
     def lacks_secret(self, call: ApiCall) -> bool:
@@ -475,7 +475,7 @@ class Pair:
             bad_request=outcome.bad_request and verdict is Verdict.DENIED,
             redact_query=self.redact_query,
             detail=self._consulted,
-            summary=outcome.summary and verdict is Verdict.ALLOWED,
+            summary=verdict is Verdict.ALLOWED and _may_be_summed_up(changing),
         )
 
     def _denial(self, reason: str) -> Decision:
@@ -658,6 +658,12 @@ class _Granting:
         except Exception:
             return False
         return Rank.DENY not in judged
+
+
+def _may_be_summed_up(outcomes: Sequence[Outcome]) -> bool:
+    """Whether the rules of all sides that decided say so."""
+    says = [outcome.summary for outcome in outcomes if outcome.summary is not None]
+    return bool(says) and all(says)
 
 
 def _together(parts: Sequence[tuple[_Item, ...]]) -> tuple[_Item, ...]:

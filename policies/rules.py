@@ -32,6 +32,7 @@ KAFKA_FIELDS = ("role", "apiKey", "apiVersion", "clientID", "topic")
 KAFKA_EXTENSIONS = ("name", "deny", "mode", "topicPrefix", "topicPattern", "group", "transactionalID", "record")
 MODES = ("enforce", "audit")
 RECORDS = ("full", "summary")
+MAX_API_VERSION = 0x7FFF  # an int16 on the wire
 
 # RFC 9110 section 5.6.2: what a header's name may consist of.
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -159,7 +160,8 @@ class RuleReader:
         if "apiVersion" not in fields:
             return None
         node = fields["apiVersion"]
-        if isinstance(node, Scalar) and node.type in ("str", "int") and _API_VERSION.fullmatch(node.text):
+        is_number = isinstance(node, Scalar) and node.type in ("str", "int") and _API_VERSION.fullmatch(node.text)
+        if isinstance(node, Scalar) and is_number and int(node.text) <= MAX_API_VERSION:
             return int(node.text)
         self._report.error(node.place, "SE006", "apiVersion is not a version", 'a number as a string, such as "7"')
         return None

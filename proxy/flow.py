@@ -781,7 +781,8 @@ class Flow:
 
     def _write(self, number: int | str, opened: OpenCall, limit: str | None = None) -> None:
         self._scene.metrics.calls.add(self._labels(opened), self._now - opened.began)
-        if opened.decision.summary and opened.reserved and opened.reason is None and self._sum_up(number, opened):
+        plain = opened.decision.verdict is Verdict.ALLOWED and opened.reserved and opened.reason is None
+        if opened.decision.summary and plain and self._sum_up(number, opened):
             return
         self._scene.sink.write(self._record(number, opened, limit), reserved=opened.reserved)
 
@@ -791,7 +792,9 @@ class Flow:
             self._summaries = Summaries()
         second = int(opened.time.timestamp())
         self._write_summaries(second)
-        key = opened.call.method, opened.call.resources, opened.status, opened.decision.policy, opened.decision.rule
+        call, decision = opened.call, opened.decision
+        facts = call.method, call.path, call.host, call.resources, *call.attributes.items()
+        key = *facts, opened.status, decision.policy, decision.rule, decision.generation
         summary, known = self._summaries.find(second, key, (number, opened))
         if summary is None:
             return False

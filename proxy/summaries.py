@@ -39,6 +39,9 @@ class Summaries(Generic[Item]):
         self._second = 0
         self._open: dict[tuple[object, ...], Summary[Item]] = {}
 
+    def __len__(self) -> int:
+        return len(self._open)
+
     def find(self, second: int, key: tuple[object, ...], first: Item) -> tuple[Summary[Item] | None, bool]:
         """The summary for calls like this one, and whether it was there before; None: there is no room for one.
 

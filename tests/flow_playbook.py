@@ -52,6 +52,10 @@ class Records:
         self.reserved += 1
         return True
 
+    def cancel(self) -> None:
+        self.room += 1
+        self.reserved -= 1
+
     def write(self, record: AuditRecord, *, reserved: bool) -> None:
         self.written.append((record, reserved))
         self.reserved -= reserved
@@ -193,7 +197,8 @@ class Dialogue:
                     pass
         assert self.flow.over == self.ended
         owners = sum(opened.reserved for opened in self.flow._calls.values())  # adopted calls may be without
-        assert self.sink.reserved == owners, "each reservation belongs to one open call"
+        owners += len(self.flow._summaries) if self.flow._summaries is not None else 0
+        assert self.sink.reserved == owners, "each reservation belongs to one open call, or to one record of several"
         return self
 
     # What came of it.

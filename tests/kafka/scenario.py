@@ -3,8 +3,8 @@
 A scenario has the topics to make beforehand and the records in them (``seed``), who may do what, twice: as ACLs of the broker
 and as ``rules.kafka`` of Sluice (``policy``); the ``steps`` of a client with what each must come to (``expect``), and the
 committed records that the topics have in the end (``after``). ``tests/kafka/clients/jobs.py`` says what steps there are.
-``differs`` of a step says which clients tell something else, and must not hide what anybody may do. ``sluice`` says where Sluice
-refuses more than the broker would.
+``differs`` of a step says which clients tell something else, and must not hide what anybody may do. ``sluice`` says where
+Sluice refuses more than the broker would.
 
 Names of topics, groups and transactional ids are short in the data. ``Names`` makes them unique to a scenario and client, so
 that all scenarios can share a broker and run at the same time.

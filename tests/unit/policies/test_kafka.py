@@ -384,6 +384,21 @@ class TestSummary:
         assert not decided(rules, kafka("Fetch", "a", "c")).summary
         assert not decided(rules, kafka("Fetch", "c", "a")).summary
 
+    def test_both_sides_have_to_agree(self) -> None:
+        summary, full = "[{topic: a, record: summary}]", "[{topic: a}]"
+
+        def both(ingress: str, egress: str) -> bool:
+            other = kafka_policy(egress, "out", owner="web", direction="egress")
+            return decided(ingress, kafka("Fetch", "a"), other).summary
+
+        assert both(summary, summary)
+        assert not both(summary, full)
+        assert not both(full, summary)
+
+    def test_a_side_without_kafka_rules_has_no_say(self) -> None:
+        other = policy("endpointSelector: {matchLabels: {app: web}}\negress: [{toEntities: [all]}]", "out")
+        assert decided("[{topic: a, record: summary}]", kafka("Fetch", "a"), other).summary
+
     def test_what_is_not_simply_allowed_has_a_record_of_its_own(self) -> None:
         rules = "[{topic: a, record: summary}]"
         assert not decided(rules, kafka("Fetch", "b")).summary

@@ -4,12 +4,14 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 
 from parsers.contract import ApiCall, Outage
 from parsers.http1 import Http1Parser
 from parsers.opaque import DetectingParser, TunnelParser
 from policies.decide import Decision, Verdict
+from proxy import flow
 from proxy.flow import (
     AUDIT_PATIENCE,
     CARRY_MIN,
@@ -25,6 +27,7 @@ from proxy.flow import (
     Permit,
     Shut,
 )
+from proxy.summaries import MAX_SUMMARIES
 from tests.flow_playbook import REPLY, REQUEST, Dialogue, LineParser, Policy, Records
 
 GET = b"GET /%s HTTP/1.1\r\nhost: a\r\n\r\n"
@@ -431,6 +434,24 @@ class TestCarriedCalls:
         assert json.loads(play.records[1])["verdict"] == "DENIED"
 
 
+class Clock:
+    now = 1_700_000_000.5
+
+
+@pytest.fixture
+def second(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The wall clock."""
+    clock = Clock()
+    monkeypatch.setattr(flow, "now", lambda: datetime.fromtimestamp(clock.now, UTC))
+    monkeypatch.setattr(flow, "time", lambda: clock.now)
+    return clock
+
+
+class Summing(Policy):
+    def decide(self, call: ApiCall) -> Decision:
+        return msgspec.structs.replace(super().decide(call), summary=True)
+
+
 class TestClosing:
     def test_a_half_close_of_the_client_is_handed_on_behind_its_last_byte(self) -> None:
         play = line().client(b"/a\n").client_ends()
@@ -674,3 +695,69 @@ class TestDetection:
         play = detecting().wait(1.1).server_ends()
         assert play.ended
         assert play.story == [("ALLOWED", None, None, "upstream-reset")]
+
+
+class TestSummaries:
+    """What a rule's ``record: summary`` makes of records."""
+
+    def talk(self, room: int = 1000) -> Dialogue:
+        play = Dialogue(LineParser(), policy=Summing(), sink=Records(room))
+        play.now = 100.0
+        return play
+
+    def test_calls_that_are_alike_have_one_record_when_their_second_is_over(self, second: Clock) -> None:
+        play = self.talk()
+        for _ in range(3):
+            play.client(b"/a\n").server(b"yes\n")
+        assert play.records == []
+        second.now += 1
+        play.wait(1)
+        (record,) = play.records
+        assert (record.calls, record.path, record.status) == (3, "/a", 200)
+        assert (record.bytes_request, record.bytes_reply) == (9, 12)
+        assert record.id == "c.0"
+
+    def test_calls_that_differ_have_records_of_their_own(self, second: Clock) -> None:
+        play = self.talk()
+        for path in (b"/a", b"/b", b"/a"):
+            play.client(path + b"\n").server(b"yes\n")
+        second.now += 1
+        play.wait(1)
+        assert len(play.records) == 2
+
+    def test_the_next_second_begins_another_record(self, second: Clock) -> None:
+        play = self.talk().client(b"/a\n").server(b"yes\n")
+        second.now += 1
+        play.client(b"/a\n").server(b"yes\n").server_ends()
+        assert [record.calls for record in play.records] == [1, 1]
+
+    def test_the_end_of_a_connection_loses_nothing(self, second: Clock) -> None:
+        play = self.talk()
+        for _ in range(5):
+            play.client(b"/a\n").server(b"yes\n")
+        play.server_ends()
+        assert [record.calls for record in play.records] == [5]
+
+    def test_denials_and_calls_without_reply_are_told_one_by_one(self, second: Clock) -> None:
+        play = self.talk().client(b"/a\n").server(b"yes\n").client(b"/no\n").client(b"/a\n").server_resets()
+        assert sorted((record.verdict, record.calls) for record in play.records if record.calls is None) == [
+            ("ALLOWED", None),
+            ("DENIED", None),
+        ]
+        assert [record.calls for record in play.records if record.calls] == [1]
+
+    def test_many_calls_need_the_room_of_one_record(self, second: Clock) -> None:
+        play = self.talk()
+        for _ in range(50):
+            play.client(b"/a\n").server(b"yes\n")
+        assert play.sink.reserved == 1
+        play.server_ends()
+        assert play.sink.reserved == 0
+
+    def test_beyond_a_number_of_different_calls_each_has_its_own_record(self, second: Clock) -> None:
+        play = self.talk()
+        for number in range(MAX_SUMMARIES + 3):
+            play.client(b"/%d\n" % number).server(b"yes\n")
+        assert len(play.records) == 3
+        play.server_ends()
+        assert len(play.records) == MAX_SUMMARIES + 3
