@@ -77,6 +77,7 @@ class _Open:
         "merged",
         "number",
         "probe",
+        "refusal",
         "session",
         "version",
         "words",
@@ -91,6 +92,7 @@ class _Open:
         self.probe = False  # a question of ours: its reply is for nobody else
         self.granting: Callable[[str], bool] | None = None  # which topics of the reply may be seen; None: all
         self.merged: Sequence[bytes] = ()  # entries that say of topics which the broker did not get to see that they are denied
+        self.refusal = denials.TOPIC_DENIED  # the code of one of them
         self.session: Session | None = None  # of a Fetch: what it makes or goes on with
         self.forgotten: Sequence[Partitions] = ()
         self.ends: int | None = None  # the id of a session that the broker closes with its answer
@@ -289,39 +291,39 @@ class KafkaParser:
             return self._probe(asked, ruling)
         if asked.instead is not None:
             return self._answer(asked, *asked.instead)
-        denied = [i for i, name in enumerate(asked.names) if not ruling.grants(f"topic:{name}")]
-        if (
-            not ruling.allowed
-            or asked.unknown
-            or (denied and len(denied) == len(request.topics) and not _has_remainder(request))
-        ):
-            return self._refuse(asked, ruling, denied)
+        refused = {i: denials.TOPIC_DENIED for i, name in enumerate(asked.names) if not ruling.grants(f"topic:{name}")}
+        # Whether what nobody knows is allowed, nobody can tell.
+        refused |= dict.fromkeys(asked.unknown, denials.UNKNOWN_TOPIC_ID)
+        nothing_left = bool(refused) and len(refused) == len(request.topics) and not _has_remainder(request)
+        if not ruling.allowed or nothing_left:
+            return self._refuse(asked, ruling, refused)
         if asked.session is not None and not all(ruling.grants(f"topic:{name}") for name in asked.session.topics):
             # Policy has changed, and the broker would go on with what is denied by now: the client has to name everything anew.
             assert request.session is not None
             self._sessions.end(request.session[0])
             code = denials.SESSION_NOT_FOUND
             return self._answer(asked, denials.fetch_session_error(request, code), f"kafka:{code}")
-        if denied and not _may_be_split(request):
-            return self._refuse(asked, ruling, denied)
-        return self._forward(asked, ruling, denied)
+        if refused and not _may_be_split(request):
+            return self._refuse(asked, ruling, refused)
+        return self._forward(asked, ruling, refused)
 
-    def _forward(self, asked: _Asked, ruling: Ruling, denied: Sequence[int]) -> Sequence[Verb]:
+    def _forward(self, asked: _Asked, ruling: Ruling, refused: Mapping[int, int]) -> Sequence[Verb]:
         request, number = asked.request, asked.number
         opened = _Open(number, request)
         verbs: list[Verb] = [Pass(request.size, number)]
-        if denied:
+        if refused:
             frame = self._whole(asked)
             if frame is None:
                 self._half = asked, ruling
                 return [_MORE]
             request = asked.request
-            opened.merged = denials.entries(request, frame, dict.fromkeys(denied, denials.TOPIC_DENIED))
-            verbs = [Drop(request.size, number), Inject(Direction.REQUEST, splits.without(frame, request, denied), number)]
+            opened.merged = denials.entries(request, frame, refused)
+            opened.refusal = min(refused.values())
+            verbs = [Drop(request.size, number), Inject(Direction.REQUEST, splits.without(frame, request, refused), number)]
         if _may_be_filtered(request) and ruling.per_resource is not None:
             opened.granting = ruling.grants
         if request.session is not None:
-            self._follow_session(asked, opened, denied)
+            self._follow_session(asked, opened, sorted(refused))
         if request.api_key == _SASL_HANDSHAKE:
             self._login.begin(asked.data)
         elif request.api_key == _SASL_AUTHENTICATE:
@@ -356,7 +358,7 @@ class KafkaParser:
 
     # Our own words
 
-    def _refuse(self, asked: _Asked, ruling: Ruling, denied: Sequence[int]) -> Sequence[Verb]:
+    def _refuse(self, asked: _Asked, ruling: Ruling, refused: Mapping[int, int]) -> Sequence[Verb]:
         frame = self._whole(asked)
         if frame is None:
             self._half = asked, ruling
@@ -365,7 +367,7 @@ class KafkaParser:
         code = denials.told_code(request, denials.denied_code(asked.resources, ruling.grants))
         topic_codes = dict.fromkeys(asked.unknown, denials.UNKNOWN_TOPIC_ID)
         if request.api_key == _ADD_PARTITIONS and code == denials.TOPIC_DENIED:
-            topic_codes |= denials.not_attempted(request, denied)
+            topic_codes |= denials.not_attempted(request, refused)
         words = denials.denial(request, frame, code, topic_codes)
         if words is None:
             return [Drop(request.size, asked.number), Done(asked.number)]
@@ -472,7 +474,7 @@ class KafkaParser:
             self._session_answered(opened, frame)
         if opened.merged:
             told = splits.merged(told, opened.api_key, opened.version, opened.merged)
-            error = error or denials.TOPIC_DENIED
+            error = error or opened.refusal
         verbs.append(Reply(number, f"kafka:{error}"))
         if opened.probe:
             verbs.append(Drop(len(frame), number))
@@ -496,7 +498,7 @@ class KafkaParser:
             if beginning is None:
                 return None
             words, replaced = beginning
-            error = denials.TOPIC_DENIED
+            error = opened.refusal
             verbs += (Reply(number, f"kafka:{error}"), Drop(replaced, number), Inject(Direction.REPLY, words, number))
         else:
             verbs.append(Reply(number, f"kafka:{error}"))

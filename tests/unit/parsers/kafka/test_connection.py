@@ -391,6 +391,14 @@ class TestTopicIds:
         assert got(play.to_client, 13) == (0, 0, {LOST_ID: 100})
         assert len(frames(play.to_server)) == 1
 
+    def test_an_id_that_nobody_knows_takes_nothing_from_the_others(self) -> None:
+        play = talk().client(metadata(1, None)).server(described(1, (ORDERS, ORDERS_ID, 0)))
+        play.client(fetch(2, (0, -1), ORDERS_ID, LOST_ID)).server(described(0, (None, LOST_ID, 100)))
+        assert frames(play.to_server)[-1] == fetch(2, (0, -1), ORDERS_ID)
+        play.server(fetched(2, 0, {ORDERS_ID: b""}))
+        assert got(frames(play.to_client)[-1], 13) == (0, 0, {ORDERS_ID: 0, LOST_ID: 100})
+        assert play.records[-1].status == "kafka:100"
+
     def test_who_may_not_ask_is_told_that_the_id_is_unknown(self) -> None:
         play = talk()
         assert isinstance(play.policy, Rules)
