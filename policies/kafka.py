@@ -45,6 +45,7 @@ KEYS_BY_WORD: dict[str, frozenset[int]] = {
     **{name.lower(): frozenset({key}) for name, key in (APIS | RETIRED).items()},
     **{alias: frozenset({APIS[name]}) for alias, name in _ALIASES.items()},
     "metadata": METADATA,
+    "describegroups": frozenset({APIS["DescribeGroups"], APIS["ConsumerGroupDescribe"]}),  # the latter for groups of KIP-848
 }
 NAMES_BY_KEY = {key: name for name, key in APIS.items()}
 

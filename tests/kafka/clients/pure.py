@@ -1,6 +1,7 @@
 """Runs jobs (see jobs.py) with kafka-python, which has the classic group protocol only."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jobs
@@ -121,8 +122,9 @@ class Client:
 
     def rebalance(self, topics: list[str], group: str, partitions: int) -> list[list[int]]:
         def look() -> list[int]:
-            for member in members:
-                member.poll(TICK * 1000)
+            # At the same time, as members are: one that waits for the others to join holds everything up.
+            with ThreadPoolExecutor(len(members)) as pool:
+                list(pool.map(lambda member: member.poll(TICK * 1000), members))
             return [len(member.assignment()) for member in members]
 
         members = [self._member(group)]
