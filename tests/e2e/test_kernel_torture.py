@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ SEEDS = [int(seed) for seed in os.environ.get("SLUICE_TORTURE_SEEDS", "").split(
 # Of the calls that the kernel can prove, on a connection that it may have, at least so many must be carried by it. The others
 # come while an automaton is made for a new generation, or right behind something that was relayed.
 KERNEL_SHARE = 0.5
+CLOCKS_APART = 0.01  # seconds that the two clocks may drift apart while a test runs
 PSS_GROWTH_MAX = 60 * 1024  # KiB, over all processes of the agent: queued records, and 64 connections with 256 KiB each way
 
 
@@ -91,6 +93,7 @@ class Line(msgspec.Struct, rename="camel"):
     bytes_request: int = -1
     bytes_reply: int = -1
     generation: int = 0
+    time: datetime = datetime.fromtimestamp(0, UTC)
 
 
 def pss(agent: Sluice) -> int:
@@ -212,9 +215,14 @@ class Tally:
 @pytest.fixture(scope="module")
 def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Writes a line past pytest's capture."""
-    terminal = request.config.pluginmanager.get_plugin("terminalreporter")
-    assert terminal is not None
-    return terminal.write_line  # type: ignore[no-any-return]
+    capture = request.config.pluginmanager.get_plugin("capturemanager")
+    assert capture is not None
+
+    def write(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(line, flush=True)
+
+    return write
 
 
 @pytest.fixture(scope="module")
@@ -352,6 +360,11 @@ def compare(
     return faults, share
 
 
+def monotonic(wall: datetime) -> float:
+    """The same moment by the clock of outcomes."""
+    return wall.timestamp() - time.time() + time.monotonic()
+
+
 def complaints(outcome: Outcome, record: Line, seen: bool, unrest: Unrest) -> list[str]:
     found = []
     # A call that was cut off while it waited for its verdict is denied for want of one.
@@ -361,7 +374,9 @@ def complaints(outcome: Outcome, record: Line, seen: bool, unrest: Unrest) -> li
         if (record.verdict == "ALLOWED") != allowed:
             found.append("verdict")
         replaced = unrest.in_force.get(generation + 1, float("inf"))
-        if not (unrest.began[generation] <= outcome.until and replaced >= outcome.since):
+        # Of a call whose client has left without a reply, only the record can say when it was judged at the latest.
+        until = outcome.until if outcome.sure else max(outcome.until, monotonic(record.time) + CLOCKS_APART)
+        if not (unrest.began[generation] <= until and replaced >= outcome.since):
             found.append(f"generation, in force from {unrest.began[generation]} to {replaced}")
     elif outcome.sure:
         found.append("no generation")
@@ -400,4 +415,14 @@ def test_the_comparison_finds_what_is_wrong() -> None:
 
     assert judge([good]) == []
     assert all(judge(lines) for lines in wrong)
+    left, wall = outcome._replace(sure=False), datetime.now(UTC)
+    Calm.began = {1: 0.0, 2: time.monotonic() - 5}
+    late = msgspec.structs.replace(good, verdict="DENIED", generation=2, time=wall)
+    flipping = left._replace(letter="f")
+    judged = [
+        complaints(flipping, msgspec.structs.replace(late, time=wall - timedelta(seconds=ago)), False, Calm())  # type: ignore[arg-type]
+        for ago in (4, 6)
+    ]
+    assert judged[0] == []
+    assert judged[1]
     assert json.dumps(compare({"c0n1z": outcome}, Counter(), [good], Calm())[1]) != "{}"  # type: ignore[arg-type]
