@@ -32,7 +32,7 @@ type: setup ## mypy --strict
 bench: setup $(STAMP)/apt-bench ## Measure side by side with direct, Envoy and haproxy; writes bench/results/
 	@.venv/bin/pip install -q -e '.[bench]' && $(PY) -m bench $(BENCH)
 
-soak: setup kafka ## The same tests with the huge counts
+soak: setup kafka ## The same tests with the huge counts (SOAK="tests/e2e/test_kernel_torture.py": a million mixed calls, some 7 minutes)
 	@SLUICE_SOAK=1 $(PY) -m pytest --timeout 3600 $(SOAK)
 
 fuzz: setup ## Coverage-guided fuzzing of the HTTP/1 parser (FUZZ=-max_total_time=60)
