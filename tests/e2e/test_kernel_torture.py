@@ -386,9 +386,7 @@ def complaints(outcome: Outcome, record: Line, seen: bool, unrest: Unrest) -> li
     if outcome.sure:
         if record.status != outcome.status:
             found.append("status")
-        # Who resets the connection behind an early reply may leave some of the request where it was.
-        some = record.reason == "client-reset" and record.bytes_request < outcome.asked
-        if (not some and record.bytes_request != outcome.asked) or record.bytes_reply != outcome.replied:
+        if (record.bytes_request, record.bytes_reply) != (outcome.asked, outcome.replied):
             found.append("bytes")
         if (outcome.status == 403) != (record.verdict == "DENIED"):
             found.append("verdict and status")
