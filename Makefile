@@ -17,7 +17,7 @@ ARCH_INCLUDE := /usr/include/$(shell uname -m)-linux-gnu
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
-demo: setup ## Run the agent on a small real system; exit 0 only if all came out as the policies say
+demo: setup kafka ## Run the agent on a small real system; exit 0 only if all came out as the policies say
 	@$(PY) -m tests.demo
 
 test: setup kafka ## Run every test, the end-to-end ones by the relay and by the kernel (BPF tests need root and are skipped with the reason without it)

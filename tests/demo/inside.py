@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.demo import report, room
-from tests.demo.outcome import Outcome, make
-from tests.demo.story import STORY, Call, Chapter, Event
+from tests.demo.outcome import Outcome, Told, listen, make
+from tests.demo.story import STORY, Call, Chapter, Event, Talk
 from tests.demo.system import System
 from tests.harness import eventually
 
@@ -18,7 +18,7 @@ class Play:
 
     def __init__(self, system: System) -> None:
         self._system = system
-        self.chapters: list[tuple[str, list[Outcome]]] = []
+        self.chapters: list[tuple[str, list[Outcome | Told]]] = []
         self._written = 0
         self._latest: dict[str | None, dict[str, Any]] = {}  # the last record of each client
 
@@ -33,9 +33,17 @@ class Play:
                     step.do(self._system)
                 case Call():
                     report.call(self._make(step))
+                case Talk():
+                    report.call(self._listen(step))
+
+    def _listen(self, talk: Talk) -> Told:
+        told = listen(talk, self._system)
+        self.chapters[-1][1].append(told)
+        self._written = len(self._system.agent.records())
+        return told
 
     @property
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[Outcome | Told]:
         return [outcome for _, outcomes in self.chapters for outcome in outcomes]
 
     def _make(self, call: Call) -> Outcome:
@@ -49,7 +57,8 @@ class Play:
     def check_whole(self) -> None:
         """No record is of no call, and the servers have received what policy allows and nothing else."""
         self._system.agent.wait_records(self._written)
-        wanted = sorted(report.what(outcome.call) for outcome in self.outcomes if outcome.call.expected.status == 200)
+        calls = [outcome.call for outcome in self.outcomes if isinstance(outcome, Outcome)]
+        wanted = sorted(report.what(call) for call in calls if call.expected.status == 200)
         reached = eventually(lambda: len(got := self._system.reached()) >= len(wanted) and sorted(got), "the servers' logs")
         assert reached == wanted, f"the servers received {reached}, expected was {wanted}"
 

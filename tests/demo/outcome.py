@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy.audit.query import client_of, server_of
-from tests.demo.story import Answer, Call, Unseen
+from tests.demo.story import Answer, Call, Talk, Unseen
 from tests.demo.system import System
 
 
@@ -29,6 +29,30 @@ def make(call: Call, system: System, index: int, previous: dict[str, Any] | None
     if counted and system.refusals() != refusals + 1:
         differences.append(f"the metrics count {system.refusals() - refusals:.0f} refused connections, expected was 1")
     return Outcome(call, seen, record, tuple(differences))
+
+
+@dataclass(frozen=True)
+class Told:
+    """What came of a talk; ``record`` is the one that says why."""
+
+    talk: Talk
+    seen: Any
+    record: dict[str, Any] | None
+    differences: tuple[str, ...]
+
+
+def listen(talk: Talk, system: System) -> Told:
+    """Let a Kafka client try it, and look at the records of its requests."""
+    before = len(system.agent.records())
+    seen = system.kafka(talk.who, talk.step)
+    system.wait_for_records_of(talk.who)
+    differences = [] if seen == talk.expected else [f"the client was told {seen}, expected was {talk.expected}"]
+    records = [one for one in system.agent.records()[before:] if _name(client_of(one)[0]) == talk.who]
+    found = next((one for one in records if all(one.get(name) == value for name, value in talk.record.items())), None)
+    if found is None:
+        told = [{name: one.get(name) for name in talk.record} for one in records]
+        differences.append(f"no record has {dict(talk.record)}: {told}")
+    return Told(talk, seen, found, tuple(differences))
 
 
 def _differences(call: Call, seen: int | str, record: dict[str, Any] | None, previous: dict[str, Any] | None) -> Iterator[str]:

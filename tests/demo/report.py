@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from proxy.audit.display import VERDICT_COLOURS, milliseconds
-from tests.demo.outcome import Outcome
-from tests.demo.story import Answer, Call, Chapter, Event
+from tests.demo.outcome import Outcome, Told
+from tests.demo.story import Answer, Call, Chapter, Event, Talk
 
 # Names and widths (characters) of the columns: 100 with the spaces between them.
 COLUMNS = {"CLIENT": 8, "CALL": 24, "EXPECT": 7, "SEEN": 7, "VERDICT": 10, "POLICY / RULE": 18, "REASON": 15, "MS": 4}
@@ -26,13 +26,14 @@ def event(step: Event) -> None:
     console.print(Text(f"  ▸ {step.says}", style="cyan"))
 
 
-def call(outcome: Outcome) -> None:
-    console.print(Text.assemble("  ", _mark(outcome), f" {outcome.call.says}"))
+def call(outcome: Outcome | Told) -> None:
+    says = outcome.call.says if isinstance(outcome, Outcome) else outcome.talk.says
+    console.print(Text.assemble("  ", _mark(outcome), f" {says}"))
     for difference in outcome.differences:
         console.print(Text(f"      {difference}", style="red"))
 
 
-def table(chapters: Sequence[tuple[str, Sequence[Outcome]]]) -> None:
+def table(chapters: Sequence[tuple[str, Sequence[Outcome | Told]]]) -> None:
     """One row per call, below the title of its chapter. A policy and its rule stand on two lines."""
     console.print()
     console.print(_table([Text(name, style="bold") for name in COLUMNS]))
@@ -51,7 +52,7 @@ def _table(*rows: Sequence[Text]) -> Table:
     return shown
 
 
-def summary(outcomes: Sequence[Outcome]) -> int:
+def summary(outcomes: Sequence[Outcome | Told]) -> int:
     """Whether all came as expected, in a line; the exit code."""
     failed = [outcome for outcome in outcomes if outcome.differences]
     if not failed:
@@ -62,7 +63,8 @@ def summary(outcomes: Sequence[Outcome]) -> int:
     trouble(f"{len(failed)} of {len(outcomes)} calls came out otherwise:")
     for outcome in failed:
         for difference in outcome.differences:
-            console.print(Text(f"  {client(outcome.call)} {what(outcome.call)}: {difference}", style="red"))
+            made = outcome.call if isinstance(outcome, Outcome) else outcome.talk
+            console.print(Text(f"  {client(made)} {what(made)}: {difference}", style="red"))
     return 1
 
 
@@ -70,30 +72,46 @@ def trouble(text: str) -> None:
     console.print(Text(f"\ndemo: {text}", style="bold red"))
 
 
-def _row(outcome: Outcome) -> list[Text]:
-    expected, record = outcome.call.expected, outcome.record or {}
+def _row(outcome: Outcome | Told) -> list[Text]:
+    record = outcome.record or {}
     verdict = str(record.get("verdict", "-"))
     rule = [str(record[name]) for name in ("policy", "rule") if name in record]
+    reason = str(record.get("reason", "-"))
+    if isinstance(outcome, Outcome):
+        made, expected, seen = outcome.call, str(outcome.call.expected.status), str(outcome.seen)
+        said = "\n".join((what(outcome.call), *outcome.call.headers))
+        if not isinstance(outcome.call.expected, Answer):
+            reason = outcome.call.expected.why
+    else:
+        made, expected, seen, said = outcome.talk, answer(outcome.talk.expected), answer(outcome.seen), what(outcome.talk)
     return [
-        Text(client(outcome.call)),
-        Text("\n".join((what(outcome.call), *outcome.call.headers))),
-        Text(str(expected.status)),
-        Text(str(outcome.seen), style="red bold" if outcome.differences else ""),
+        Text(client(made)),
+        Text(said),
+        Text(expected),
+        Text(seen, style="red bold" if outcome.differences else ""),
         Text(verdict, style=VERDICT_COLOURS.get(verdict, "")),
         Text("\n".join(rule).replace(".toPorts[0].rules.", "…") or "-"),
-        Text(str(record.get("reason", "-")) if isinstance(expected, Answer) else expected.why),
+        Text(reason),
         Text(milliseconds(record.get("durationMs"))),
     ]
 
 
-def client(made: Call) -> str:
+def client(made: Call | Talk) -> str:
     return made.who or "(host)"
 
 
-def what(made: Call) -> str:
-    """The method and the target; the host is told by the chapter."""
-    return f"{made.method} {made.target}"
+def what(made: Call | Talk) -> str:
+    """The method and the target; the host is told by the chapter. Of Kafka: what is done, to which topics, by which group."""
+    if isinstance(made, Call):
+        return f"{made.method} {made.target}"
+    topics = " ".join(made.step.get("records") or made.step.get("topics", ()))
+    return f"{made.step['do']} {topics}" + (f"\nas {made.step['group']}" if "group" in made.step else "")
 
 
-def _mark(outcome: Outcome) -> tuple[str, str]:
+def answer(told: object) -> str:
+    """What a Kafka client was told, in a word."""
+    return "denied" if "Authorization" in str(told) else "ok"
+
+
+def _mark(outcome: Outcome | Told) -> tuple[str, str]:
     return ("✗", "bold red") if outcome.differences else ("✓", "green")

@@ -4,7 +4,7 @@ A call that is answered has one audit record. A connection that is refused has n
 made on it, but it is counted.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -73,7 +73,22 @@ class Call:
         return "/" + self.url.split("/", 3)[3]
 
 
-Step = Chapter | Event | Call
+@dataclass(frozen=True)
+class Talk:
+    """What a Kafka client tries in one go, with all the requests that takes.
+
+    ``step`` is one of tests/kafka/clients/jobs.py and ``expected`` what it must come to; ``record`` are facts that one of the
+    records must have, the one that says why.
+    """
+
+    says: str
+    who: str
+    step: Mapping[str, Any]
+    expected: Any
+    record: Mapping[str, Any]
+
+
+Step = Chapter | Event | Call | Talk
 
 
 def allowed(policy: str, rule: str, same_connection: bool = False) -> Answer:
@@ -98,8 +113,40 @@ def no_rule(policy: str, same_connection: bool = False) -> Answer:
 
 NO_RULE = no_rule("orders-api")
 
+
+def spoken(method: str, verdict: str, status: str, policy: str, *resources: str) -> Mapping[str, Any]:
+    """The facts of a Kafka request's record."""
+    return {"method": method, "verdict": verdict, "status": status, "policy": policy, "resources": list(resources)}
+
+
+KAFKA: tuple[Step, ...] = (
+    Chapter("kafka.yaml: who may write and read which topic"),
+    Talk(
+        "shop writes an order",
+        "shop", {"do": "produce", "records": {"orders": ["one"]}}, {"orders": "ok"},
+        spoken("Produce", "ALLOWED", "kafka:0", "shop-writes", "topic:orders"),
+    ),
+    Talk(
+        "shop may not write payments (topic)",
+        "shop", {"do": "produce", "records": {"payments.cards": ["one"]}}, {"payments.cards": "TopicAuthorization"},
+        spoken("Metadata", "PARTIAL", "kafka:29", "billing-reads, brokers-talk, shop-writes", "topic:payments.cards"),
+    ),
+    Talk(
+        "billing reads the order, as a member of its group",
+        "billing", {"do": "consume", "topics": ["orders"], "group": "billing", "count": 1}, {"values": ["one"], "errors": []},
+        spoken("Fetch", "ALLOWED", "kafka:0", "billing-reads", "topic:orders"),
+    ),
+    Talk(
+        "billing may not read it for another group (group)",
+        "billing", {"do": "consume", "topics": ["orders"], "group": "audit", "errors": 1},
+        {"values": [], "errors": ["GroupAuthorization"]},
+        spoken("FindCoordinator", "DENIED", "kafka:30", "billing-reads, brokers-talk, shop-writes", "group:audit"),
+    ),
+)  # fmt: skip
+
 STORY: tuple[Step, ...] = (
     Event("start nginx as orders, payments, wiki, and one in another network", System.start_servers),
+    Event("start Apache Kafka as kafka", System.start_kafka),
     Chapter("Without Sluice anybody may do anything"),
     Call("any process reads an order", HOST, "GET", f"{ORDERS}/orders/1", Unseen(200, "no agent")),
     Call("web deletes an order", "web", "DELETE", f"{ORDERS}/orders/1", Unseen(200, "no agent")),
@@ -150,6 +197,7 @@ STORY: tuple[Step, ...] = (
         "crawler may not reach the cloud's metadata service",
         "crawler", "GET", f"{METADATA}/latest", NOT_CONNECTED,
     ),
+    *KAFKA,
     Chapter("A policy changes while connections are open"),
     Event("edit http-orders.yaml: batch may read /orders/archive instead of /orders/export", System.change_policy),
     Call(

@@ -1,17 +1,21 @@
 """The small system of the demo: nginx servers, clients and the agent, each where the example policies expect it."""
 
 import contextlib
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.demo import room
 from tests.harness import ROOT, SLUICE, Sluice, eventually
+from tests.kafka import broker
+from tests.kafka.broker import Broker, Listener
 
 EXAMPLES = ROOT / "policies" / "examples"
 # The file that changes while the agent runs; the others lie beside it.
@@ -41,6 +45,11 @@ http {{
 }}
 """
 
+# Where kafka.yaml expects the broker, and the topics that it has.
+KAFKA_PORT = 9092
+TOPICS = {"orders": 1, "payments.cards": 1}
+KAFKA_CLIENT = ROOT / "tests" / "kafka" / "clients" / "confluent.py"
+
 # What a client saw when it got no HTTP answer but could not connect.
 REFUSED = "refused"
 CURL_CANNOT_CONNECT = 7
@@ -68,6 +77,15 @@ class System(contextlib.ExitStack):
         eventually(lambda: _netns(world.pid) != _netns(os.getpid()), "the network namespace of the world")
         room.wire(world.pid, WORLD_GATEWAY, WORLD)
         eventually(lambda: _listens(80, WORLD), f"nginx of the world on {WORLD}")
+
+    def start_kafka(self) -> None:
+        reason = broker.missing()
+        assert reason is None, f"Kafka cannot run here: {reason}"
+        folder = self.folder / "kafka"
+        folder.mkdir()
+        self.enter_context(Broker(folder, (Listener(port=KAFKA_PORT),), prefix=(SLUICE, "exec", "kafka", "--")))
+        made = self.kafka(None, {"do": "create_topics", "topics": TOPICS})
+        assert made == dict.fromkeys(TOPICS, "ok"), made
 
     def start_agent(self) -> None:
         self.enter_context(self.agent)
@@ -115,6 +133,22 @@ class System(contextlib.ExitStack):
         self._batch.stdin.flush()
         answer = self._batch.stdout.readline().strip()
         return int(answer) if answer.isdigit() else answer
+
+    def kafka(self, workload: str | None, step: Mapping[str, Any]) -> Any:
+        """What comes of one step of a Kafka client (librdkafka), a program of its own."""
+        job = {"job": "demo", "bootstrap": f"127.0.0.1:{KAFKA_PORT}", "client_id": workload or "demo", "steps": [step]}
+        command = [*_as(workload), sys.executable, str(KAFKA_CLIENT)]
+        done = subprocess.run(command, input=json.dumps(job) + "\n", capture_output=True, text=True, timeout=60)
+        said = [json.loads(line) for line in done.stdout.splitlines()]
+        return said[0].get("outcome", said[0].get("fault")) if said else done.stderr
+
+    def wait_for_records_of(self, workload: str) -> None:
+        """Until the agent has no connection of ``workload``, and all of its records are written."""
+        eventually(
+            lambda: all(one["subject"] != workload for one in self.agent.get("/connections")["connections"]),
+            f"the end of {workload}'s connections",
+        )
+        eventually(lambda: self.agent.metric("sluice_audit_queue") == 0, "the records")
 
     def record(self, index: int) -> dict[str, Any]:
         """Record number ``index`` of all, once it is written."""
