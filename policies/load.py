@@ -4,7 +4,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterable
-from itertools import permutations
+from itertools import product
 
 import msgspec
 
@@ -306,19 +306,18 @@ def _check_kinds(bundle: Bundle, report: Report) -> None:
         )
         for policy, direction, rule, port_rule in rules
     ]
-    for one, other in permutations(entries, 2):
-        kinds = one.port_rule.kind, other.port_rule.kind
-        if kinds not in _CONFLICTS:
-            continue
-        if _ports_overlap(one.port_rule, other.port_rule) and _meet(one, other):
-            hint = "one kind of L7 rules per port and peer"
-            if kinds == ("grpc", "http"):
-                hint += "; http rules can express gRPC (POST, /pkg.Svc/Method)"
-            what = f"{kinds[0]} rules for connections that have {kinds[1]} rules"
-            report.error(one.port_rule.place, "SE009", f"{what} at {_at(other.port_rule.place)}", hint)
+    by_kind = {kind: [entry for entry in entries if entry.port_rule.kind == kind] for kind in ("http", "grpc", "kafka")}
+    for kind, other_kind in _CONFLICTS:
+        hint = "one kind of L7 rules per port and peer"
+        if (kind, other_kind) == ("grpc", "http"):
+            hint += "; http rules can express gRPC (POST, /pkg.Svc/Method)"
+        for one, other in product(by_kind[kind], by_kind[other_kind]):
+            if _ports_overlap(one.port_rule, other.port_rule) and _meet(one, other):
+                what = f"{kind} rules for connections that have {other_kind} rules at {_at(other.port_rule.place)}"
+                report.error(one.port_rule.place, "SE009", what, hint)
 
 
-_CONFLICTS = {("grpc", "http"), ("kafka", "http"), ("kafka", "grpc")}
+_CONFLICTS = (("grpc", "http"), ("kafka", "http"), ("kafka", "grpc"))
 
 
 def _ports_overlap(one: PortRule, other: PortRule) -> bool:

@@ -1,6 +1,8 @@
 """L7 rules out of documents: one entry of ``rules.http`` or ``rules.grpc`` at a time."""
 
 import re
+from enum import StrEnum
+from typing import TypeVar
 
 import re2
 
@@ -62,6 +64,8 @@ UNTOUCHABLE_HEADERS = frozenset(
         "upgrade",
     }
 )
+
+_Kind = TypeVar("_Kind", bound=StrEnum)
 
 
 class RuleReader:
@@ -167,13 +171,9 @@ class RuleReader:
         return None
 
     def _topic(self, fields: dict[str, Node]) -> TopicMatch | None:
-        given = [kind for kind in TopicKind if kind.value in fields]
-        if len(given) > 1:
-            names = " and ".join(kind.value for kind in given)
-            self._report.error(fields[given[1].value].place, "SE009", f"{names} in one rule", "make them two rules")
-        if not given:
+        kind = self._only(fields, TopicKind)
+        if kind is None:
             return None
-        kind = given[0]
         if kind is TopicKind.PATTERN:
             text = self._pattern(fields, kind.value)
             return None if text is None else TopicMatch(kind, text)
@@ -198,14 +198,18 @@ class RuleReader:
             self._report.error(fields[field].place, "SE006", f"{field} {text!r} is not an identifier", hint)
         return text
 
-    def _path(self, fields: dict[str, Node]) -> PathMatch | None:
-        given = [kind for kind in PathKind if kind.value in fields]
+    def _only(self, fields: dict[str, Node], kinds: type[_Kind]) -> _Kind | None:
+        """The one of several fields that exclude each other, if there is one."""
+        given = [kind for kind in kinds if kind.value in fields]
         if len(given) > 1:
             names = " and ".join(kind.value for kind in given)
             self._report.error(fields[given[1].value].place, "SE009", f"{names} in one rule", "make them two rules")
-        if not given:
+        return given[0] if given else None
+
+    def _path(self, fields: dict[str, Node]) -> PathMatch | None:
+        kind = self._only(fields, PathKind)
+        if kind is None:
             return None
-        kind = given[0]
         node = fields[kind.value]
         if kind is PathKind.REGEX:
             text = self._pattern(fields, kind.value)

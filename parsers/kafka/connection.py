@@ -351,9 +351,8 @@ class KafkaParser:
         opened.forgotten = [(self._name(topic), topic.partitions) for topic in request.forgotten]
         for name, _ in opened.forgotten:
             session.denied.pop(name, None)  # of which the broker knows nothing
-        for position, entry in zip(denied, opened.merged, strict=True):
-            if not session.deny(asked.names[position], entry):
-                raise MalformedError("fetch-session-too-large", "MAX_DENIED_BYTES")
+        if not session.deny(zip((asked.names[i] for i in denied), opened.merged, strict=True)):
+            raise MalformedError("fetch-session-too-large", "MAX_DENIED_BYTES")
         opened.merged = session.entries
 
     # Our own words

@@ -38,7 +38,6 @@ TRANSACTIONAL_ID_DENIED = 53
 NOT_ATTEMPTED = 55
 SASL_FAILED = 58
 SESSION_NOT_FOUND = 70
-BAD_SESSION_EPOCH = 71
 UNKNOWN_TOPIC_ID = 100
 
 # As brokers say it: some clients show the sentence, and people search for it.
@@ -101,11 +100,6 @@ def denied_code(resources: Collection[str], grants: Callable[[str], bool]) -> in
 def not_attempted(request: Request, denied: Collection[int]) -> dict[int, int]:
     """The codes of AddPartitionsToTxn, which is all or nothing: what is not denied has not been attempted (55)."""
     return {position: NOT_ATTEMPTED for position in range(len(request.topics)) if position not in denied}
-
-
-def unknown_topic_ids(request: Request, frame: bytes, unknown: Collection[int], code: int = TOPIC_DENIED) -> bytes | None:
-    """Refuse a request, of which the topics at the positions ``unknown`` have ids that nobody knows: the client refreshes."""
-    return denial(request, frame, code, dict.fromkeys(unknown, UNKNOWN_TOPIC_ID))
 
 
 def fetch_session_error(request: Request, code: int) -> bytes:

@@ -28,7 +28,6 @@ from parsers.kafka.wire import (
 METADATA, FETCH = 3, 1
 UNSUPPORTED_VERSION = 35
 _NO_ID = bytes(16)
-_TOPIC_IDS_SINCE = 10  # the first version of Metadata with topic ids
 _SESSIONS_SINCE = 7  # the first version of Fetch with sessions (KIP-227)
 _RANGE = struct.Struct(">hhh")  # API key, first and last version
 
@@ -111,11 +110,6 @@ class Metadata:
             return frame
         count = array_count(len(kept), self._flexible)
         return sized(b"".join((frame[: topics.start], count, *kept, frame[topics.items[-1].end :])))
-
-
-def topic_ids(frame: bytes, version: int) -> dict[bytes, str]:
-    """See ``Metadata.topic_ids``."""
-    return Metadata(frame, version).topic_ids if version >= _TOPIC_IDS_SINCE else {}
 
 
 def filter_metadata(frame: bytes, version: int, grants: Callable[[str], bool]) -> bytes:

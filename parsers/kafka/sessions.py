@@ -44,9 +44,10 @@ class Session:
             self.partitions += len(kept) - before
         return self.partitions <= MAX_PARTITIONS
 
-    def deny(self, name: str, entry: bytes) -> bool:
-        """Tell of a topic in every reply; False when there are too many."""
-        self.denied.setdefault(name, []).append(entry)
+    def deny(self, topics: Iterable[tuple[str, bytes]]) -> bool:
+        """Tell of topics in every reply, each by its entry; False when there are too many."""
+        for name, entry in topics:
+            self.denied.setdefault(name, []).append(entry)
         return sum(map(len, self.entries)) <= MAX_DENIED_BYTES
 
     @property

@@ -10,7 +10,7 @@ import pytest
 from parsers.kafka import denials
 from parsers.kafka.frame import MalformedError
 from parsers.kafka.messages import MESSAGES
-from parsers.kafka.replies import Metadata, fetch_start, filter_api_versions, filter_metadata, first_error, topic_ids
+from parsers.kafka.replies import Metadata, fetch_start, filter_api_versions, filter_metadata, first_error
 from tests.property.kafka_reply_words import REPLIES, ReplyWriter, error_codes, kafka_python_reply, reply_trees
 from tests.property.kafka_words import VERSIONS
 
@@ -82,7 +82,7 @@ def test_names_of_topics_are_found_by_their_ids(version: int) -> None:
                 for topic in tree["topics"]
                 if topic.get("topic_id") and topic["topic_id"].int and topic["name"] is not None
             ]
-            assert topic_ids(frame, version) == {topic["topic_id"].bytes: topic["name"] for topic in named}
+            assert Metadata(frame, version).topic_ids == {topic["topic_id"].bytes: topic["name"] for topic in named}
 
 
 def refiltered(frame: bytes, key: int, version: int, change: Callable[[Any], None]) -> bytes:
@@ -168,7 +168,7 @@ def test_a_mutated_reply_is_malformed_or_filtered_and_nothing_else() -> None:
     outcomes = {"malformed": 0, "read": 0}
     functions: list[tuple[int, Callable[[bytes, int], object]]] = [
         (3, lambda frame, version: filter_metadata(frame, version, lambda name: len(name) % 2 == 0)),
-        (3, topic_ids),
+        (3, lambda frame, version: Metadata(frame, version).topic_ids),
         (18, lambda frame, version: filter_api_versions(frame, version, {0: (0, 5), 3: (1, 9)})),
         (1, fetch_start),
     ]
@@ -218,7 +218,7 @@ def test_a_reply_of_a_large_cluster_is_read_in_time() -> None:
     frame = large_metadata(10_000, 5)
     begun = time.thread_time()
     assert first_error(frame, 3, 12) == 0
-    assert topic_ids(frame, 12) == {}
+    assert Metadata(frame, 12).topic_ids == {}
     assert first_error(filter_metadata(frame, 12, lambda _: False), 3, 12) == 0
     assert time.thread_time() - begun < 3
 
