@@ -40,7 +40,9 @@ class Fallback(IntEnum):
     FB_OVERRUN = 0xA
     FB_RECORDS = 0xB
     FB_SENDERS = 0xC
-    FB_MAX = 0xD
+    FB_PIPELINE = 0xD
+    FB_TORN = 0xE
+    FB_MAX = 0xF
 
 
 class Flag(IntEnum):
@@ -49,6 +51,10 @@ class Flag(IntEnum):
     RULE_FAIL_OPEN = 0x1
     CGROUP_ACCELERATE = 0x2
     ORIGIN_ACCELERATE = 0x1
+
+
+class Framing(IntEnum):
+    FRAMES = 0xFFFFFFFF
 
 
 class Identity(IntEnum):
@@ -76,9 +82,13 @@ class PathLimit(IntEnum):
     MAX_WORKERS = 0x40
     HEAD_BYTES = 0x450
     CELLS = 0x40
-    REQUEST_BYTES = 0x10000
     RING_BYTES = 0x80000
     REPLY_TABLE = 0x0
+    PREFIXES = 0x8
+    MAX_PREFIXES = 0x10000
+    PIPELINE = 0x10
+    MAX_CALLS = 0x10000
+    FRAME_START = 0x18
     QUEUE_BYTES = 0x400000
 
 
@@ -181,9 +191,13 @@ class Ends(NamedTuple):
     replying: int
     client_received: int
     server_received: int
+    begun: int
+    answered: int
+    torn: int
+    zero: int
 
 
-SLUICE_ENDS = Struct("=QQQQQQII")
+SLUICE_ENDS = Struct("=QQQQQQIIIIII")
 
 
 class Flow(NamedTuple):
@@ -228,6 +242,16 @@ class Origin(NamedTuple):
 
 
 SLUICE_ORIGIN = Struct("=16sHHIIIQQQII")
+
+
+class Prefix(NamedTuple):
+    length: int
+    zero: int
+    data: bytes
+    mask: bytes
+
+
+SLUICE_PREFIX = Struct("=II1104s1104s")
 
 
 class Proof(NamedTuple):

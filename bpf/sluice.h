@@ -172,6 +172,8 @@ enum sluice_fallback {
 	SLUICE_FB_OVERRUN,		/* more bytes than the body has */
 	SLUICE_FB_RECORDS,		/* no room for the record */
 	SLUICE_FB_SENDERS,		/* what another task sends may still be on its way */
+	SLUICE_FB_PIPELINE,		/* as many calls are open as there is room for */
+	SLUICE_FB_TORN,			/* the receiver's kernel took a request in part, out of memory: the connection has to end */
 	SLUICE_FB_MAX,
 };
 
@@ -182,10 +184,19 @@ enum sluice_path_limit {
 	SLUICE_MAX_WORKERS = 64,
 	SLUICE_HEAD_BYTES = 1104,	/* a longer head is the relay's; the automata count on it (HEAD_PROOF_MAX) */
 	SLUICE_CELLS = 64,		/* classes of bytes */
-	SLUICE_REQUEST_BYTES = 65536,	/* a longer request is the relay's */
 	SLUICE_RING_BYTES = 524288,	/* records on their way to a worker, which must make them within a heartbeat */
 	SLUICE_REPLY_TABLE = 0,		/* the automaton of reply heads */
+	SLUICE_PREFIXES = 8,		/* of one connection */
+	SLUICE_MAX_PREFIXES = 65536,	/* of all; 2 KiB each, and not preallocated */
+	SLUICE_PIPELINE = 16,		/* calls that are open at once, of a connection with frames */
+	SLUICE_MAX_CALLS = 65536,	/* of all; 2 KiB each, and not preallocated */
+	SLUICE_FRAME_START = 24,	/* bytes of a reply that must be there at first, so that its error can be told (parsers/kafka) */
 	SLUICE_QUEUE_BYTES = 4194304,	/* what may wait for a receiver before its sender is slowed down by TCP again */
+};
+
+/* What stands in place of a table's number where requests are frames, judged by their prefixes. */
+enum sluice_framing {
+	SLUICE_FRAMES = 0xffffffff,
 };
 
 /* flows: what the agent says of a connection. Mapped into its memory; it fills this in before it lets go of the wheel. */
@@ -213,6 +224,10 @@ struct sluice_ends {
 	__u64 replying;		/* reply bytes have been carried that may not be in the client's queue yet */
 	__u32 client_received;	/* sequence numbers before the first byte */
 	__u32 server_received;
+	__u32 begun;		/* calls since the agent let go of the wheel */
+	__u32 answered;		/* of these */
+	__u32 torn;		/* a request of the client was taken in part: nothing is to be carried, or relayed, any more */
+	__u32 zero;
 };
 
 /* lanes: what the programs know of a socket, in its storage. */
@@ -250,7 +265,19 @@ struct sluice_proof {
 	__u8 bare;			/* the head says nothing about a body */
 };
 
-/* calls: the call that the kernel carries on a flow. As far as the end of `head` it is also the record of a finished one. */
+/* prefixes: beginnings of frames that policy allows whatever follows them. A frame is such a one if it is the same in the bits
+ * that its mask has set. Keyed by flow * SLUICE_PREFIXES + number, without gaps.
+ */
+struct sluice_prefix {
+	__u32 length;			/* in bytes; behind it the mask is zero */
+	__u32 zero;
+	__u64 data[SLUICE_HEAD_BYTES / 8];
+	__u64 mask[SLUICE_HEAD_BYTES / 8];
+};
+
+/* calls: what the kernel carries on a flow, and the record of it when it is finished: as far as the end of `head`, or of
+ * `reply_head` where requests are frames. Keyed by flow * SLUICE_PIPELINE, and there plus the number modulo SLUICE_PIPELINE.
+ */
 struct sluice_call {
 	__u64 began_ns;			/* CLOCK_MONOTONIC */
 	__u64 ended_ns;

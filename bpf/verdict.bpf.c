@@ -5,8 +5,9 @@
  *   sk_msg     runs when an application sends: carries the message into the other one's queue, or lets it go its TCP way
  *   syscall    takes the wheel back, for the agent
  *
- * The programs hold no policy and no protocol: automata that the agent has made say which heads are allowed and how long
- * their bodies are. They accept less than policy allows, never more. Whatever is not proven goes to the relay, by SK_PASS.
+ * The programs hold no policy and no protocol. Of a text protocol, automata that the agent has made say which heads are allowed
+ * and how long their bodies are. Of a protocol of frames, each led by its length, the agent leaves the beginnings of frames that
+ * it has judged. They accept less than policy allows, never more. Whatever is not proven goes to the relay, by SK_PASS.
  * SK_DROP is never returned: it would stay with the socket for ever. Sockets never leave the map before they close:
  * that would lose what is queued.
  *
@@ -20,6 +21,7 @@
 #define TCP_ESTABLISHED 1
 #define STATE_MASK 0x1fff
 #define STEP_SHIFT 13
+#define SPINS 256
 
 /* Kernel structures, as far as we read them; CO-RE finds the real offsets on the running kernel. */
 typedef struct {
@@ -56,6 +58,11 @@ struct tcp_sock {
 	__u32 copied_seq;
 	__u32 write_seq;
 	bool is_mptcp;
+} __attribute__((preserve_access_index));
+struct sk_msg {	/* what a program sees as struct sk_msg_md */
+	struct {
+		__u32 start;
+	} sg;
 } __attribute__((preserve_access_index));
 
 struct {
@@ -108,10 +115,18 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, SLUICE_MAX_FLOWS);
+	__uint(max_entries, SLUICE_MAX_CALLS);
 	__type(key, __u32);
 	__type(value, struct sluice_call);
 } calls SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, SLUICE_MAX_PREFIXES);
+	__type(key, __u32);
+	__type(value, struct sluice_prefix);
+} prefixes SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -327,15 +342,75 @@ __noinline int sluice_prove(struct sk_msg_md *msg, __u32 which, struct head *cop
 	return 0;
 }
 
+/* Bring the beginning of a message into sight, which may be in pieces: as many bytes of it as a head may have. How many. */
+static __always_inline __u32 look(struct sk_msg_md *msg)
+{
+	__u32 size = msg->size < SLUICE_HEAD_BYTES ? msg->size : SLUICE_HEAD_BYTES;
+
+	if (msg->data + size > msg->data_end && bpf_msg_pull_data(msg, 0, size, 0))
+		return 0;
+	return size;
+}
+
 /* Prove the head at the beginning of a message: nonzero if it is proven. */
 static __always_inline bool prove(struct sk_msg_md *msg, __u32 table, __u8 *copy, struct sluice_proof *proof)
 {
-	__u32 size = msg->size;
+	return look(msg) && sluice_prove(msg, table, (struct head *)copy, proof);
+}
 
-	/* A message may be in pieces, of which only the first is in sight. */
-	if (msg->data + size > msg->data_end && bpf_msg_pull_data(msg, 0, size < SLUICE_HEAD_BYTES ? size : SLUICE_HEAD_BYTES, 0))
-		return false;
-	return sluice_prove(msg, table, (struct head *)copy, proof);
+/* Frames: four bytes with the number of those that follow, then what the protocol says; of replies, then the number of the request.
+ * A request has its number behind four other bytes.
+ */
+#define LENGTH_BYTES 4
+#define REQUEST_NUMBER 8
+#define REPLY_NUMBER 4
+
+static __always_inline __u64 frame_bytes(const __u8 *start)
+{
+	return LENGTH_BYTES + (__u64)bpf_ntohl(*(const __be32 *)start);
+}
+
+/* Copy the beginning of a message: how many bytes of it, 0 if it is not even the length and a number. */
+static __always_inline __u32 copy_start(struct sk_msg_md *msg, __u8 *copy)
+{
+	__u32 size = look(msg);
+
+	if (size < REQUEST_NUMBER + 4 || size > SLUICE_HEAD_BYTES || msg->data + size > msg->data_end)
+		return 0;
+	return bpf_probe_read_kernel(copy, size, msg->data) ? 0 : size;
+}
+
+/* Whether a frame begins like one that was judged. Global, so that the verifier follows the loop by itself. */
+__noinline int sluice_alike(const struct head *start, __u32 which)
+{
+	const struct sluice_prefix *prefix = bpf_map_lookup_elem(&prefixes, &which);
+	const __u64 *words = (const __u64 *)start;
+
+	if (!prefix || !start)
+		return -1;
+	for (__u32 i = 0; i < SLUICE_HEAD_BYTES / 8 && i * 8 < prefix->length; i++)
+		if ((words[i] & prefix->mask[i]) != prefix->data[i])
+			return 0;
+	return prefix->length;
+}
+
+/* Prove the frame that a message is: its beginning is copied, and `head` says how much of it was judged. */
+static __always_inline bool prove_frame(struct sk_msg_md *msg, __u32 flow, __u8 *copy, struct sluice_proof *proof)
+{
+	__u32 there = copy_start(msg, copy);
+
+	for (__u32 i = 0; there && i < SLUICE_PREFIXES; i++) {
+		int length = sluice_alike((const struct head *)copy, flow * SLUICE_PREFIXES + i);
+
+		if (length < 0)
+			return false;
+		if (length && (__u32)length <= there) {
+			proof->head = length;
+			proof->length = frame_bytes(copy) - length;
+			return true;
+		}
+	}
+	return false;
 }
 
 /* The guards. */
@@ -343,12 +418,42 @@ static __always_inline bool prove(struct sk_msg_md *msg, __u32 table, __u8 *copy
 /* A connection as a program has it in hand. */
 struct path {
 	__u32 index;
+	bool framed;
 	__u64 now;
 	struct sluice_lane *lane;	/* of the sender */
 	struct sluice_flow *flow;
 	struct sluice_ends *ends;
-	struct sluice_call *call;
+	struct sluice_call *call;	/* the one that is begun, or answered */
 };
+
+/* Whether this is what is left of a message that was carried. Out of memory, the receiver's kernel may take some pieces of a message
+ * and leave the others to be judged anew; whoever has sent it would have a say in what we take them for.
+ */
+static __always_inline bool is_rest(struct sk_msg_md *msg)
+{
+	const struct sk_msg *whole = (const struct sk_msg *)msg;
+
+	return BPF_CORE_READ(whole, sg.start);
+}
+
+/* The call that is next to begin, or the oldest that is not answered. */
+static __always_inline struct sluice_call *find_call(const struct path *on, bool client)
+{
+	__u32 number = client ? on->ends->begun : on->ends->answered;
+	__u32 which = on->index * SLUICE_PIPELINE + (on->framed ? number % SLUICE_PIPELINE : 0);
+
+	return bpf_map_lookup_elem(&calls, &which);
+}
+
+/* Who has the wheel, once the other end's program is through with it, which takes a microsecond. */
+static __always_inline __u32 wheel_of(const struct sluice_flow *flow)
+{
+	__u32 wheel = SLUICE_WHEEL_BUSY;
+
+	for (int i = 0; i < SPINS && wheel == SLUICE_WHEEL_BUSY; i++)
+		wheel = *(volatile const __u32 *)&flow->wheel;
+	return wheel;
+}
 
 /* How many hold on to a socket's place in the map: the map, and whoever is in a system call that sends or receives. */
 static __always_inline int holders(__u64 sock)
@@ -424,25 +529,15 @@ static __always_inline bool carry(struct sk_msg_md *msg, __u64 cookie)
 
 /* What a message does to the flow: who has the wheel behind it, or OFF if it must go to the relay. */
 
-/* A request is carried when all of it is in one piece of memory: the kernel puts such a piece into the queue or, out of memory,
- * refuses it. Of several it may take some, and what is left would be the beginning of a request that nobody has judged.
- */
-static __always_inline bool in_one_piece(struct sk_msg_md *msg)
-{
-	__u32 size = msg->size;
-
-	if (size > SLUICE_REQUEST_BYTES || (msg->data + size > msg->data_end && bpf_msg_pull_data(msg, 0, size, 0)))
-		return false;
-	return msg->data + size <= msg->data_end;
-}
-
-static __always_inline __u32 request(struct sk_msg_md *msg, const struct path *on)
+/* A request is carried when one message is all of it. */
+static __always_inline __u32 request(struct sk_msg_md *msg, const struct path *on, __u32 wheel)
 {
 	struct sluice_call *call = on->call;
 	struct sluice_proof proof = {};
+	bool proven;
 
-	if (!in_one_piece(msg) || !sluice_prove(msg, on->flow->table, (struct head *)call->head, &proof) ||
-	    msg->size != proof.head + proof.length) {
+	proven = on->framed ? prove_frame(msg, on->index, call->head, &proof) : prove(msg, on->flow->table, call->head, &proof);
+	if (!proven || msg->size != proof.head + proof.length) {
 		fall_back(SLUICE_FB_REQUEST);
 		return SLUICE_WHEEL_OFF;
 	}
@@ -459,7 +554,16 @@ static __always_inline __u32 request(struct sk_msg_md *msg, const struct path *o
 	call->reply_head_length = 0;
 	call->status = 0;
 	call->no_reply_body = proof.no_reply_body;
-	return SLUICE_WHEEL_WAIT;
+	on->ends->begun++;
+	return wheel == SLUICE_WHEEL_IDLE ? SLUICE_WHEEL_WAIT : wheel;
+}
+
+/* How much of a call its record is: of frames, the reply's beginning is looked at as well. */
+static __always_inline __u32 record_bytes(const struct path *on)
+{
+	if (on->framed)
+		return offsetof(struct sluice_call, reply_head) + on->call->reply_head_length;
+	return offsetof(struct sluice_call, head) + on->call->head_length;
 }
 
 /* The record of a finished call. Where it finds no room although there was some, the call stays open with nothing left of it:
@@ -467,15 +571,17 @@ static __always_inline __u32 request(struct sk_msg_md *msg, const struct path *o
  */
 static __always_inline __u32 finish(const struct path *on, void *ring)
 {
-	__u32 head = on->call->head_length;
+	__u32 length = record_bytes(on);
 
-	if (head > SLUICE_HEAD_BYTES)
-		head = SLUICE_HEAD_BYTES;
+	if (length > sizeof(struct sluice_call))
+		length = sizeof(struct sluice_call);
 	on->call->ended_ns = on->now;
-	if (!bpf_ringbuf_output(ring, on->call, offsetof(struct sluice_call, head) + head, 0))
-		return SLUICE_WHEEL_IDLE;
-	fall_back(SLUICE_FB_RECORDS);
-	return SLUICE_WHEEL_REPLY;
+	if (bpf_ringbuf_output(ring, on->call, length, 0)) {
+		fall_back(SLUICE_FB_RECORDS);
+		return SLUICE_WHEEL_REPLY;
+	}
+	on->ends->answered++;
+	return on->ends->begun == on->ends->answered ? SLUICE_WHEEL_IDLE : SLUICE_WHEEL_WAIT;
 }
 
 static __always_inline __u32 go_on_with_reply(struct sk_msg_md *msg, const struct path *on, __u64 left)
@@ -489,8 +595,8 @@ static __always_inline __u32 go_on_with_reply(struct sk_msg_md *msg, const struc
 	}
 	/* Room for the record before the last bytes of the reply: where there is none, the relay takes the call over. */
 	ring = bpf_map_lookup_elem(&rings, &worker);
-	if (size == left && (!ring || bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) + offsetof(struct sluice_call, head) +
-					 on->call->head_length + 16 > bpf_ringbuf_query(ring, BPF_RB_RING_SIZE))) {
+	if (size == left && (!ring || bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) + record_bytes(on) + 16 >
+					 bpf_ringbuf_query(ring, BPF_RB_RING_SIZE))) {
 		fall_back(SLUICE_FB_RECORDS);
 		return SLUICE_WHEEL_OFF;
 	}
@@ -501,50 +607,79 @@ static __always_inline __u32 go_on_with_reply(struct sk_msg_md *msg, const struc
 	return size == left && ring ? finish(on, ring) : SLUICE_WHEEL_REPLY;
 }
 
+/* The head of a reply: the bytes of the whole, or 0 if it is for the relay. */
+static __always_inline __u64 reply_head(struct sk_msg_md *msg, struct sluice_call *call)
+{
+	struct sluice_proof proof = {};
+
+	if (!prove(msg, SLUICE_REPLY_TABLE, call->reply_head, &proof))
+		return 0;
+	if (call->no_reply_body || proof.no_reply_body)
+		proof.length = 0;
+	else if (proof.bare)	/* it lasts until the server closes */
+		return 0;
+	call->status = proof.status;
+	call->reply_head_length = proof.head;
+	return proof.head + proof.length;
+}
+
+/* The same of a frame. It must answer the oldest call, and what its record tells of it must be there: a short one as a whole. */
+static __always_inline __u64 reply_frame(struct sk_msg_md *msg, struct sluice_call *call)
+{
+	__u32 there = copy_start(msg, call->reply_head);
+	__u64 whole = frame_bytes(call->reply_head);
+
+	if (!there || *(__u32 *)(call->reply_head + REPLY_NUMBER) != *(__u32 *)(call->head + REQUEST_NUMBER))
+		return 0;
+	if (msg->size != whole && (whole <= SLUICE_HEAD_BYTES || there < SLUICE_FRAME_START))
+		return 0;
+	call->reply_head_length = there;
+	return whole;
+}
+
 static __always_inline __u32 begin_reply(struct sk_msg_md *msg, const struct path *on)
 {
 	struct sluice_call *call = on->call;
-	struct sluice_proof proof = {};
-	__u32 next;
+	__u64 whole = on->framed ? reply_frame(msg, call) : reply_head(msg, call);
+	__u32 next = SLUICE_WHEEL_OFF;
 
-	if (!prove(msg, SLUICE_REPLY_TABLE, call->reply_head, &proof)) {
+	if (whole)
+		next = go_on_with_reply(msg, on, whole);
+	else
 		fall_back(SLUICE_FB_REPLY);
-		return SLUICE_WHEEL_OFF;
-	}
-	if (call->no_reply_body || proof.no_reply_body) {
-		proof.length = 0;
-	} else if (proof.bare) {	/* it lasts until the server closes */
-		fall_back(SLUICE_FB_REPLY);
-		return SLUICE_WHEEL_OFF;
-	}
-	call->status = proof.status;
-	call->reply_head_length = proof.head;
-	next = go_on_with_reply(msg, on, proof.head + proof.length);
 	if (next == SLUICE_WHEEL_OFF)	/* the agent must not take it for carried */
 		call->status = call->reply_head_length = 0;
 	return next;
 }
 
-static __always_inline __u32 from_client(struct sk_msg_md *msg, const struct path *on)
+static __always_inline __u32 from_client(struct sk_msg_md *msg, const struct path *on, __u32 wheel)
 {
+	if (on->ends->torn)
+		return SLUICE_WHEEL_OFF;
+	if (on->ends->begun - on->ends->answered >= SLUICE_PIPELINE) {
+		fall_back(SLUICE_FB_PIPELINE);
+		return SLUICE_WHEEL_OFF;
+	}
 	if (!current(on->flow, on->now) || !settled(on->lane, on->flow->down_read) ||
 	    !ready(on->ends->server_sock, on->ends->server, on->ends->server_received, on->flow->up_written))
 		return SLUICE_WHEEL_OFF;
-	return request(msg, on);
+	return request(msg, on, wheel);
 }
 
 static __always_inline __u32 from_server(struct sk_msg_md *msg, const struct path *on, __u32 wheel)
 {
-	if (!settled(on->lane, on->flow->up_read) ||
+	if (on->ends->torn || !settled(on->lane, on->flow->up_read) ||
 	    !ready(on->ends->client_sock, on->flow->client, on->ends->client_received, on->flow->down_written))
 		return SLUICE_WHEEL_OFF;
 	return wheel == SLUICE_WHEEL_WAIT ? begin_reply(msg, on) : go_on_with_reply(msg, on, on->call->reply_left);
 }
 
-/* Whose turn it is: a client's between calls, a server's when it has a request. */
-static __always_inline bool has_turn(bool client, __u32 wheel)
+/* Whose turn it is: a client's between calls, a server's when it has a request. Requests that are frames may come at any time. */
+static __always_inline bool has_turn(const struct path *on, bool client, __u32 wheel)
 {
-	if (client ? wheel == SLUICE_WHEEL_IDLE : wheel == SLUICE_WHEEL_WAIT || wheel == SLUICE_WHEEL_REPLY)
+	bool open = wheel == SLUICE_WHEEL_WAIT || wheel == SLUICE_WHEEL_REPLY;
+
+	if (client ? wheel == SLUICE_WHEEL_IDLE || (open && on->framed) : open)
 		return true;
 	return fall_back(wheel == SLUICE_WHEEL_OFF ? SLUICE_FB_OFF : wheel == SLUICE_WHEEL_BUSY ? SLUICE_FB_BUSY : SLUICE_FB_EARLY);
 }
@@ -567,6 +702,7 @@ static __always_inline bool find(struct sluice_lane *lane, bool client, struct p
 	on->ends = bpf_map_lookup_elem(&ends, &on->index);
 	if (!on->flow || !on->ends || (client ? on->flow->client : on->ends->server) != lane->cookie)
 		return false;
+	on->framed = on->flow->table == SLUICE_FRAMES;
 	if (client) {
 		on->ends->client_sock = lane->sock;
 		on->ends->client_received = lane->received;
@@ -589,22 +725,27 @@ int sluice_message(struct sk_msg_md *msg)
 	client = lane->role == SLUICE_ROLE_CLIENT;
 	if (!find(lane, client, &on))
 		return SK_PASS;
-	wheel = *(volatile __u32 *)&on.flow->wheel;
-	if ((client && !arrived(lane, on.ends)) || !has_turn(client, wheel))
+	if (is_rest(msg)) {
+		on.ends->torn = 1;
+		fall_back(SLUICE_FB_TORN);
+		return SK_PASS;
+	}
+	wheel = wheel_of(on.flow);
+	if ((client && !arrived(lane, on.ends)) || !has_turn(&on, client, wheel))
 		return SK_PASS;
 	if (__sync_val_compare_and_swap(&on.flow->wheel, wheel, SLUICE_WHEEL_BUSY) != wheel) {
 		fall_back(SLUICE_FB_BUSY);
 		return SK_PASS;
 	}
 	on.now = bpf_ktime_get_ns();
-	on.call = bpf_map_lookup_elem(&calls, &on.index);
+	on.call = find_call(&on, client);
 	/* Now that nobody can take the wheel: is it still ours? The agent may have given the flow's number to another connection
 	 * since we have looked.
 	 */
 	if (!on.call || (client ? on.flow->client : on.ends->server) != lane->cookie)
 		next = SLUICE_WHEEL_OFF;
 	else if (client)
-		next = from_client(msg, &on);
+		next = from_client(msg, &on, wheel);
 	else
 		next = from_server(msg, &on, wheel);
 	if (next != SLUICE_WHEEL_OFF) {
@@ -660,6 +801,7 @@ struct sluice_path_enums {
 	enum sluice_role role;
 	enum sluice_step step;
 	enum sluice_fallback fallback;
+	enum sluice_framing framing;
 	enum sluice_path_limit limit;
 } sluice_path_enums SEC(".data.abi");
 

@@ -61,6 +61,20 @@ class ApiCall(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     remainder: bool = False
 
 
+# Bytes of a request's beginning, and of a reply's, that the kernel path looks at and keeps (SLUICE_HEAD_BYTES).
+KEPT_BYTES = 1104
+
+
+class Prefix(msgspec.Struct, frozen=True):
+    """How requests begin that are judged alike, whatever follows: they have these bytes wherever ``mask`` has a bit set.
+
+    Both are of one length, at most ``KEPT_BYTES``, and ``data`` is zero where ``mask`` is.
+    """
+
+    data: bytes
+    mask: bytes
+
+
 class HeaderEdit(msgspec.Struct, frozen=True):
     """A change of one header that policy asks for: ``value`` None deletes every line of that name, else see ``action``."""
 
@@ -196,10 +210,22 @@ class Parser(Protocol):
         """No call is open, no message is half read in either direction, and another call may begin."""
         ...
 
-    def skip(self, head: bytes) -> Judge:
+    @property
+    def prefixes(self) -> Sequence[Prefix] | None:
+        """Beginnings of requests that were allowed, as they are, since `policy_changed`, and whose calls `skip` understands.
+        None: requests begin with heads, which policy itself can tell (policies/heads.py)."""
+        ...
+
+    def policy_changed(self) -> None:
+        """What was allowed need not be allowed any more."""
+        ...
+
+    def skip(self, head: bytes, reply: bytes) -> tuple[Judge, int | str | None]:
         """A whole call has gone by without the parser, which is at a boundary: the kernel has carried it. What it was.
 
-        ``head`` is what would have been judged. Raises whatever it likes when it would not have been.
+        ``head`` is what would have been judged. Of protocols with ``prefixes``, ``reply`` is the reply's beginning (all of it
+        if it has at most ``KEPT_BYTES``), and the status that it tells is returned; of others both are nothing. Raises
+        whatever it likes when the parser would not have let the call go by as it was.
         """
         ...
 

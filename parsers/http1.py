@@ -149,11 +149,18 @@ class Http1Parser:
             and self._reply_state is Http1Parser._read_reply
         )
 
-    def skip(self, head: bytes) -> Judge:
+    @property
+    def prefixes(self) -> None:
+        return None
+
+    def policy_changed(self) -> None:
+        pass
+
+    def skip(self, head: bytes, reply: bytes) -> tuple[Judge, None]:
         number = self._next_number
         self._next_number = number + 1
         self._served = True
-        return Judge(number, REQUEST_HEADS[head].call)
+        return Judge(number, REQUEST_HEADS[head].call), None
 
     def on_data(self, direction: Direction, data: bytes, end: bool) -> Sequence[Verb]:
         verbs: list[Verb] = []

@@ -5,8 +5,9 @@ says ``opaque: allow``: it looks at the first bytes and becomes the protocol's p
 """
 
 from collections.abc import Callable, Sequence
+from typing import Never
 
-from parsers.contract import ApiCall, Direction, Done, Fail, Judge, More, Opaque, Outage, Parser, Ruling, Verb
+from parsers.contract import ApiCall, Direction, Done, Fail, Judge, More, Opaque, Outage, Parser, Prefix, Ruling, Verb
 from parsers.detect import detect
 
 CONNECTION = 0  # the number of a tunnel's only call
@@ -26,7 +27,14 @@ class TunnelParser:
     def at_boundary(self) -> bool:
         return False
 
-    def skip(self, head: bytes) -> Judge:
+    @property
+    def prefixes(self) -> None:
+        return None
+
+    def policy_changed(self) -> None:
+        pass
+
+    def skip(self, head: bytes, reply: bytes) -> Never:
         raise AssertionError("a tunnel has no boundary")
 
     def on_data(self, direction: Direction, data: bytes, end: bool) -> Sequence[Verb]:
@@ -66,9 +74,17 @@ class DetectingParser:
     def at_boundary(self) -> bool:
         return self._parser is not None and self._parser.at_boundary
 
-    def skip(self, head: bytes) -> Judge:
+    @property
+    def prefixes(self) -> Sequence[Prefix] | None:
+        return self._parser.prefixes if self._parser else None
+
+    def policy_changed(self) -> None:
+        if self._parser:
+            self._parser.policy_changed()
+
+    def skip(self, head: bytes, reply: bytes) -> tuple[Judge, int | str | None]:
         assert self._parser is not None, "nothing was detected yet"
-        return self._parser.skip(head)
+        return self._parser.skip(head, reply)
 
     def on_data(self, direction: Direction, data: bytes, end: bool) -> Sequence[Verb]:
         if self._parser is not None:

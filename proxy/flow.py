@@ -9,10 +9,10 @@ Bytes of a request are forwarded only under a ``Permit``, and a ``Permit`` can b
 """
 
 import logging
-from collections.abc import Callable, Iterable
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
 from time import time
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -30,6 +30,7 @@ from parsers.contract import (
     Outage,
     Parser,
     Pass,
+    Prefix,
     Reply,
     Verb,
 )
@@ -48,6 +49,8 @@ TUNNEL = 1 << 62
 # A call whose record has no room waits this long (seconds) before it is refused: a full disk that is cleared within
 # this time costs nobody an error.
 AUDIT_PATIENCE = 5.0
+# Different calls of one connection that the kernel carries again and again: what their records have in common is kept.
+REPEATED_MAX = 16
 # Nothing of an unfinished head arrives for this long (seconds): the client is slow on purpose, or gone.
 HEAD_TIMEOUT = 30.0
 
@@ -125,8 +128,16 @@ class Finished(msgspec.Struct, gc=False):
     took: int  # microseconds
     head: bytes
     request_bytes: int
+    reply_head: bytes  # empty where the kernel tells the status itself
     reply_bytes: int
     status: int
+
+
+class Loan(NamedTuple):
+    """What the kernel may go by: a policy, and of protocols with frames the beginnings of requests that it allows."""
+
+    pair: Pair
+    prefixes: Sequence[Prefix] | None
 
 
 Command = Forward | Carry | Answer | AwaitRoom | Dial | Shut | Close | Abort
@@ -207,7 +218,6 @@ class OpenCall:
 class _RepeatedCall(msgspec.Struct, frozen=True):
     """A call that the kernel carries again and again under one policy, and what all of its records have in common."""
 
-    call: ApiCall
     pair: Pair
     decision: Decision
     lines: Repeated
@@ -252,9 +262,10 @@ class Flow:
         self._summaries: Summaries[tuple[int | str, OpenCall]] | None = None  # calls whose records are summed up
         self._now = 0.0
         self._out: list[Command] = []
+        self._pair: Pair | None = None  # what was judged by last
         self._lent: Pair | None = None  # what the kernel goes by
         self._adopting: Carried | None = None
-        self._repeated: _RepeatedCall | None = None  # the last call that the kernel carried: the next may be like it
+        self._repeated: dict[ApiCall, _RepeatedCall] = {}  # calls that the kernel carried: the next may be like one of them
         self.over = False
         self.draining = False
 
@@ -292,48 +303,92 @@ class Flow:
 
     # The kernel path.
 
-    def lend(self) -> Pair | None:
-        """The policy under which the kernel may carry the next calls, if the connection is between two of them."""
-        between = self._dialled and self.idle and not (self.over or self.draining or self._waiting)
-        if not between or any(side.ended or side.held for side in self._sides) or not self._parser.at_boundary:
+    def lend(self) -> Loan | None:
+        """What the kernel may carry the next calls by, if the connection is between two of them."""
+        if not self.idle or not self._parser.at_boundary:
             return None
-        self._lent = self._scene.pair()
-        return self._lent
+        loan = self._loan()
+        if loan is not None and loan.pair is not self._lent:
+            self._lent = loan.pair
+            self._repeated.clear()
+        return loan
+
+    @property
+    def pipelines(self) -> bool:
+        """Whether the kernel could have the connection, with as many calls as are open, if it were between two for a moment."""
+        loan = self._loan()
+        return loan is not None and loan.prefixes is not None
+
+    def _loan(self) -> Loan | None:
+        if not self._dialled or self.over or self.draining or self._waiting:
+            return None
+        if any(side.ended or side.held for side in self._sides):
+            return None
+        pair = self._current_pair()
+        prefixes = self._parser.prefixes
+        return None if prefixes is not None and not prefixes else Loan(pair, prefixes)
+
+    def _current_pair(self) -> Pair:
+        pair = self._scene.pair()
+        if pair is not self._pair:
+            self._pair = pair
+            self._parser.policy_changed()
+        return pair
 
     def carried_call(self, finished: Finished, lines: list[str]) -> None:
         """The kernel has carried a whole call: put its record, as a line, behind ``lines``.
 
         Raises what shows that the kernel did what it must not; if it could be read, there is a line then too.
         """
-        judge = self._parser.skip(finished.head)
-        repeated = self._repeated
-        if repeated is None or repeated.call is not judge.call or repeated.pair is not self._lent:
-            repeated = self._repeated = self._new_repeated(judge.call)
+        judge, status = self._parser.skip(finished.head, finished.reply_head)
+        repeated = self._repeated.get(judge.call)
+        if repeated is None or repeated.pair is not self._lent:
+            repeated = self._new_repeated(judge.call)
+        decision = repeated.decision
+        if decision.summary and decision.verdict is Verdict.ALLOWED and self._sum_up_carried(judge, decision, finished, status):
+            return
         lines.append(
             repeated.lines.line(
                 finished.at,
                 judge.number,
-                finished.status,
+                finished.status if status is None else status,
                 finished.request_bytes,
                 finished.reply_bytes,
                 finished.took,
             )
         )
         repeated.counter.add(finished.took / 1e6)
-        if not repeated.decision.allowed:
-            raise PermissionError(f"the kernel carried a call that policy denies: {repeated.decision.reason}")
+        if not decision.allowed or decision.per_resource is not None:
+            raise PermissionError(f"the kernel carried a call that policy denies: {decision.reason}")
+
+    def _sum_up_carried(self, judge: Judge, decision: Decision, finished: Finished, status: int | str | None) -> bool:
+        """Count a call in a record that stands for several, if that can have a place."""
+        if not self._scene.sink.reserve():
+            return False
+        seconds = finished.took / 1e6
+        opened = OpenCall(judge.call, decision, self._now - seconds, reserved=True)
+        opened.time = datetime.fromtimestamp(finished.at / 1e6, UTC)
+        opened.via = "kernel"
+        opened.status = status
+        opened.bytes = [finished.request_bytes, finished.reply_bytes]
+        self._write(judge.number, opened)
+        return True
 
     def _new_repeated(self, call: ApiCall) -> "_RepeatedCall":
         assert self._lent is not None
+        if len(self._repeated) >= REPEATED_MAX:
+            self._repeated.clear()
         decision = self._lent.decide(call)
         opened = OpenCall(call, decision, 0.0, reserved=True)
         opened.via = "kernel"
         lines = Repeated(self._record("-", opened), self._scene.connection)
-        return _RepeatedCall(call, self._lent, decision, lines, self._scene.metrics.calls.counter(self._labels(opened)))
+        counter = self._scene.metrics.calls.counter(self._labels(opened))
+        repeated = self._repeated[call] = _RepeatedCall(self._lent, decision, lines, counter)
+        return repeated
 
-    def adopt(self, carried: Carried, now: float) -> list[Command]:
-        """Take over a call that the kernel began to carry: from here on as if it had been forwarded by us."""
-        return self._event(now, self._adopted, carried)
+    def adopt(self, calls: Sequence[Carried], now: float) -> list[Command]:
+        """Take over the calls that the kernel began to carry, oldest first: as if they had been forwarded by us."""
+        return self._event(now, self._adopted, calls)
 
     # Events.
 
@@ -430,20 +485,21 @@ class Flow:
         self._account(direction, side.call, n)
         self._advance(direction)
 
-    def _adopted(self, carried: Carried) -> None:
-        self._scene.metrics.kernel_bytes.add(("request",), carried.request_bytes)
-        self._scene.metrics.kernel_bytes.add(("reply",), carried.reply_bytes)
-        self._adopting = carried
-        try:
-            for direction, head, size in (
-                (REQUEST, carried.head, carried.request_bytes),
-                (REPLY, carried.reply_head, carried.reply_bytes),
-            ):
-                if head:
-                    self._arrived(direction, head)
-                    self._pass_by(direction, size - len(head))
-        finally:
-            self._adopting = None
+    def _adopted(self, calls: Sequence[Carried]) -> None:
+        for carried in calls:
+            self._scene.metrics.kernel_bytes.add(("request",), carried.request_bytes)
+            self._scene.metrics.kernel_bytes.add(("reply",), carried.reply_bytes)
+            self._adopting = carried
+            try:
+                for direction, head, size in (
+                    (REQUEST, carried.head, carried.request_bytes),
+                    (REPLY, carried.reply_head, carried.reply_bytes),
+                ):
+                    if head:
+                        self._arrived(direction, head)
+                        self._pass_by(direction, size - len(head))
+            finally:
+                self._adopting = None
         # What has gone by is not sent again; nor may a Carry stay that counts it, for the next call would pass under it.
         self._out = [command for command in self._out if not isinstance(command, (Forward, Carry))]
         if not self.over:
@@ -622,7 +678,7 @@ class Flow:
 
     def _decide(self, call: ApiCall) -> Decision:
         try:
-            pair = self._lent if self._adopting and self._lent else self._scene.pair()
+            pair = self._lent if self._adopting and self._lent else self._current_pair()
             return pair.decide(call)
         except Exception as error:
             self._scene.complain(error)
@@ -633,7 +689,8 @@ class Flow:
         if self._adopting:
             opened.time -= timedelta(seconds=self._now - self._adopting.began)
             opened.began = self._adopting.began
-            if not decision.allowed:  # its bytes are with the server: nothing that we could say to the client would be true
+            # Its bytes are with the server: nothing else that we could say to the client would be true.
+            if not decision.allowed or decision.per_resource is not None:
                 raise PermissionError(f"the kernel began a call that policy denies: {decision.reason}")
         if opened.permit and not self._dialled:
             self._dialled = True

@@ -47,6 +47,15 @@ LINGER_BYTES = 1024 * 1024
 LINGER_SECONDS = 2.0
 # How often (seconds) it is looked whether what the kernel has carried is where it belongs.
 SETTLING = 0.001
+# A client that never rests has requests under way whenever replies come, so there is no moment between two calls in which the
+# kernel could have its connection. After so many turns like that, replies are kept back until all that is asked is answered:
+# a client with a window of requests then waits for us. One without a window does not; it is left alone after this time
+# (seconds), and every time for twice as long.
+LULL_AFTER = 16
+LULL_AFTER_MOST = 65_536
+LULL_SECONDS = 0.02
+# A lull was worth it if the kernel had the connection for at least so long (seconds).
+LULL_WORTH = 0.25
 # The server must accept within this time (seconds): long enough for two lost SYNs (1 s + 2 s) and a slow network.
 DIAL_TIMEOUT = 10.0
 
@@ -167,6 +176,10 @@ class Relay:
         self._linger_until = 0.0
         self._lingered = 0
         self._closed = False
+        self._restless = 0  # turns in which the kernel could have had the connection, had the client rested
+        self._patience = LULL_AFTER  # so many of them
+        self._lull: asyncio.TimerHandle | None = None  # replies are kept back, at most until then
+        self._gave_in_lull: float | None = None  # when the kernel got the connection
         self.active_at = monotonic()
 
     def start(self) -> None:
@@ -254,17 +267,64 @@ class Relay:
     def _let_go(self) -> None:
         """Let the kernel carry what follows, if not a byte of the connection is in our hands."""
         request, reply = self._lanes
-        if request.out or reply.out or request.sink is None or reply.sink is None or self._server_reset or self.wheel.held:
+        if request.out or request.sink is None or reply.sink is None or self._server_reset or self.wheel.held:
             return
-        pair = self.flow.lend()
-        if pair is not None:
-            self.wheel.let_go(pair, Ledger(request.read, reply.written, reply.read, request.written))
+        if reply.out and not self._lull:
+            return
+        loan = self.flow.lend()
+        if loan is None:
+            if not self._lull and not self.flow.idle:
+                self._wait_for_lull(reply)
+            return
+        if self._lull and self._client_has_said_more():
+            return
+        self._restless = 0
+        # What is kept back goes to the client when the kernel has the wheel: it may go on at once.
+        self.wheel.let_go(loan, Ledger(request.read, reply.written + reply.size, reply.read, request.written))
+        if self._lull:
+            self._gave_in_lull = monotonic() if self.wheel.held else None
+            self._end_lull()
+
+    def _wait_for_lull(self, reply: Lane) -> None:
+        self._restless += 1
+        if self._restless < self._patience or reply.held:
+            return
+        self._restless = 0
+        if self.flow.pipelines and self.wheel.reaches_server and self.wheel.settled(REPLY):
+            reply.held = True
+            self._lull = self._loop.call_later(LULL_SECONDS, self._guard, self._give_up_lull)
+
+    def _client_has_said_more(self) -> bool:
+        try:
+            self._down.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # whoever reads will meet it
+        return True
+
+    def _give_up_lull(self) -> None:
+        self._patience = min(2 * self._patience, LULL_AFTER_MOST)
+        self._end_lull()
+        self._perform([])
+
+    def _end_lull(self) -> None:
+        if self._lull:
+            self._lull.cancel()
+            self._lull = None
+            self._lanes[REPLY].held = False
+            self._flush(REPLY)
+            if self._lanes[REPLY].out:
+                self.take_wheel()  # the client does not read: the kernel would wait for it in vain
 
     def take_wheel(self) -> None:
         """Before anything of the connection is looked at: it is ours again, with what the kernel has begun."""
         if self.wheel.held and not self._closed:
             carried = self.wheel.take()
-            if carried is not None:
+            if self._gave_in_lull is not None:
+                kept, self._gave_in_lull = monotonic() - self._gave_in_lull, None
+                self._patience = LULL_AFTER if kept > LULL_WORTH else min(2 * self._patience, LULL_AFTER_MOST)
+            if carried:
                 self._perform(self.flow.adopt(carried, monotonic()))
 
     def fault(self, error: Exception) -> None:
@@ -620,6 +680,8 @@ class Relay:
         if self._closed:
             return
         self._closed = True
+        if self._lull:
+            self._lull.cancel()
         self.wheel.close()
         if self._ticket is not None:
             self._audit.forget(self._ticket)

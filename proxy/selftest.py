@@ -137,7 +137,7 @@ class _Bench:
         for sock in (client, up, self._down, self._server):
             sock.settimeout(PATIENCE)
         cookie = client.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)
-        self._object.map("calls").set(_u32(_FLOW), bytes(abi.SLUICE_CALL.size))
+        self._object.map("calls").set(_u32(_FLOW * abi.PathLimit.PIPELINE), bytes(abi.SLUICE_CALL.size))
         self._object.map("callers").set(cookie, _u32(_FLOW))
         self._cookie = int.from_bytes(cookie, sys.byteorder)
 

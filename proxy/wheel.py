@@ -13,7 +13,7 @@ import mmap
 import os
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from socket import SocketType
@@ -24,12 +24,12 @@ import msgspec
 
 from bpf import abi
 from bpf.loader import BpfError, Map, Object, Routine, map_from_fd, new_ring
-from parsers.contract import Direction
+from parsers.contract import Direction, Prefix
 from policies.decide import Pair
 from policies.heads import HeadTable, prove
 from proxy.audit.writer import AuditWriter
 from proxy.datapath import Hooks, object_file
-from proxy.flow import Carried, Finished, Flow
+from proxy.flow import Carried, Finished, Flow, Loan
 from proxy.metrics import Metrics
 
 # How long (seconds) we keep our own bytes behind carried ones of which nobody can tell whether they have arrived. Where nobody
@@ -47,8 +47,11 @@ _RING_BUSY, _RING_DISCARDED = 1 << 31, 1 << 30
 _RING_HEADER = 8
 _WHEEL = struct.Struct("=I")
 _POSITION = struct.Struct("=Q")
-# The record of a finished call ends with the request's head.
+_COUNTS, _BEHIND_COUNTS = struct.Struct("=II"), struct.Struct("=II")  # begun and answered, torn and zero: the last of `ends`
+_COUNTS_AT = abi.SLUICE_ENDS.size - _BEHIND_COUNTS.size - _COUNTS.size
+# The record of a finished call ends with the request's head, or of protocols with frames with the reply's.
 _FINISHED = struct.Struct(abi.SLUICE_CALL.format.partition(f"{abi.PathLimit.HEAD_BYTES}s")[0])
+_REPLY_HEAD = _FINISHED.size + abi.PathLimit.HEAD_BYTES
 
 
 class Ledger(NamedTuple):
@@ -81,6 +84,7 @@ class Files(msgspec.Struct, frozen=True):
     ends: int
     callers: int
     calls: int
+    prefixes: int
     tables: int
     rows: int
     lanes: int
@@ -92,7 +96,7 @@ class Files(msgspec.Struct, frozen=True):
     @property
     def fds(self) -> tuple[int, ...]:
         return (
-            self.control, self.flows, self.ends, self.callers, self.calls,
+            self.control, self.flows, self.ends, self.callers, self.calls, self.prefixes,
             self.tables, self.rows, self.lanes, self.take, self.ring,
         )  # fmt: skip
 
@@ -120,7 +124,8 @@ class KernelPath:
         self._object.map("tables").set(_u32(abi.PathLimit.REPLY_TABLE), _table(0, reply_table))
 
     def _files(self, hooks: Hooks, worker: int) -> Files:
-        named = {name: self._object.map(name).fd for name in ("flows", "ends", "callers", "calls", "tables", "rows", "lanes")}
+        maps = ("flows", "ends", "callers", "calls", "prefixes", "tables", "rows", "lanes")
+        named = {name: self._object.map(name).fd for name in maps}
         return Files(
             control=hooks.shared[0].fd,
             take=self._take.fd,
@@ -158,6 +163,10 @@ def _u32(number: int) -> bytes:
 
 def _u64(number: int) -> bytes:
     return number.to_bytes(8, sys.byteorder)
+
+
+def _prefix(prefix: Prefix) -> bytes:
+    return abi.SLUICE_PREFIX.pack(len(prefix.data), 0, prefix.data, prefix.mask)
 
 
 def _table(base: int, table: HeadTable) -> bytes:
@@ -241,7 +250,7 @@ class Rider(Protocol):
 class NoWheel:
     """That of a connection which only the relay may have: it does nothing."""
 
-    able = held = False
+    able = held = reaches_server = False
     carried_at = 0.0
 
     def watch(self, rider: Rider) -> None:
@@ -250,11 +259,11 @@ class NoWheel:
     def mark(self, up: SocketType) -> None:
         pass
 
-    def let_go(self, pair: Pair, ledger: Ledger) -> None:
+    def let_go(self, loan: Loan, ledger: Ledger) -> None:
         raise AssertionError("the kernel cannot have this connection")
 
-    def take(self) -> Carried | None:
-        return None
+    def take(self) -> list[Carried]:
+        return []
 
     def settled(self, direction: Direction) -> bool:
         return True
@@ -272,13 +281,14 @@ NO_WHEEL = NoWheel()
 class Wheel:
     """The wheel of one connection."""
 
-    __slots__ = ("_client", "_named", "_wheels", "held", "index")
+    __slots__ = ("_client", "_places", "_prefixes", "_wheels", "held", "index")
 
     able = True
 
     def __init__(self, wheels: "Wheels", index: int, client: int) -> None:
         self._wheels, self.index, self._client = wheels, index, client
-        self._named = False
+        self._places = 0  # for calls that are open, in the kernel; it knows the connection's name as soon as there are some
+        self._prefixes: Sequence[Prefix] = ()  # in the kernel
         self.held = False  # by the kernel, as far as we know
         for memory, size in ((wheels.flows, abi.SLUICE_FLOW.size), (wheels.ends, abi.SLUICE_ENDS.size)):
             memory[index * size : (index + 1) * size] = bytes(size)
@@ -292,31 +302,64 @@ class Wheel:
         lane = abi.Lane(0, 0, abi.Role.ROLE_UPSTREAM, self.index, 0, 0)
         self._wheels.lanes.set(_u32(up.fileno()), abi.SLUICE_LANE.pack(*lane))
 
-    def let_go(self, pair: Pair, ledger: Ledger) -> None:
+    def let_go(self, loan: Loan, ledger: Ledger) -> None:
         """Give the wheel to the kernel, if it can have this connection: see ``held``."""
-        if self._wheels.stuck or not self._ends().server:  # the automaton of a server elsewhere would be of no use
+        if self._wheels.stuck or not self.reaches_server:  # the automaton of a server elsewhere would be of no use
             return
-        table = self._wheels.table(pair)
+        table = self._wheels.table(loan.pair) if loan.prefixes is None else abi.Framing.FRAMES
         if table is not None:
-            self.give(table, pair.generation, ledger)
+            self.give(table, loan.pair.generation, ledger, loan.prefixes or ())
 
-    def give(self, table: int, generation: int, ledger: Ledger) -> None:
-        """Let the kernel carry what the automaton proves, if it knows the server's socket: see ``held``."""
+    def give(self, table: int, generation: int, ledger: Ledger, prefixes: Sequence[Prefix] = ()) -> None:
+        """Let the kernel carry what the automaton proves, or what begins like ``prefixes``, if it knows the server's socket and
+        has room: see ``held``."""
         wheels = self._wheels
-        if not self._ends().server:
+        places = abi.PathLimit.PIPELINE if table == abi.Framing.FRAMES else 1
+        if not self.reaches_server or not self._make_room(places, prefixes):
             return
         moved = (number & 0xFFFFFFFF for number in ledger)
         flow = (abi.Wheel.WHEEL_OFF, generation, table, wheels.worker, *moved, self._client)
         abi.SLUICE_FLOW.pack_into(wheels.flows, self.index * abi.SLUICE_FLOW.size, *flow)
-        if not self._named:
-            self._named = True
-            wheels.calls.set(_u32(self.index), bytes(abi.SLUICE_CALL.size))
-            wheels.callers.set(_u64(self._client), _u32(self.index))
+        _COUNTS.pack_into(wheels.ends, self.index * abi.SLUICE_ENDS.size + _COUNTS_AT, 0, 0)
         self.held = True
         _WHEEL.pack_into(wheels.flows, self.index * abi.SLUICE_FLOW.size, abi.Wheel.WHEEL_IDLE)
 
-    def take(self) -> Carried | None:
-        """Take the wheel from the kernel; what there is of a call that it was carrying."""
+    def _make_room(self, places: int, prefixes: Sequence[Prefix]) -> bool:
+        wheels = self._wheels
+        try:
+            if prefixes != self._prefixes:
+                for number, prefix in enumerate(prefixes):
+                    if number >= len(self._prefixes) or prefix != self._prefixes[number]:
+                        wheels.prefixes.set(_u32(self.index * abi.PathLimit.PREFIXES + number), _prefix(prefix))
+                for number in range(len(prefixes), len(self._prefixes)):
+                    wheels.prefixes.delete(_u32(self.index * abi.PathLimit.PREFIXES + number))
+                self._prefixes = prefixes
+            if not self._places:
+                for number in range(places):
+                    wheels.calls.set(_u32(self._place(number)), bytes(abi.SLUICE_CALL.size))
+                wheels.callers.set(_u64(self._client), _u32(self.index))
+                self._places = places
+        except BpfError:  # other connections have all the room
+            self._give_room_back(abi.PathLimit.PREFIXES, places)
+            return False
+        return True
+
+    def _give_room_back(self, prefixes: int, places: int) -> None:
+        wheels = self._wheels
+        for number in range(prefixes):
+            wheels.prefixes.delete(_u32(self.index * abi.PathLimit.PREFIXES + number))
+        for number in range(places):
+            wheels.calls.delete(_u32(self._place(number)))
+        if places:
+            wheels.callers.delete(_u64(self._client))
+        self._prefixes, self._places = (), 0
+
+    def _place(self, number: int) -> int:
+        """The key of a call by its number since we let go of the wheel."""
+        return self.index * abi.PathLimit.PIPELINE + number % (self._places or abi.PathLimit.PIPELINE)
+
+    def take(self) -> list[Carried]:
+        """Take the wheel from the kernel; what there is of calls that it was carrying, oldest first."""
         self.held = False
         for _ in range(TAKE_ATTEMPTS):
             before = self._wheels.take(abi.SLUICE_TAKE.pack(self.index, 0))
@@ -326,9 +369,16 @@ class Wheel:
             raise BpfError("the kernel does not give the wheel back")
         self._wheels.collect()  # what was finished comes before what was not
         if before in (abi.Wheel.WHEEL_OFF, abi.Wheel.WHEEL_IDLE):
-            return None
-        call = self._wheels.calls.get(_u32(self.index))
-        return _open(call) if call else None
+            return []
+        ends = self._ends()
+        numbers = range(ends.answered, ends.answered + (ends.begun - ends.answered & 0xFFFFFFFF))
+        calls = [self._wheels.calls.get(_u32(self._place(number))) for number in numbers]
+        return [_open(call) for call in calls if call]
+
+    @property
+    def reaches_server(self) -> bool:
+        """Whether the kernel knows the server's socket: it is on this host."""
+        return bool(self._ends().server)
 
     @property
     def carried_at(self) -> float:
@@ -342,9 +392,11 @@ class Wheel:
         The kernel says that it carries a message just before the message is in that queue; the sender may be kept from running
         in between. To be asked again, after `take`. A sender may also have a thread that waits for bytes to read, which looks
         alike: after COOLING seconds a reply is taken for settled. A request is not, because what comes behind it could then
-        be read before it, as something that nobody has judged.
+        be read before it, as something that nobody has judged. What was taken in part never is.
         """
         ends = self._ends()
+        if ends.torn:
+            return False
         if self.held or not self._under_way(ends, direction):
             return True
         self._wheels.take(abi.SLUICE_TAKE.pack(self.index, 0))
@@ -367,11 +419,9 @@ class Wheel:
         """The connection is over."""
         if self.held:
             self.take()
-        elif self._named:
+        elif self._places:
             self._wheels.collect()  # it may be one of its finished calls that ends it, and others may be behind that
-        if self._named:
-            self._wheels.callers.delete(_u64(self._client))
-            self._wheels.calls.delete(_u32(self.index))
+        self._give_room_back(len(self._prefixes), self._places)
         self._wheels.release(self)
 
 
@@ -390,6 +440,7 @@ class Wheels:
         self._control = mmap.mmap(files.control, _PAGE)
         self.callers = map_from_fd(files.callers, "callers", 8, 4)
         self.calls = map_from_fd(files.calls, "calls", 4, abi.SLUICE_CALL.size)
+        self.prefixes = map_from_fd(files.prefixes, "prefixes", 4, abi.SLUICE_PREFIX.size)
         self.lanes = map_from_fd(files.lanes, "lanes", 4, abi.SLUICE_LANE.size)
         self._tables = map_from_fd(files.tables, "tables", 4, abi.SLUICE_TABLE.size)
         self._rows = _Rows(files.rows)
@@ -514,13 +565,13 @@ class Wheels:
         for call in calls:
             # What the fields are: struct sluice_call.
             began, ended, request_bytes, reply_bytes, _, index, _, _, length, _, status, _, _ = _FINISHED.unpack_from(call)
-            head = call[_FINISHED.size : _FINISHED.size + length]
+            head, reply_head = call[_FINISHED.size : _FINISHED.size + length], call[_REPLY_HEAD:]
             at, took = (since_epoch + began) // 1000, (ended - began) // 1000
             carried[0] += request_bytes
             carried[1] += reply_bytes
             rider = self.riders[index]
             try:
-                rider.flow.carried_call(Finished(at, took, head, request_bytes, reply_bytes, status), lines)
+                rider.flow.carried_call(Finished(at, took, head, request_bytes, reply_head, reply_bytes, status), lines)
             except Exception as error:
                 faults.append((rider, error))
         self._audit.write_lines(lines)

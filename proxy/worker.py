@@ -46,6 +46,9 @@ AUDIT_CLOSE_SECONDS = 5.0
 # Ends of connections that are remembered: some 3 MiB.
 MAX_ENDS = 4096
 
+# Protocols whose calls the kernel path knows.
+_CARRIED = frozenset({"http", "kafka"})
+
 _RESET = struct.pack("ii", 1, 0)
 _log = logging.getLogger(__name__)
 
@@ -360,7 +363,7 @@ class Worker:
         relay.start()
 
     def _wheel(self, origin: Origin, pair: Pair) -> Wheel | NoWheel:
-        if self._wheels is None or not origin.accelerated or not pair.acceleration or pair.protocol != "http":
+        if self._wheels is None or not origin.accelerated or not pair.acceleration or pair.protocol not in _CARRIED:
             return NO_WHEEL
         return self._wheels.wheel(origin.cookie)
 

@@ -143,11 +143,11 @@ class Dialogue:
         """The kernel has carried a whole call, in so many microseconds. Its record is a line."""
         lines: list[str] = []
         try:
-            self.flow.carried_call(Finished(int(1.7e15), took, head, request_bytes, reply_bytes, status), lines)
+            self.flow.carried_call(Finished(int(1.7e15), took, head, request_bytes, b"", reply_bytes, status), lines)
         finally:
             self.sink.written += ((line, True) for line in lines)
 
-    def adopt(self, carried: Carried) -> "Dialogue":
+    def adopt(self, *carried: Carried) -> "Dialogue":
         self.take(self.flow.adopt(carried, self.now))
         assert not any(isinstance(command, Forward) for command in self.commands), "the kernel has carried it"
         return self
@@ -230,6 +230,10 @@ class LineParser:
 
     protocol = "line"
     at_boundary = False
+    prefixes = None
+
+    def policy_changed(self) -> None:
+        pass
 
     def __init__(self) -> None:
         self._open: list[int] = []

@@ -19,10 +19,28 @@ from functools import lru_cache
 
 import msgspec
 
-from parsers.contract import ApiCall, Direction, Done, Drop, Fail, Hold, Inject, Judge, More, Outage, Pass, Reply, Ruling, Verb
+from parsers.contract import (
+    KEPT_BYTES,
+    ApiCall,
+    Direction,
+    Done,
+    Drop,
+    Fail,
+    Hold,
+    Inject,
+    Judge,
+    More,
+    Outage,
+    Pass,
+    Prefix,
+    Reply,
+    Ruling,
+    Verb,
+)
 from parsers.kafka import denials, replies, splits
 from parsers.kafka.frame import API_VERSIONS, SIZE, MalformedError, UnsupportedError
 from parsers.kafka.layouts import REQUESTS
+from parsers.kafka.prefixes import CARRIED, is_carriable, prefix_of
 from parsers.kafka.request import Request, Topic, look, skim
 from parsers.kafka.sasl import Login
 from parsers.kafka.sessions import FINAL_EPOCH, INITIAL_EPOCH, Partitions, Session, Sessions
@@ -39,8 +57,12 @@ OWN_WORDS_MAX = 1024 * 1024
 HELD_REQUEST_MAX = 8 * 1024 * 1024
 # Bytes of one reply that has to be read as a whole: Metadata of some 100,000 partitions.
 HELD_REPLY_MAX = 16 * 1024 * 1024
-# Shorter replies are kept until they are there as a whole, too: the record tells their error.
+# Shorter replies are kept until they are there as a whole, too: the record tells their error. Of those that the kernel may
+# carry, it keeps less.
 READ_WHOLE_MAX = 16 * 1024
+# Prefixes of one connection: those that were used last. A producer has one for each topic, a consumer for each set of topics
+# and partitions that it asks for.
+PREFIXES_MAX = 8
 # Topic ids whose names are remembered: as many as a large cluster has topics.
 TOPIC_IDS_MAX = 50_000
 
@@ -131,13 +153,50 @@ class KafkaParser:
         self._login = Login()
         self._reply_rest: _Open | None = None  # a reply of which only the last byte is left
         self._dead = False
+        self._prefixes: OrderedDict[Prefix, None] = OrderedDict()
+        self._alike: deque[tuple[bytes, Request]] = deque(maxlen=PREFIXES_MAX)  # passed as they are, for prefixes to be made of
+
+    # The kernel path
 
     @property
     def at_boundary(self) -> bool:
-        return False  # the kernel path does not carry Kafka
+        under_way = self._open or self._asked or self._half or self._behind_probe or self._reply_rest
+        return not (under_way or self._dead)
 
-    def skip(self, head: bytes) -> Judge:
-        raise AssertionError("the kernel path does not carry Kafka")
+    @property
+    def prefixes(self) -> Sequence[Prefix]:
+        while self._alike:
+            prefix = prefix_of(*self._alike.popleft())
+            self._prefixes[prefix] = None
+            self._prefixes.move_to_end(prefix)
+        while len(self._prefixes) > PREFIXES_MAX:
+            self._prefixes.popitem(last=False)
+        return tuple(self._prefixes)
+
+    def policy_changed(self) -> None:
+        self._prefixes.clear()
+        self._alike.clear()
+
+    def skip(self, head: bytes, reply: bytes) -> tuple[Judge, str]:
+        request = look(head)
+        if isinstance(request, int) or request.api_key not in CARRIED:
+            raise MalformedError("carried-unproven")
+        judge = self._judge(request, head)[-1]
+        asked, self._asked = self._asked, None
+        if not isinstance(judge, Judge) or asked is None or asked.probe or asked.instead is not None or asked.unknown:
+            raise MalformedError("carried-unproven")
+        opened = _Open(asked.number, request)
+        if request.session is not None:
+            self._follow_session(asked, opened, ())
+        if opened.merged:
+            raise MalformedError("carried-unproven")
+        return judge, f"kafka:{self._reply_error(opened, reply)}"
+
+    def _passed(self, asked: _Asked, opened: _Open) -> None:
+        if opened.merged:
+            self.policy_changed()  # the like of it would have to be answered by us in part, too
+        elif is_carriable(asked.request):
+            self._alike.append((asked.data[: asked.request.determined], asked.request))
 
     def on_data(self, direction: Direction, data: bytes, end: bool) -> Sequence[Verb]:
         if self._dead or not data:
@@ -328,6 +387,8 @@ class KafkaParser:
             self._login.begin(asked.data)
         elif request.api_key == _SASL_AUTHENTICATE:
             self._login.says(asked.data, request.version)
+        if request.api_key in CARRIED:
+            self._passed(asked, opened)
         if request.api_key == _PRODUCE and request.acks == 0:
             verbs.append(Done(number))
         else:
@@ -445,7 +506,7 @@ class KafkaParser:
             raise MalformedError("frame-too-short")
         if correlation_id != opened.correlation_id:
             raise MalformedError("out-of-order")
-        if opened.api_key in _READ_WHOLE or size <= READ_WHOLE_MAX:
+        if opened.api_key in _READ_WHOLE or size <= (KEPT_BYTES if opened.api_key in CARRIED else READ_WHOLE_MAX):
             if len(data) >= size:
                 self._whole_reply(opened, data[:size], verbs)
                 return size
@@ -453,6 +514,21 @@ class KafkaParser:
                 raise MalformedError("too-large", "HELD_REPLY_MAX")
             return None
         return self._long_reply(opened, data, size, verbs)
+
+    def _reply_error(self, opened: _Open, start: bytes) -> int:
+        """What a reply tells that goes by as it is, by its beginning: all of it if it is short."""
+        size = SIZE + _BEGINNING.unpack_from(start)[0]
+        error = 0
+        if size <= KEPT_BYTES:
+            error = replies.first_error(start, opened.api_key, opened.version)
+        elif opened.api_key == _FETCH:
+            found = replies.fetch_start(start, opened.version)
+            if found is None:
+                raise MalformedError("truncated")
+            error = found[0]
+        if opened.api_key == _FETCH:
+            self._session_answered(opened, start)
+        return error
 
     def _whole_reply(self, opened: _Open, frame: bytes, verbs: list[Verb]) -> None:
         number = opened.number

@@ -59,6 +59,7 @@ _INT16, _INT32 = Struct(">h"), Struct(">i")
 _NO_ID = bytes(16)
 _STRING_MAX = 0x7FFF  # bytes; Kafka refuses longer ones where the length is a varint, too
 _VARINT_MAX = 0x7FFFFFFF  # a length beyond that would be a negative number to Kafka, which could mean null
+_EPOCHS_ALIKE = 1 << 24  # session epochs whose first byte is zero
 _TOPIC, _GROUP = 2, 32  # kinds of resources that have a configuration: ConfigResource.Type
 _KEY_GROUP, _KEY_TRANSACTION, _KEY_SHARE = 0, 1, 2  # FindCoordinatorRequest.CoordinatorType
 # Where a walk keeps the numbers that it finds.
@@ -132,6 +133,8 @@ class _Walk:
     name: str | None = None
     topic_id: bytes | None = None
     kind = _TOPIC
+    # Where somebody asks for it: the numbers that are stepped over, as places and lengths.
+    free: list[tuple[int, int]] | None = None
 
     def __init__(self, data: bytes, end: int, header: Header, whole: bool) -> None:
         self.data, self.end, self.header, self.whole = data, end, header, whole
@@ -248,6 +251,8 @@ class _Walk:
         end = self.end
         for code, n, null, inner, final in block.steps:
             if code == SKIP:
+                if self.free is not None:
+                    self.free.append((pos, n))
                 pos += n
                 if pos > end:
                     self.short(pos)
@@ -298,9 +303,12 @@ class _Walk:
                 self.resource(self.groups if code == GROUP else self.keys if code == KEY else self.transactional_ids, text)
             return pos
         if code >= NUMBERS:
-            number, pos = self.number(pos, n)
+            number, after = self.number(pos, n)
             setattr(self, _NUMBERS[code], number)
-            return pos
+            # An incremental Fetch counts up (KIP-227); what makes a session or ends it is something else.
+            if self.free is not None and code == SESSION_EPOCH and 0 < number < _EPOCHS_ALIKE:
+                self.free.append((pos + 1, n - 1))
+            return after
         if code == PLAIN:
             return self.plain(pos, null, n)[1]
         if code == PARTITIONS:
@@ -448,6 +456,19 @@ def _walk(data: bytes, header: Header, whole: bool) -> Request:
     if body is None:
         raise UnsupportedError(header)
     return _Walk(data, min(len(data), header.size), header, whole).run(body)
+
+
+def free_ranges(data: bytes, request: Request) -> list[tuple[int, int]]:
+    """The bytes in front of ``request.determined`` that change neither a field of ``request``, but for a session's epoch that
+    counts up, nor how the others are laid out: (place, length) each. ``data`` begins with the frame that it was read from."""
+    header = read_header(data)
+    assert header is not None, "what was read has a header"
+    body = shape(header.api_key, header.version)
+    assert body is not None, "what was read has a layout"
+    walk = _Walk(data, min(len(data), header.size), header, False)
+    walk.free = []
+    walk.run(body)
+    return [(at, n) for at, n in walk.free if at + n <= request.determined]
 
 
 def skim(frame: bytes) -> Request:

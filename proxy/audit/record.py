@@ -159,17 +159,18 @@ class Repeated:
         self._middle, found, self._end = rest.partition(self._OUTCOME)
         assert found, "a record whose fields are in another order"
         self._id = f'"id":"{call_id(connection, "")}'
-        self._last: tuple[int, int, int] | None = None
+        self._last: tuple[int | str, int, int] | None = None
         self._outcome = ""
 
-    def line(self, at: int, number: int, status: int, bytes_request: int, bytes_reply: int, took: int) -> str:
+    def line(self, at: int, number: int, status: int | str, bytes_request: int, bytes_reply: int, took: int) -> str:
         """The line of call ``number``, in ASCII. ``at`` is the time in microseconds of the epoch, ``took`` the duration in
-        microseconds."""
+        microseconds. A ``status`` that is a token is in plain ASCII."""
         outcome = (status, bytes_request, bytes_reply)
         if outcome != self._last:
             self._last = outcome
+            told = status if isinstance(status, int) else f'"{status}"'
             self._outcome = (
-                f'{self._middle}"status":{status},"bytesRequest":{bytes_request},"bytesReply":{bytes_reply},"durationMs":'
+                f'{self._middle}"status":{told},"bytesRequest":{bytes_request},"bytesReply":{bytes_reply},"durationMs":'
             )
         second, fraction = divmod(at, 1_000_000)
         # As msgspec writes it: with six digits of the second's fraction, or none at all.

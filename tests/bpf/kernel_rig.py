@@ -5,15 +5,18 @@ and the agent's two in between. The test writes to and reads from all of them, a
 """
 
 import asyncio
+import contextlib
 import select
 import socket
 import sys
 import time
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from bpf import abi
+from parsers.contract import Prefix
 from policies.heads import HeadTable
 from proxy.audit.writer import AuditWriter
 from proxy.flow import Carried
@@ -24,7 +27,8 @@ from tests.bpf.rig import CLIENT, PATIENCE, REDIRECT, SERVER, Rig, free, rule
 
 QUEUE = abi.PathLimit.QUEUE_BYTES
 HEAD_BYTES = abi.PathLimit.HEAD_BYTES
-REQUEST_BYTES = abi.PathLimit.REQUEST_BYTES
+# So much, at least, the kernel has in one message; of 1 MiB it makes two.
+MESSAGE_BYTES = 500_000
 CALL_HEAD = abi.SLUICE_CALL.size - 2 * HEAD_BYTES
 
 # Automata. Each way is a list of parts; ways that begin alike share their states.
@@ -189,17 +193,19 @@ class Call:
     wheel: Wheel
     ledger: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
 
-    def let_go(self, generation: int | None = None, table: int | None = None) -> bool:
-        wheels = self.rig.wheels
-        self.wheel.give(
-            self.rig.table if table is None else table,
-            wheels.generation if generation is None else generation,
-            Ledger(*self.ledger),
-        )
+    def let_go(self, generation: int | None = None, table: int | None = None, prefixes: Sequence[Prefix] = ()) -> bool:
+        """With ``prefixes``, requests are frames."""
+        if table is None:
+            table = abi.Framing.FRAMES if prefixes else self.rig.table
+        generation = self.rig.wheels.generation if generation is None else generation
+        self.wheel.give(table, generation, Ledger(*self.ledger), prefixes)
         return self.wheel.held
 
     def take(self) -> Carried | None:
-        return self.wheel.take()
+        """The wheel, with the one call that may be open."""
+        calls = self.wheel.take()
+        assert len(calls) <= 1
+        return calls[0] if calls else None
 
     def up(self, length: int) -> bytes:
         """Relay ``length`` bytes from the client to the server's socket, as the agent does."""
@@ -271,14 +277,26 @@ class KernelRig(Rig):
         assert table is not None
         self.table = table
 
-    def call(self, host: str = "127.0.0.1", listener: socket.socket | None = None, connect_to: str | None = None) -> Call:
-        """A connection from end to end, with the wheel still in the agent's hands."""
+    def call(
+        self,
+        host: str = "127.0.0.1",
+        listener: socket.socket | None = None,
+        connect_to: str | None = None,
+        accepting: contextlib.AbstractContextManager[None] | None = None,
+    ) -> Call:
+        """A connection from end to end, with the wheel still in the agent's hands. ``accepting``: around the server's."""
         listener = listener or self.server(self.orders, host)
         port = listener.getsockname()[1]
         client = self.connect(self.web, connect_to or host, port)
-        return self.dial(client, listener)
+        return self.dial(client, listener, accepting=accepting)
 
-    def dial(self, client: socket.socket, listener: socket.socket, to: tuple[str, int] | None = None) -> Call:
+    def dial(
+        self,
+        client: socket.socket,
+        listener: socket.socket,
+        to: tuple[str, int] | None = None,
+        accepting: contextlib.AbstractContextManager[None] | None = None,
+    ) -> Call:
         """The agent's part of a connection whose client has connected."""
         agent_down, origin = self.accepted()
         assert origin is not None
@@ -290,7 +308,8 @@ class KernelRig(Rig):
         wheel.mark(agent_up)
         with self.agent.inside():
             agent_up.connect(to)
-        server = self._stack.enter_context(listener.accept()[0])
+        with accepting or contextlib.nullcontext():
+            server = self._stack.enter_context(listener.accept()[0])
         server.settimeout(PATIENCE)
         for sock in (client, agent_down, agent_up, server):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

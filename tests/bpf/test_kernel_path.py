@@ -25,7 +25,7 @@ from tests.bpf.kernel_rig import (
     HEAD,
     HEAD_BYTES,
     HELLO,
-    REQUEST_BYTES,
+    MESSAGE_BYTES,
     Call,
     KernelRig,
     automaton,
@@ -151,11 +151,10 @@ def test_the_longest_head_is_carried(path: KernelRig) -> None:
     assert [record.head[: record.head_length] for record in path.records()] == [longest]
 
 
-@pytest.mark.parametrize("body", [1, 1000, REQUEST_BYTES - len(post(REQUEST_BYTES))])
+@pytest.mark.parametrize("body", [1, 1000, MESSAGE_BYTES - len(post(MESSAGE_BYTES))])
 def test_a_request_with_all_of_its_body_in_one_send_is_carried(path: KernelRig, body: int) -> None:
     call = path.carried()
     request = post(body) + os.urandom(body)
-    assert len(request) <= REQUEST_BYTES
     for _ in range(3):
         call.exchange(request)
     assert call.relayed_nothing()
@@ -164,11 +163,9 @@ def test_a_request_with_all_of_its_body_in_one_send_is_carried(path: KernelRig, 
     ] * 3
 
 
-@pytest.mark.parametrize("over", [1, 1000, 1 << 20])
-def test_a_request_that_is_too_large_is_the_relays(path: KernelRig, over: int) -> None:
-    """One byte more than is carried, and so many that the program sees it in several messages."""
+@pytest.mark.parametrize("body", [600_000, 1 << 20, 3 << 20])
+def test_a_request_that_the_kernel_has_in_several_messages_is_the_relays(path: KernelRig, body: int) -> None:
     call = path.carried()
-    body = REQUEST_BYTES - len(post(REQUEST_BYTES)) + over
     request = post(body) + os.urandom(body)
     before = path.fell_back("request")
     with _sending(call.client, request):

@@ -21,8 +21,8 @@ from tests.bpf.kernel_rig import (
     FORBIDDEN,
     GET,
     HELLO,
+    MESSAGE_BYTES,
     QUEUE,
-    REQUEST_BYTES,
     KernelRig,
     cookie,
     noted,
@@ -40,6 +40,7 @@ MSG_ZEROCOPY, SO_ZEROCOPY = 0x4000000, 60
 MSG_FASTOPEN = 0x20000000
 IPPROTO_MPTCP = 262
 TCP_ULP = 31
+PIPE_BYTES = 65536  # sendfile hands over so many at a time
 
 
 def _pattern(length: int) -> bytes:
@@ -55,7 +56,7 @@ def test_a_server_that_does_not_read_slows_its_client_down(path: KernelRig) -> N
     and what comes behind it fills TCP's queue and no other. No byte is lost or overtaken.
     """
     call = path.carried()
-    size = REQUEST_BYTES - len(post(REQUEST_BYTES))
+    size = MESSAGE_BYTES - len(post(MESSAGE_BYTES))
     sent = bytearray()
     number = 0
     while queued(call.server) < QUEUE:
@@ -68,7 +69,7 @@ def test_a_server_that_does_not_read_slows_its_client_down(path: KernelRig) -> N
         assert receive(call.client, len(HELLO)) == HELLO
     assert call.relayed_nothing()
     assert queued(call.server) < QUEUE + (1 << 20)
-    assert number >= QUEUE // REQUEST_BYTES
+    assert number >= QUEUE // MESSAGE_BYTES
     before = path.fell_back("memory")
     total = 24 << 20
     body = _pattern(total)
@@ -493,9 +494,10 @@ def _from_a_file(sock: socket.socket, request: bytes) -> int:
 @pytest.mark.parametrize("how", [_in_one_send, _in_iovecs, _from_a_file])
 @pytest.mark.parametrize("shorter", [0, 1, 30_000])
 def test_a_request_in_many_pieces_of_memory_is_carried_whole(path: KernelRig, how, shorter: int) -> None:  # type: ignore[no-untyped-def]
-    """Trap 13: the kernel has it in many pieces. The program makes it one, as the kernel might take some and refuse others."""
+    """Trap 13: the kernel has it in many pieces, of which the program sees the first."""
     call = path.carried()
-    size = REQUEST_BYTES - len(post(REQUEST_BYTES)) - shorter
+    whole = PIPE_BYTES if how is _from_a_file else MESSAGE_BYTES
+    size = whole - len(post(whole)) - shorter
     request = post(size) + _pattern(size)
     for _ in range(2):
         assert how(call.client, request) == len(request)
@@ -508,7 +510,7 @@ def test_a_request_in_many_pieces_of_memory_is_carried_whole(path: KernelRig, ho
 
 
 @pytest.mark.parametrize("how", [_in_one_send, _in_iovecs])
-@pytest.mark.parametrize("size", [REQUEST_BYTES, 545_261, 1 << 20])
+@pytest.mark.parametrize("size", [557_056, 1 << 20])
 def test_a_request_that_does_not_fit_goes_to_the_relay_whole(path: KernelRig, how, size: int) -> None:  # type: ignore[no-untyped-def]
     """Trap 13: the last part of a large send is as small as a request that is carried, and it may look like one."""
     call = path.carried()

@@ -72,13 +72,13 @@ class TestSkip:
         assert not parser.at_boundary
         play.server(b"HTTP/1.1 204 x\r\n\r\n")
         assert parser.at_boundary
-        judge = parser.skip(self.REQUEST)
+        judge, _ = parser.skip(self.REQUEST, b"")
         assert (judge.number, judge.call.path) == (1, "/")
 
     @pytest.mark.parametrize("parser", [TunnelParser(), detecting()])
     def test_what_has_no_boundary_skips_nothing(self, parser: Parser) -> None:
         with pytest.raises(AssertionError):
-            parser.skip(self.REQUEST)
+            parser.skip(self.REQUEST, b"")
 
 
 class TestSilence:

@@ -302,7 +302,10 @@ def lent(play: Dialogue | None = None) -> Dialogue:
 class TestLending:
     def test_between_two_calls_the_kernel_gets_the_policy_of_now(self) -> None:
         play = lent()
-        assert play.flow.lend() is play.policy
+        loan = play.flow.lend()
+        assert loan is not None
+        assert loan.pair is play.policy
+        assert loan.prefixes is None
 
     @pytest.mark.parametrize(
         "act",

@@ -22,7 +22,7 @@ def adopted(request: int, reply: int = 0) -> Dialogue:
     """Of a call with long bodies the kernel has carried so many bytes of each."""
     play = lent()
     carried = Carried(0.0, HEAD, len(HEAD) + request, REPLY_HEAD if reply else b"", len(REPLY_HEAD) + reply, 200)
-    return play.take(play.flow.adopt(carried if reply else Carried(0.0, HEAD, len(HEAD) + request, b"", 0, 0), play.now))
+    return play.take(play.flow.adopt([carried if reply else Carried(0.0, HEAD, len(HEAD) + request, b"", 0, 0)], play.now))
 
 
 def test_a_long_body_that_has_gone_by_lets_no_later_call_pass_unjudged() -> None:
