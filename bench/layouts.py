@@ -25,4 +25,7 @@ class Layout:
 ONE_CPU = Layout("one-cpu", client=0, proxy=0, server=0)  # the work of a call, whoever does it
 SPLIT = Layout("split", client=1, proxy=0, server=1)  # what a proxy can do with a core of its own
 UNPINNED = Layout("unpinned", client=None, proxy=None, server=None)  # what a user sees
-LAYOUTS = (ONE_CPU, SPLIT, UNPINNED)
+SERVER_APART = Layout(
+    "server-apart", client=0, proxy=0, server=1
+)  # Kafka: a proxy on its client's CPU, as direct clients have it
+LAYOUTS = (ONE_CPU, SPLIT, SERVER_APART, UNPINNED)

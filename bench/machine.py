@@ -5,6 +5,8 @@ import platform
 import time
 from pathlib import Path
 
+from bench.processes import TICKS, Service
+
 BUSY_SAMPLE = 1.0  # seconds
 
 
@@ -27,26 +29,29 @@ def facts() -> dict[str, object]:
 
 
 class Others:
-    """Measures what everybody else takes of all CPUs, from construction on: the disturbance of a measurement."""
+    """Measures what everybody else takes of all CPUs, from construction on: the disturbance of a measurement.
 
-    def __init__(self) -> None:
+    `ours` are processes that live on and do not count as others.
+    """
+
+    def __init__(self, *ours: Service) -> None:
+        self._ours = ours
         self._cpus = _cpu_ticks()
-        self._own = _own_ticks()
+        self._own = self._own_ticks()
 
     def percent(self) -> float:
-        """Share of all CPU time that went to others. All children started since must have been waited for."""
+        """Share of all CPU time that went to others. All other children started since must have been waited for."""
         spent = [now - before for now, before in zip(_cpu_ticks(), self._cpus, strict=True)]
         idle, iowait = spent[3:5]
         # Interrupts count as busy: those of loopback TCP run in, and are charged to, the process that sends.
         busy = sum(spent) - idle - iowait
-        return max(0.0, 100 * (busy - (_own_ticks() - self._own)) / max(1, sum(spent)))
+        return max(0.0, 100 * (busy - (self._own_ticks() - self._own)) / max(1, sum(spent)))
+
+    def _own_ticks(self) -> float:
+        """CPU time of this process, of all descendants that were waited for, and of `ours`."""
+        return (sum(os.times()[:4]) + sum(process.cpu_seconds() for process in self._ours)) * TICKS
 
 
 def _cpu_ticks() -> list[int]:
     """user nice system idle iowait irq softirq steal of all CPUs (proc(5), /proc/stat)."""
     return [int(ticks) for ticks in Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]]
-
-
-def _own_ticks() -> float:
-    """CPU time of this process and of all descendants that were waited for."""
-    return sum(os.times()[:4]) * os.sysconf("SC_CLK_TCK")

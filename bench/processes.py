@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,6 +103,15 @@ def held_client(command: Sequence[str]) -> Iterator[str]:
         if not line:
             raise BenchError(f"no answer: {' '.join(command)}: {process.communicate()[1].strip()[-300:]}")
         yield line
+
+
+def place(service: Service, cpus: Iterable[int]) -> None:
+    """Move all threads of a running service to these CPUs; those that it starts later follow the ones that start them."""
+    cpus = set(cpus)
+    for pid in tree(service.process.pid):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                os.sched_setaffinity(int(task.name), cpus)
 
 
 def tree(root: int) -> list[int]:

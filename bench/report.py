@@ -3,13 +3,15 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from bench import kafka_run
 from bench.layouts import LAYOUTS, ONE_CPU, SPLIT, UNPINNED
-from bench.run import Result, Visit
+from bench.run import HTTP, KAFKA, Result, Visit
 from bench.scenarios import (
     DOCUMENTS,
     DOWNLOAD,
@@ -26,6 +28,15 @@ from bench.summary import Figure, Key, Target, Verdict, judge, ratio, summarise
 
 RELAY, KERNEL, FLOOR, PEER = "sluice", "kernel", "direct", "envoy"
 WIDTH = 150  # columns when the output is not a terminal
+KAFKA_CONTENDERS = {contender.name for contender in kafka_run.CONTENDERS}
+KAFKA_TITLE = "Kafka: median (lowest to highest), x direct"
+
+
+class Titled(Protocol):
+    """A scenario of any part, as far as tables go."""
+
+    @property
+    def title(self) -> str: ...
 
 
 def _target(
@@ -59,14 +70,21 @@ TARGETS = (
 def show(console: Console, result: Result, contenders: Sequence[str]) -> None:
     """Print the tables, the targets and, last, every problem."""
     figures = summarise(result.samples)
+    kafka = [name for name in contenders if name in KAFKA_CONTENDERS]
+    parts = (
+        ("median (lowest to highest), x direct, x Envoy", SCENARIOS, contenders),
+        (KAFKA_TITLE, kafka_run.SCENARIOS, kafka),
+    )
     for layout in [layout.name for layout in LAYOUTS]:
-        if any(key[0] == layout for key in figures):
-            console.print(_table(figures, layout, contenders))
-    if verdicts := judge(figures, [target for target in TARGETS if target.contender in contenders]):
+        for what, scenarios, columns in parts:
+            if any(key[:2] == (layout, scenario.title) for key in figures for scenario in scenarios):
+                console.print(_table(figures, layout, what, scenarios, columns))
+    if verdicts := judge(figures, _targets_of(result, contenders)):
         console.print(_targets(verdicts))
     for name in contenders:
-        if visits := [visit for visit in result.visits if visit.contender == name]:
-            console.print(_visits_line(name, visits), highlight=False)
+        for part in (HTTP, KAFKA):
+            if visits := [visit for visit in result.visits if (visit.contender, visit.part) == (name, part)]:
+                console.print(_visits_line(f"{name}, {part}", visits), highlight=False)
     for problem in result.problems:
         console.print(f"PROBLEM: {problem}", style="bold red", markup=False, highlight=False)
 
@@ -77,7 +95,7 @@ def write(path: Path, result: Result, about: Mapping[str, object], contenders: S
     document = {
         **about,
         "problems": result.problems,
-        "targets": judge(figures, [target for target in TARGETS if target.contender in contenders]),
+        "targets": judge(figures, _targets_of(result, contenders)),
         "figures": [
             {
                 **dict(zip(("layout", "scenario", "metric", "contender"), key, strict=True)),
@@ -94,14 +112,16 @@ def write(path: Path, result: Result, about: Mapping[str, object], contenders: S
     path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
 
 
-def _table(figures: Mapping[Key, Figure], layout: str, contenders: Sequence[str]) -> Table:
+def _table(
+    figures: Mapping[Key, Figure], layout: str, what: str, scenarios: Sequence[Titled], contenders: Sequence[str]
+) -> Table:
     """One row for each metric of each scenario, one column for each contender."""
-    table = Table(title=f"\n{layout}: median (lowest to highest), x direct, x Envoy", title_justify="left")
+    table = Table(title=f"\n{layout}: {what}", title_justify="left")
     table.add_column("scenario", max_width=22)
     table.add_column("metric")
     for name in contenders:
         table.add_column(name, justify="right")
-    for scenario in SCENARIOS:
+    for scenario in scenarios:
         title = scenario.title  # once, above all of its metrics
         for metric in METRICS:
             cells = [_cell(figures, (layout, scenario.title, metric, name)) for name in contenders]
@@ -128,6 +148,12 @@ def _times(value: float | None, peer: str) -> str:
     return "" if value is None else f"x{value:.2f} {peer}"
 
 
+def _targets_of(result: Result, contenders: Sequence[str]) -> list[Target]:
+    """The targets of these contenders in scenarios that somebody was measured in."""
+    measured = {sample.scenario for sample in result.samples}
+    return [target for target in TARGETS if target.contender in contenders and target.scenario in measured]
+
+
 def _targets(verdicts: Sequence[Verdict]) -> Table:
     table = Table(title="\nTargets", title_justify="left")
     for column in ("target", "layout", "measured", ""):
@@ -142,8 +168,8 @@ def _targets(verdicts: Sequence[Verdict]) -> Table:
 def _visits_line(name: str, visits: Sequence[Visit]) -> str:
     """How far the figures of one contender can be trusted."""
     disturbed = f"others took at most {max(visit.others_percent for visit in visits):.0f} % of the CPUs"
-    if name == FLOOR:
+    if visits[0].contender == FLOOR:
         return f"{name}: {disturbed}"
     lines, finished = sum(visit.lines for visit in visits), sum(visit.finished for visit in visits)
     whole = "one per call" if all(visit.complete for visit in visits) else "NOT ONE PER CALL"
-    return f"{name}: {disturbed}; log lines / finished calls = {lines:,} / {finished:,} = {lines / finished:.4f}, {whole}"
+    return f"{name}: {disturbed}; recorded / finished calls = {lines:,} / {finished:,} = {lines / finished:.4f}, {whole}"

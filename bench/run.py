@@ -20,6 +20,9 @@ SPACE_BESIDE_BODY = 3 * 2**30  # bytes: the log of one visit of a fast proxy at 
 PIECE = bytes(range(256)) * 4096  # 1 MiB, not all zeros
 
 
+HTTP, KAFKA = "http", "kafka"  # the parts of a run
+
+
 @dataclass(frozen=True)
 class Visit:
     """How one visit went: what was logged of the calls, and how much of the machine went to others meanwhile.
@@ -34,6 +37,7 @@ class Visit:
     finished: int
     broken_off: int
     others_percent: float
+    part: str = HTTP
 
     @property
     def complete(self) -> bool:
@@ -51,7 +55,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do. `limit` is in seconds, for the whole run."""
+    """What to do. `deadline` is of time.monotonic(): no visit begins behind it."""
 
     contenders: Sequence[Contender]
     layouts: Sequence[Layout]
@@ -59,12 +63,13 @@ class Plan:
     rounds: int
     seconds: int
     body_mib: int
-    limit: float
+    deadline: float
 
 
 def execute(plan: Plan, result: Result) -> None:
     """Fill in `result`, visit by visit. Problems are noted there; a contender that does not start is not tried again."""
-    deadline = time.monotonic() + plan.limit
+    if not plan.scenarios:
+        return
     lost: set[str] = set()
     with _folder(plan.body_mib) as folder:
         settings = Settings(plan.seconds, folder / "payload")
@@ -72,22 +77,22 @@ def execute(plan: Plan, result: Result) -> None:
             place = f"{contender.name}, round {number + 1}, {layout.name}"
             if contender.name in lost:
                 continue
-            if time.monotonic() > deadline:
-                _complain(result, f"the {plan.limit:.0f} s are over: stopped before {place}")
+            if time.monotonic() > plan.deadline:
+                complain(result, f"the time is over: stopped before {place}")
                 return
             try:
                 _visit(contender, number, layout, plan.scenarios, settings, folder, result)
             except StartError as error:
                 lost.add(contender.name)
-                _complain(result, f"CANNOT RUN: {place}: {error}")
+                complain(result, f"CANNOT RUN: {place}: {error}")
             except BenchError as error:
-                _complain(result, f"{place}: {error}")
+                complain(result, f"{place}: {error}")
 
 
 def _order(plan: Plan) -> Iterator[tuple[int, Layout, Contender]]:
     """Every contender once in each layout of each round, one place later each round."""
     for number in range(plan.rounds):
-        for layout in plan.layouts:
+        for layout in [layout for layout in plan.layouts if any(layout.name in s.layouts for s in plan.scenarios)]:
             for contender in rotated(plan.contenders, number):
                 yield number, layout, contender
 
@@ -122,7 +127,8 @@ def _visit(
             log.unlink()
 
 
-def _complain(result: Result, text: str) -> None:
+def complain(result: Result, text: str) -> None:
+    """Note a problem, and say it at once."""
     result.problems.append(text)
     print(f"!! {text}", file=sys.stderr, flush=True)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench import wrk
 from bench.contenders import HERE, Running
-from bench.layouts import LAYOUTS, ONE_CPU
+from bench.layouts import ONE_CPU, SPLIT, UNPINNED
 from bench.processes import BenchError, held_client, run_client
 
 BODY_SECONDS = 60.0  # bound of one transfer: 1 GiB at 18 MiB/s
@@ -40,6 +40,13 @@ METRICS = {
     "rss": Metric("RSS, MiB", 1),
     "pss": Metric("PSS, MiB", 1),
     "per_connection": Metric("PSS per connection, KiB", 1),
+    "write": Metric("produce, MB/s", 1),
+    "write_p99": Metric("produce, p99, ms", 1),
+    "read": Metric("consume, MB/s", 1),
+    "paced_p99": Metric("produce at 4 MB/s, p99, ms", 1),
+    "write_cpu": Metric("proxy CPU, s per GB produced", 2),
+    "read_cpu": Metric("proxy CPU, s per GB consumed", 2),
+    "by_kernel": Metric("Produce, Fetch by kernel, %", 1, compared=False),
 }
 
 
@@ -141,7 +148,7 @@ def _move_body(verb: str, port: int, path: str, settings: Settings, running: Run
     return {"mib_s": answer["bytes"] / answer["seconds"] / 2**20}
 
 
-LOAD = tuple(layout.name for layout in LAYOUTS)
+LOAD = (ONE_CPU.name, SPLIT.name, UNPINNED.name)
 # Memory does not depend on the CPU.
 MEMORY = Scenario("memory", "memory, fresh and 1,000 idle connections", memory, (ONE_CPU.name,))
 KEEP_ALIVE_1 = Scenario("keep-alive-1", "keep-alive, 1 connection", keep_alive_1, LOAD)
