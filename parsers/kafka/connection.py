@@ -477,13 +477,13 @@ class KafkaParser:
     def _read_reply(self, data: bytes, end: bool) -> Sequence[Verb]:
         verbs: list[Verb] = []
         at = 0
-        if self._reply_rest is not None:
-            opened = self._reply_rest
-            self._reply_rest = None
-            verbs.append(Pass(1, opened.number))
-            self._reply_over(opened, verbs)
-            at = 1
         while at < len(data):
+            if self._reply_rest is not None:
+                opened, self._reply_rest = self._reply_rest, None
+                verbs.append(Pass(1, opened.number))
+                self._reply_over(opened, verbs)
+                at += 1
+                continue
             if not self._open:
                 raise MalformedError("unasked")
             settled = self._one_reply(self._open[0], data[at:] if at else data, verbs)

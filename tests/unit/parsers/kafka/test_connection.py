@@ -169,6 +169,13 @@ class TestDenials:
         assert play.to_client[: len(long)] == long
         assert results(play.to_client[len(long) :]) == (2, {SECRETS: 29})
 
+    @pytest.mark.parametrize("size", [connection.READ_WHOLE_MAX - 200, connection.READ_WHOLE_MAX + 1, 100_000])
+    def test_replies_that_arrive_together_are_told_apart_however_long_they_are(self, size: int) -> None:
+        answers = fetched(1, 0, {ORDERS: bytes(size)}) + produced(2, ORDERS) + fetched(3, 0, {ORDERS: bytes(size)})
+        play = talk().client(fetch(1, (0, -1), ORDERS) + produce(2, ORDERS) + fetch(3, (0, -1), ORDERS)).server(answers)
+        assert play.to_client == answers
+        assert [record.status for record in play.records] == ["kafka:0"] * 3
+
     def test_a_denied_request_without_acks_is_dropped_without_a_word(self) -> None:
         play = talk().client(produce(1, SECRETS, acks=0)).client(produce(2, ORDERS))
         assert (play.to_client, play.to_server) == (b"", produce(2, ORDERS))
