@@ -151,6 +151,7 @@ class KafkaParser:
         self._asked_ids: frozenset[bytes] = frozenset()  # the broker was asked for their names, for the next request
         self._sessions = Sessions()
         self._login = Login()
+        self._request_rest: _Open | None = None  # a request that was passed up to its last byte, which may not be there yet
         self._reply_rest: _Open | None = None  # a reply of which only the last byte is left
         self._dead = False
         self._prefixes: OrderedDict[Prefix, None] = OrderedDict()
@@ -229,6 +230,9 @@ class KafkaParser:
     # Requests
 
     def _read_request(self, data: bytes, end: bool) -> Sequence[Verb]:
+        if self._request_rest is not None:
+            number, self._request_rest = self._request_rest.number, None
+            return [Pass(1, number)]
         if self._half is not None:
             return self._act_when_whole(*self._half, data, end)
         if self._behind_probe is not None or len(self._open) >= OPEN_CALLS_MAX or self._own_words > OWN_WORDS_MAX:
@@ -393,6 +397,9 @@ class KafkaParser:
             verbs.append(Done(number))
         else:
             self._open.append(opened)
+            if len(asked.data) < request.size:
+                verbs = [Pass(request.size - 1, number)]  # of the last byte we are told
+                self._request_rest = opened
         return verbs
 
     def _follow_session(self, asked: _Asked, opened: _Open, denied: Sequence[int]) -> None:
@@ -497,6 +504,8 @@ class KafkaParser:
 
     def _one_reply(self, opened: _Open, data: bytes, verbs: list[Verb]) -> int | None:
         """Settle the reply at the beginning of ``data``, or all but the last byte of it; None: more must come first."""
+        if opened is self._request_rest:
+            raise MalformedError("too-early")  # no broker answers what it has not read
         if len(data) < _BEGINNING.size:
             return None
         length: int

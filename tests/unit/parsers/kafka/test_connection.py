@@ -138,6 +138,17 @@ class TestPassing:
         assert isinstance(play.commands[-1], Close)
         assert play.records[-1].reason == "reply-unasked"
 
+    @pytest.mark.parametrize("records", [1000, 1_000_000])
+    def test_a_reply_to_a_request_that_is_not_there_as_a_whole_ends_the_connection(self, records: int) -> None:
+        frame = produce(1, ORDERS, records=bytes(records))
+        play = talk().client(frame[:200])
+        if play.carry[Direction.REQUEST]:
+            play.carried(Direction.REQUEST, len(frame) - 201)  # all but the last byte
+        play.server(produced(1, ORDERS))
+        assert (play.to_client, play.faults) == (b"", [])
+        assert isinstance(play.commands[-1], Close)
+        assert [(record.reason, record.status) for record in play.records] == [("reply-too-early", "unanswered")]
+
     def test_a_reply_out_of_order_ends_the_connection(self) -> None:
         play = talk().client(produce(1, ORDERS)).client(produce(2, ORDERS)).server(produced(2, ORDERS))
         assert play.to_client == b""
