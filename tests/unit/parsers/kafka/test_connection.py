@@ -1,8 +1,10 @@
 """One Kafka connection, bytes in and verbs out: who is asked, what goes by, what we say ourselves, and in which order."""
 
+import os
 import random
 import struct
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any
@@ -19,6 +21,7 @@ from policies.decide import Decision, Verdict
 from proxy.flow import Close
 from tests.flow_playbook import Dialogue, Policy, Records
 
+SOAK = os.environ.get("SLUICE_SOAK") == "1"
 ORDERS, SECRETS = "orders", "secrets"
 ORDERS_ID, SECRETS_ID, LOST_ID = (bytes([number]) * 16 for number in (1, 2, 3))
 
@@ -204,27 +207,33 @@ class TestDenials:
     @pytest.mark.parametrize("seed", range(3))
     def test_however_many_are_under_way_replies_come_in_the_order_of_requests(self, seed: int) -> None:
         chance = random.Random(seed)
-        play = talk()
-        waiting: list[int] = []
-        told = 0
+        count = 10_000 if SOAK else 2000
+        play = Dialogue(KafkaParser(), policy=Rules(), sink=Records(count))
+        waiting: deque[int] = deque()
+        answered = []
+        depth = deepest = 0
 
         def answer() -> None:
-            nonlocal told
-            number = waiting.pop(0)
+            number = waiting.popleft()
             play.server(produced(number, ORDERS))
-            told += 1
 
-        for number in range(2000):
+        for number in range(count):
             topic = ORDERS if chance.random() < 0.5 else SECRETS
-            play.client(produce(number, topic))
-            if topic == ORDERS:
-                waiting.append(number)
-            while waiting and (len(waiting) > 100 or chance.random() < 0.4):
+            acks = chance.choice((-1, 1, 0))
+            play.client(produce(number, topic, acks=acks))
+            if acks:
+                answered.append((number, {topic: 0 if topic == ORDERS else 29}))
+                waiting.extend([number] if topic == ORDERS else ())
+            depth = chance.choice((0, 10, 400)) if number % 500 == 0 else depth
+            while waiting and (len(waiting) > depth or chance.random() < 0.02):
                 answer()
+            deepest = max(deepest, len(waiting))
         while waiting:
             answer()
-        assert [results(frame)[0] for frame in frames(play.to_client)] == list(range(2000))
-        assert len(play.records) == 2000
+        assert deepest > 100
+        assert [results(frame) for frame in frames(play.to_client)] == answered
+        assert [record.verdict for record in play.records].count("DENIED") + len(frames(play.to_server)) == count
+        assert len(play.records) == count
 
     def test_a_client_that_does_not_wait_is_held_back(self) -> None:
         play = talk()
