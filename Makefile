@@ -8,6 +8,7 @@ APT_build := clang llvm libbpf-dev libbpf1 bpftool python3-venv
 APT_try := nginx-light curl iproute2 util-linux wrk
 APT_bench := haproxy
 APT_kafka := default-jdk-headless maven kcat
+FUZZ_TARGET := http1
 BPF_OBJECTS := bpf/redirect.bpf.o bpf/verdict.bpf.o
 ARCH_INCLUDE := /usr/include/$(shell uname -m)-linux-gnu
 
@@ -35,8 +36,8 @@ bench: setup $(STAMP)/apt-bench ## Measure side by side with direct, Envoy and h
 soak: setup kafka ## The same tests with the huge counts (SOAK="tests/e2e/test_kernel_torture.py": a million mixed calls, some 7 minutes)
 	@SLUICE_SOAK=1 $(PY) -m pytest --timeout 3600 $(SOAK)
 
-fuzz: setup ## Coverage-guided fuzzing of the HTTP/1 parser (FUZZ=-max_total_time=60)
-	@.venv/bin/pip install -q -e '.[fuzz]' && $(PY) -m tests.fuzz.fuzz_http1 $(FUZZ)
+fuzz: setup ## Coverage-guided fuzzing of a parser (FUZZ_TARGET=http1 or kafka, FUZZ=-max_total_time=60)
+	@.venv/bin/pip install -q -e '.[fuzz]' && $(PY) -m tests.fuzz.fuzz_$(FUZZ_TARGET) $(FUZZ)
 
 image: ## Build the container image
 	docker build -t sluice .
