@@ -161,7 +161,7 @@ class KafkaParser:
 
     @property
     def at_boundary(self) -> bool:
-        under_way = self._open or self._asked or self._half or self._behind_probe or self._reply_rest
+        under_way = self._open or self._asked or self._half or self._behind_probe or self._request_rest or self._reply_rest
         return not (under_way or self._dead)
 
     @property
@@ -202,12 +202,12 @@ class KafkaParser:
     def on_data(self, direction: Direction, data: bytes, end: bool) -> Sequence[Verb]:
         if self._dead or not data:
             return ()
+        if direction is Direction.REPLY:
+            return self._read_reply(data, end)
         try:
-            return self._read_request(data, end) if direction is Direction.REQUEST else self._read_reply(data, end)
+            return self._read_request(data, end)
         except MalformedError as error:
-            if direction is Direction.REQUEST:
-                return [self._fail(error.reason, limit=error.limit)]
-            return [self._fail(f"reply-{error.reason}", self._oldest, limit=error.limit)]
+            return [self._fail(error.reason, limit=error.limit)]
 
     def on_ruling(self, number: int, ruling: Ruling) -> Sequence[Verb]:
         asked, self._asked = self._asked, None
@@ -491,12 +491,18 @@ class KafkaParser:
                 self._reply_over(opened, verbs)
                 at += 1
                 continue
-            if not self._open:
-                raise MalformedError("unasked")
-            settled = self._one_reply(self._open[0], data[at:] if at else data, verbs)
-            if settled is None:
-                if end:
+            sound = len(verbs)
+            try:
+                if not self._open:
+                    raise MalformedError("unasked")
+                settled = self._one_reply(self._open[0], data[at:] if at else data, verbs)
+                if settled is None and end:
                     raise MalformedError("truncated")
+            except MalformedError as error:  # the replies before it reach the client, as if they had come alone
+                del verbs[sound:]
+                verbs.append(self._fail(f"reply-{error.reason}", self._oldest, limit=error.limit))
+                break
+            if settled is None:
                 verbs.append(_MORE)
                 break
             at += settled

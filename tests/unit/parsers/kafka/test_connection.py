@@ -152,6 +152,16 @@ class TestPassing:
         assert isinstance(play.commands[-1], Close)
         assert [(record.reason, record.status) for record in play.records] == [("reply-too-early", "unanswered")]
 
+    def test_a_sound_reply_reaches_the_client_also_when_a_bad_one_comes_with_it(self) -> None:
+        play = talk().client(produce(1, ORDERS)).client(produce(2, SECRETS)).client(produce(3, ORDERS))
+        play.server(produced(1, ORDERS) + produced(9, ORDERS))
+        assert [results(frame) for frame in frames(play.to_client)] == [(1, {ORDERS: 0}), (2, {SECRETS: 29})]
+        assert [(record.status, record.reason) for record in play.records] == [
+            ("kafka:0", "rule-matched"),
+            ("kafka:29", "no-rule-matched"),
+            ("unanswered", "reply-out-of-order"),
+        ]
+
     def test_a_reply_out_of_order_ends_the_connection(self) -> None:
         play = talk().client(produce(1, ORDERS)).client(produce(2, ORDERS)).server(produced(2, ORDERS))
         assert play.to_client == b""
