@@ -66,7 +66,11 @@ def scenarios() -> dict[str, Scenario]:
     """All of them, by name."""
     found = {}
     for path in sorted(HERE.glob("scenarios/*.yaml")):
-        for name, fields in yaml.safe_load(path.read_text()).items():
+        text = path.read_text()
+        told = yaml.safe_load(text)
+        # YAML takes the last of two that have one name, without a word.
+        assert len(told) == sum(line[:1].isalpha() for line in text.splitlines()), f"a scenario of {path.name} hides another"
+        for name, fields in told.items():
             assert name not in found, f"two scenarios are called {name}"
             found[name] = Scenario(name, **fields)
     return found

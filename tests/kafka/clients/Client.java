@@ -6,6 +6,7 @@ import java.io.InputStreamReader;
 import java.nio.charset.StandardCharsets;
 import java.time.Duration;
 import java.util.ArrayList;
+import java.util.Collection;
 import java.util.Collections;
 import java.util.HashMap;
 import java.util.List;
@@ -20,6 +21,8 @@ import java.util.concurrent.Future;
 import java.util.concurrent.TimeUnit;
 import java.util.stream.Collectors;
 import org.apache.kafka.clients.admin.Admin;
+import org.apache.kafka.clients.admin.AlterConfigOp;
+import org.apache.kafka.clients.admin.ConfigEntry;
 import org.apache.kafka.clients.admin.NewTopic;
 import org.apache.kafka.clients.consumer.ConsumerRecord;
 import org.apache.kafka.clients.consumer.KafkaConsumer;
@@ -30,6 +33,7 @@ import org.apache.kafka.clients.producer.RecordMetadata;
 import org.apache.kafka.common.KafkaException;
 import org.apache.kafka.common.KafkaFuture;
 import org.apache.kafka.common.TopicPartition;
+import org.apache.kafka.common.config.ConfigResource;
 import org.apache.kafka.common.errors.ApiException;
 import org.apache.kafka.common.serialization.StringDeserializer;
 import org.apache.kafka.common.serialization.StringSerializer;
@@ -104,9 +108,16 @@ public class Client implements AutoCloseable {
             case "describe_topics" -> describeTopics(step);
             case "create_topics" -> createTopics(step);
             case "delete_topics" -> deleteTopics(step);
+            case "pause" -> pause(step);
+            case "alter_configs" -> alterConfigs(step);
             case "describe_groups" -> describeGroups(step);
             default -> throw new IllegalArgumentException(step.toString());
         };
+    }
+
+    Object pause(JsonNode step) throws InterruptedException {
+        Thread.sleep(step.get("seconds").asLong() * 1000);
+        return "ok";
     }
 
     // Producing.
@@ -209,6 +220,13 @@ public class Client implements AutoCloseable {
     Object consume(JsonNode step) {
         String group = step.get("group").asText();
         String protocol = step.path("protocol").asText("classic");
+        if (step.path("auto").asBoolean(false)) {
+            Map<String, Object> settings = Map.of("group.id", group, "group.protocol", protocol, "auto.commit.interval.ms", 100);
+            try (KafkaConsumer<String, String> member = consumer(settings)) {
+                member.subscribe(texts(step.get("topics")));
+                return read(member, step);
+            }
+        }
         KafkaConsumer<String, String> consumer = consumers.computeIfAbsent(protocol + group, key -> member(group, protocol));
         consumer.subscribe(texts(step.get("topics")));
         ObjectNode outcome = read(consumer, step);
@@ -319,6 +337,18 @@ public class Client implements AutoCloseable {
 
     Object deleteTopics(JsonNode step) {
         return outcomes(admin().deleteTopics(texts(step.get("topics"))).topicNameValues());
+    }
+
+    Object alterConfigs(JsonNode step) {
+        Map<ConfigResource, Collection<AlterConfigOp>> wanted = new HashMap<>();
+        for (JsonNode topic : step.get("topics")) {
+            ConfigEntry setting = new ConfigEntry("retention.ms", "86400000");
+            wanted.put(new ConfigResource(ConfigResource.Type.TOPIC, topic.asText()),
+                List.of(new AlterConfigOp(setting, AlterConfigOp.OpType.SET)));
+        }
+        Map<String, KafkaFuture<Void>> futures = new HashMap<>();
+        admin().incrementalAlterConfigs(wanted).values().forEach((resource, future) -> futures.put(resource.name(), future));
+        return outcomes(futures);
     }
 
     Object describeGroups(JsonNode step) {

@@ -9,8 +9,9 @@ from typing import Any
 import jobs
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError
-from jobs import PATIENCE, TICK, Harvest, first_error, halves, serve
+from jobs import AUTO_COMMIT_MS, PATIENCE, SETTING, TICK, Harvest, first_error, halves, serve
 
 logging.disable()
 
@@ -118,8 +119,10 @@ class Client:
 
     @step
     async def consume(
-        self, topics: list[str], group: str, count: int = 0, errors: int = 0, wait: float = PATIENCE
+        self, topics: list[str], group: str, count: int = 0, errors: int = 0, wait: float = PATIENCE, auto: bool = False
     ) -> dict[str, list[str]]:
+        if auto:
+            return await self._consume_once(topics, group, Harvest(count, errors, wait))
         harvest = Harvest(count, errors, wait)
         try:
             if group not in self._consumers:
@@ -139,15 +142,30 @@ class Client:
             seen["errors"].append(f"commit: {error_name(error)}")
         return seen
 
+    async def _consume_once(self, topics: list[str], group: str, harvest: Harvest) -> dict[str, list[str]]:
+        """As a member that commits by itself, and leaves."""
+        member = self._consumer(group_id=group, auto_commit_interval_ms=AUTO_COMMIT_MS)
+        member.subscribe(topics)
+        try:
+            await member.start()
+            await self._harvest(member, harvest)
+        except KafkaError as error:  # it looks for its coordinator at once
+            harvest.errors.add(error_name(error))
+        await member.stop()
+        return harvest.outcome()
+
     async def _read(self, consumer: AIOKafkaConsumer, count: int, errors: int, wait: float) -> dict[str, list[str]]:
         harvest = Harvest(count, errors, wait)
+        await self._harvest(consumer, harvest)
+        return harvest.outcome()
+
+    async def _harvest(self, consumer: AIOKafkaConsumer, harvest: Harvest) -> None:
         while not harvest.complete:
             try:
                 for records in (await consumer.getmany(timeout_ms=int(TICK * 1000))).values():
                     harvest.values += [record.value.decode() for record in records]
             except KafkaError as error:
                 harvest.errors.add(error_name(error))
-        return harvest.outcome()
 
     @step
     async def rebalance(self, topics: list[str], group: str, partitions: int) -> list[list[int]]:
@@ -204,6 +222,13 @@ class Client:
 
     def _by_topic(self, topics: list[dict[str, Any]]) -> dict[str, str]:
         return {topic["topic"]: jobs.name(topic["error_code"]) for topic in topics}
+
+    @step
+    async def alter_configs(self, topics: list[str], whole: bool = True) -> dict[str, str]:
+        assert whole, "it has no other request"
+        wanted = [ConfigResource(ConfigResourceType.TOPIC, topic, dict([SETTING])) for topic in topics]
+        (reply,) = await (await self._admin_client()).alter_configs(wanted)
+        return {told["resource_name"]: jobs.name(told["error_code"]) for told in reply.to_object()["resources"]}
 
     @step
     async def describe_groups(self, groups: list[str]) -> dict[str, str]:

@@ -4,8 +4,8 @@ from typing import Any
 
 import jobs
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
-from jobs import PATIENCE, TICK, Harvest, halves, serve, shares
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
+from jobs import AUTO_COMMIT_MS, PATIENCE, SETTING, TICK, Harvest, halves, serve, shares
 
 
 def error_name(error: KafkaError) -> str:
@@ -110,8 +110,21 @@ class Client:
         return self._read(self._consumers[""], count, errors, wait, ignore="GroupAuthorization")
 
     def consume(
-        self, topics: list[str], group: str, protocol: str = "classic", count: int = 0, errors: int = 0, wait: float = PATIENCE
+        self,
+        topics: list[str],
+        group: str,
+        protocol: str = "classic",
+        count: int = 0,
+        errors: int = 0,
+        wait: float = PATIENCE,
+        auto: bool = False,
     ) -> dict[str, list[str]]:
+        if auto:
+            member = self._consumer({"group.id": group, "auto.commit.interval.ms": AUTO_COMMIT_MS})
+            member.subscribe(topics)
+            harvest = self._read(member, count, errors, wait)
+            member.close()
+            return harvest
         key = (group, protocol)
         if key not in self._consumers:
             self._consumers[key] = self._member(group, protocol)
@@ -179,6 +192,16 @@ class Client:
 
     def delete_topics(self, topics: list[str]) -> dict[str, str]:
         return {topic: outcome(future) for topic, future in self.admin.delete_topics(topics).items()}
+
+    def alter_configs(self, topics: list[str], whole: bool = False) -> dict[str, str]:
+        setting = ConfigEntry(*SETTING, incremental_operation=AlterConfigOpType.SET)
+        if whole:
+            made = self.admin.alter_configs([ConfigResource(ResourceType.TOPIC, topic, dict([SETTING])) for topic in topics])
+        else:
+            made = self.admin.incremental_alter_configs(
+                [ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[setting]) for topic in topics]
+            )
+        return {resource.name: outcome(future) for resource, future in made.items()}
 
     def describe_groups(self, groups: list[str]) -> dict[str, str]:
         return {group: outcome(future) for group, future in self.admin.describe_consumer_groups(groups).items()}

@@ -10,14 +10,19 @@ The steps, by ``do``:
 produce               records {topic: [value]}, idempotent, acks            {topic: "ok" or an error}
 transaction           name, records, offsets {group, topic, offset}, end    "ok" or an error (and an abort); topic by topic
 fetch                 topics, count, errors, wait                           {values, errors}; partition 0, from the beginning
-consume               topics, group, protocol, count, errors, wait          {values, errors}; as a member of the group
+consume               topics, group, protocol, count, errors, wait, auto    {values, errors}; as a member of the group
 rebalance             topics, group, protocol, partitions                   partitions of one member, of two, of the first again
 list_topics                                                                 [topic] or an error
 describe_topics       topics                                                {topic: number of partitions or an error}
 create_topics         topics {topic: partitions}                            {topic: "ok" or an error}
 delete_topics         topics                                                {topic: "ok" or an error}
+alter_configs         topics, whole                                         {topic: "ok" or an error}
 describe_groups       groups                                                {group: "ok" or an error}
+pause                 seconds                                               "ok"
 ====================  ====================================================  ==================================================
+
+With ``auto`` a member commits by itself, and leaves at the end of the step. ``whole`` asks by AlterConfigs, which replaces all
+settings of a topic, and not by IncrementalAlterConfigs.
 
 Errors have the names of the Java clients' exceptions without the word Exception.
 """
@@ -31,6 +36,10 @@ from typing import Any
 
 # How long a step may take (seconds); only a failure waits for all of it.
 PATIENCE = 20.0
+# How often who commits by itself does so.
+AUTO_COMMIT_MS = 100
+# What alter_configs sets.
+SETTING = ("retention.ms", "86400000")
 TICK = 0.1
 # Of the protocol's error codes those that a test can meet.
 ERRORS = {
@@ -64,11 +73,17 @@ def _run(client: Callable[[dict[str, Any]], Any], job: dict[str, Any]) -> None:
         try:
             for number, step in enumerate(job["steps"]):
                 arguments = dict(step)
-                _say(job, number, outcome=getattr(made, arguments.pop("do"))(**arguments))
+                what = arguments.pop("do")
+                _say(job, number, outcome=_pause(**arguments) if what == "pause" else getattr(made, what)(**arguments))
         finally:
             made.close()
     except Exception as fault:
         _say(job, number, fault=f"{type(fault).__name__}: {fault}")
+
+
+def _pause(seconds: float) -> str:
+    time.sleep(seconds)
+    return "ok"
 
 
 def _say(job: dict[str, Any], step: int, **what: Any) -> None:

@@ -5,8 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jobs
-from jobs import PATIENCE, TICK, Harvest, first_error, halves, serve, shares
+from jobs import AUTO_COMMIT_MS, PATIENCE, SETTING, TICK, Harvest, first_error, halves, serve, shares
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
@@ -97,8 +98,14 @@ class Client:
         return self._read(consumer, count, errors, wait)
 
     def consume(
-        self, topics: list[str], group: str, count: int = 0, errors: int = 0, wait: float = PATIENCE
+        self, topics: list[str], group: str, count: int = 0, errors: int = 0, wait: float = PATIENCE, auto: bool = False
     ) -> dict[str, list[str]]:
+        if auto:
+            member = self._consumer(group_id=group, auto_commit_interval_ms=AUTO_COMMIT_MS)
+            member.subscribe(topics)
+            seen = self._read(member, count, errors, wait)
+            member.close()
+            return seen
         if group not in self._consumers:
             self._consumers[group] = self._member(group)
         consumer = self._consumers[group]
@@ -165,6 +172,11 @@ class Client:
 
     def _by_topic(self, reply: dict[str, Any]) -> dict[str, str]:
         return {topic["name"]: jobs.name(topic["error_code"]) for topic in reply["topics"]}
+
+    def alter_configs(self, topics: list[str]) -> dict[str, str]:
+        wanted = [ConfigResource(ConfigResourceType.TOPIC, topic, dict([SETTING])) for topic in topics]
+        (told,) = self.admin.alter_configs(wanted, raise_on_unknown=False, incremental=True).values()
+        return {topic: "ok" if text == "OK" else error_name(KafkaError(text)) for topic, text in told.items()}
 
     def describe_groups(self, groups: list[str]) -> dict[str, str]:
         outcomes = {}
