@@ -415,7 +415,7 @@ def text(encoded: bytes, compact: bool) -> str | None:
     try:
         return encoded[reader.at :].decode()
     except UnicodeDecodeError:
-        raise MalformedError("bad-utf-8") from None
+        raise MalformedError("bad-utf8") from None
 
 
 def framed(correlation_id: int, body: bytes, *, tags: bool) -> bytes:
