@@ -27,8 +27,12 @@ from tests.property.kafka_words import VERSIONS
 
 HEAD = 4  # bytes: split, mend, length of the client's part
 MEND = 1
+MIN_FRAME = 8  # bytes
+SEQUENCES = 200  # seeds of several requests
 _METADATA = b"\0\x03"
 PAIR = one_topic()
+# Those of which the parser remembers something.
+SEQUENCED = [(key, version) for key, version in VERSIONS if key in (0, 1, 3, 17, 18, 36)]
 
 
 def feed(step: Callable[[bytes], Playbook], data: bytes, piece: int) -> None:
@@ -61,8 +65,14 @@ def play(client: bytes, server: bytes, piece: int) -> tuple[bytes, object]:
 
 
 def mended(frames: bytes) -> bytes:
-    """One frame of all of them, its size field true."""
-    return (len(frames) - 4).to_bytes(4, "big") + frames[4:] if len(frames) >= 4 else frames
+    """The frames, the size field of the last one true."""
+    at = 0
+    while at + 4 <= len(frames):
+        end = at + 4 + int.from_bytes(frames[at : at + 4], "big")
+        if not at + MIN_FRAME <= end <= len(frames):
+            return frames[:at] + (len(frames) - at - 4).to_bytes(4, "big") + frames[at + 4 :]
+        at = end
+    return frames
 
 
 def test_one_input(data: bytes) -> None:
@@ -87,14 +97,30 @@ def test_one_input(data: bytes) -> None:
 
 
 def seeds(folder: Path) -> None:
-    """A request and its reply for every API and version, written by kafka-python and kio."""
-    for key, version in VERSIONS:
-        asker, answerer = Asker(f"{key} {version}"), ReplyWriter(f"{key} {version}")
-        asked = asker.frame(key, version)
-        told = bytearray(answerer.reply(key, version))
+    """A request and its reply for every API and version, written by kafka-python and kio, and some sequences of them."""
+
+    def pair(key: int, version: int, seed: str) -> tuple[bytes, bytes]:
+        asked = Asker(seed).frame(key, version)
+        told = bytearray(ReplyWriter(seed).reply(key, version))
         told[4:8] = asked[8:12]
-        head = bytes((200, MEND)) + len(asked).to_bytes(2, "big")
-        (folder / f"{key}-{version}").write_bytes(head + asked + told)
+        return asked, bytes(told)
+
+    def write(name: str, *pairs: tuple[bytes, bytes]) -> None:
+        client, server = (b"".join(parts) for parts in zip(*pairs, strict=True))
+        if len(client) < 2**16:
+            (folder / name).write_bytes(bytes((200, MEND)) + len(client).to_bytes(2, "big") + client + server)
+
+    for key, version in VERSIONS:
+        write(f"{key}-{version}", pair(key, version, f"{key} {version}"))
+    for number in range(SEQUENCES):
+        asker = Asker(f"sequence {number}")
+        write(
+            f"sequence-{number}",
+            *(
+                pair(*asker.random.choice(SEQUENCED), f"sequence {number} {place}")
+                for place in range(asker.random.randrange(2, 5))
+            ),
+        )
 
 
 if __name__ == "__main__":

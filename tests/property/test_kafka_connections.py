@@ -14,7 +14,7 @@ SOAK = os.environ.get("SLUICE_SOAK") == "1"
 CONNECTIONS = 100_000 if SOAK else 2_000
 # Seconds of processor time. A step walks a small frame, or refuses it.
 SLOWEST = 0.5
-PER_BYTE = 100e-6
+PER_BYTE = 20e-6
 pytestmark = pytest.mark.timeout(3600 if SOAK else 120)
 
 
