@@ -1,0 +1,70 @@
+"""A real broker as a workload, whose clients are another one, for conversations with it through the agent."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka.admin import NewTopic
+
+from tests.harness import SLUICE, Workload
+from tests.kafka import broker
+from tests.kafka.admin import PATIENCE, Administrator
+from tests.kafka.broker import Broker
+from tests.kafka.conftest import require
+from tests.requirements import require_bpf
+
+
+@dataclass(frozen=True)
+class RealBroker:
+    """``apps`` are its clients, under the rules that are in ``documents``."""
+
+    kafka: Broker
+    apps: Workload
+    administrator: Administrator
+    documents: str
+
+    @property
+    def port(self) -> int:
+        return self.kafka.port()
+
+    def topic_ids(self, topics: Sequence[str]) -> dict[str, bytes]:
+        from confluent_kafka import TopicCollection
+
+        told = self.administrator.client.describe_topics(TopicCollection(list(topics)))
+        ids = {name: future.result(PATIENCE).topic_id for name, future in told.items()}
+        return {
+            name: (i.get_most_significant_bits() % 2**64).to_bytes(8, "big")
+            + (i.get_least_significant_bits() % 2**64).to_bytes(8, "big")
+            for name, i in ids.items()
+        }
+
+
+@contextlib.contextmanager
+def real_broker(folder: Path, topics: Sequence[str], rules: Sequence[dict[str, Any]]) -> Iterator[RealBroker]:
+    """Starts a broker that allows everything, with these topics."""
+    require_bpf()
+    require(broker.missing())
+    with contextlib.ExitStack() as stack:
+        apps, place = Workload("apps"), Workload("kafka")
+        for workload in (apps, place):
+            stack.callback(workload.close)
+        kafka = stack.enter_context(Broker(folder, prefix=(SLUICE, "exec", place.name, "--")))
+        administrator = Administrator(kafka)
+        for future in administrator.client.create_topics([NewTopic(topic, 1, 1) for topic in topics]).values():
+            future.result(PATIENCE)
+        documents = f"""{apps.document()}{place.document()}apiVersion: sluice.dev/v1
+kind: ApiPolicy
+metadata: {{name: real-broker}}
+spec:
+  endpointSelector: {{matchLabels: {json.dumps(apps.labels)}}}
+  egress:
+  - toEndpoints: [{{matchLabels: {json.dumps(place.labels)}}}]
+    toPorts:
+    - ports: [{{port: "{kafka.port()}", protocol: TCP}}]
+      rules: {{kafka: {json.dumps(list(rules))}}}
+---
+"""
+        yield RealBroker(kafka, apps, administrator, documents)
