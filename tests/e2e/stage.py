@@ -97,9 +97,15 @@ def answer_ok(line: Line) -> None:
 
 
 class Stage:
-    """``rules`` gives the HTTP rules (YAML flow) of each server by its name; see ``client`` and ``records``."""
+    """``rules`` gives the rules (YAML flow) of each server by its name, for ``protocol``; see ``client`` and ``records``.
 
-    def __init__(self, folder: Path, rules: Mapping[str, str], *options: str) -> None:
+    ``documents`` are further ones for the agent.
+    """
+
+    def __init__(
+        self, folder: Path, rules: Mapping[str, str], *options: str, protocol: str = "http", documents: str = ""
+    ) -> None:
+        self._protocol = protocol
         self._stack = contextlib.ExitStack()
         self.web = self.workload("web")
         self.servers = {name: self.workload(name) for name in rules}
@@ -107,7 +113,7 @@ class Stage:
         self._failures: list[AssertionError] = []  # of the servers' parts
         self.parts: dict[str, Part] = dict.fromkeys(rules, answer_ok)
         self.listeners = {name: self._listen(name) for name in rules}
-        self.documents = self.web.document() + "".join(self._documents(name, text) for name, text in rules.items())
+        self.documents = documents + self.web.document() + "".join(self._documents(name, text) for name, text in rules.items())
         self.agent = self._stack.enter_context(Sluice(folder, self.documents, *options))
         self._told = 0
 
@@ -146,7 +152,7 @@ spec:
   - fromEndpoints: [{{matchLabels: {json.dumps(self.web.labels)}}}]
     toPorts:
     - ports: [{{port: "{self.listeners[name].port}", protocol: TCP}}]
-      rules: {{http: {rules.removeprefix("audit ")}}}
+      rules: {{{self._protocol}: {rules.removeprefix("audit ")}}}
 ---
 """
 
@@ -186,9 +192,11 @@ spec:
         self._stack.close()
 
 
-def staged(folder: Path, rules: Mapping[str, str], *options: str) -> Iterator[Stage]:
+def staged(
+    folder: Path, rules: Mapping[str, str], *options: str, protocol: str = "http", documents: str = ""
+) -> Iterator[Stage]:
     """For fixtures: ``yield from staged(...)``."""
-    stage = Stage(folder, rules, *options)
+    stage = Stage(folder, rules, *options, protocol=protocol, documents=documents)
     try:
         yield stage
         stage.check_end()
