@@ -204,10 +204,11 @@ class KafkaParser:
             return ()
         if direction is Direction.REPLY:
             return self._read_reply(data, end)
+        judged = self._judged
         try:
             return self._read_request(data, end)
         except MalformedError as error:
-            return [self._fail(error.reason, limit=error.limit)]
+            return [self._fail(error.reason, judged, limit=error.limit)]
 
     def on_ruling(self, number: int, ruling: Ruling) -> Sequence[Verb]:
         asked, self._asked = self._asked, None
@@ -220,8 +221,13 @@ class KafkaParser:
 
     def on_outage(self, outage: Outage) -> Sequence[Verb]:
         if outage is Outage.SLOW_CLIENT:
-            return [self._fail(outage.value)]
+            return [self._fail(outage.value, self._judged)]
         return () if self._oldest is None else [self._fail(outage.value, self._oldest)]
+
+    @property
+    def _judged(self) -> int | None:
+        """The call whose request was judged and is not there as a whole: it has its record, whatever comes of it."""
+        return self._half[0].number if self._half is not None else None
 
     @property
     def _oldest(self) -> int | None:

@@ -228,22 +228,25 @@ def check(played: Played) -> dict[str, int]:
             assert named <= {ALLOWED, ALLOWED_ID.hex} or _is_probe(played, read, frame), "a denied topic reached the broker"
             assert not read.all_topics or int.from_bytes(frame[4:6], "big") == _METADATA  # of which the reply is filtered
             seen["topics passed"] += len(read.topics)
-    asked = iter(_correlation_ids(played.sent))
+    # Also of one without an end: what goes on with a session that nobody knows is answered at once.
+    asked = iter([frame[8:12] for frame in _begun(played.sent)])
     for told in split_frames(play.to_client):
         assert told[4:8] in asked, "a reply out of order, or to nobody"
         seen["replies"] = seen.get("replies", 0) + 1
     for record in play.records:
         seen[f"{record.verdict}"] = seen.get(f"{record.verdict}", 0) + 1
-    numbers = [record.id for record in play.records]
-    assert len(numbers) == len(set(numbers)), "a call has more than one record"
+    ours = sum(frame[4:12] == _OUR_QUESTION and frame not in played.sent for frame in split_frames(play.to_server))
+    of_requests = [record for record in play.records if record.reason != "reply-unasked"]
+    assert len(of_requests) <= ours + sum(1 for _ in _begun(played.sent)), "a request has more than one record"
     return seen
 
 
-def _correlation_ids(sent: bytes) -> Iterator[bytes]:
-    """Of all requests, one without an end included: what goes on with a session that nobody knows is answered at once."""
-    while len(sent) >= 12:
-        yield sent[8:12]
-        sent = sent[4 + max(int.from_bytes(sent[:4], "big", signed=True), 8) :]
+def _begun(sent: bytes) -> Iterator[bytes]:
+    """All requests, also one without an end. What is no request has no next one, because the connection is closed."""
+    while sent:
+        size = 4 + int.from_bytes(sent[:4], "big", signed=True)
+        yield sent[:size] if size >= 12 else sent
+        sent = sent[size:] if size >= 12 else b""
 
 
 def _is_probe(played: Played, read: Facts, frame: bytes) -> bool:

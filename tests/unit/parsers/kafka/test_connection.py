@@ -18,7 +18,7 @@ from parsers.contract import ApiCall, Direction, Fail, Hold, Outage
 from parsers.kafka import connection
 from parsers.kafka.connection import SUPPORTED, KafkaParser
 from policies.decide import Decision, Verdict
-from proxy.flow import Close
+from proxy.flow import HEAD_TIMEOUT, Close
 from tests.flow_playbook import Dialogue, Policy, Records
 
 SOAK = os.environ.get("SLUICE_SOAK") == "1"
@@ -559,6 +559,23 @@ class TestHostile:
     def test_a_request_that_is_cut_off_leaves_a_record(self) -> None:
         play = talk().client(metadata(1, [ORDERS])[:-5]).client_ends()
         assert [record.reason for record in play.records] == ["truncated-request"]
+
+    @pytest.mark.parametrize("last", ["ends", "is malformed", "does not come"])
+    def test_a_denied_request_that_comes_to_a_bad_end_has_one_record(self, last: str) -> None:
+        frame = produce(1, SECRETS)
+        longer = struct.pack(">i", len(frame) - 3) + frame[4:]
+        play = talk().client(longer)
+        assert not play.flow.over
+        if last == "ends":
+            play.client_ends()
+        elif last == "is malformed":
+            play.client(b"\0")
+        else:
+            play.wait(HEAD_TIMEOUT).wait(1)
+        assert (play.to_client, play.to_server) == (b"", b"")
+        assert [(record.method, record.verdict, record.status) for record in play.records] == [
+            ("Produce", "DENIED", "unanswered")
+        ]
 
     def test_a_request_to_several_topics_is_kept_no_longer_than_its_bound(self) -> None:
         frame = produce(1, ORDERS, SECRETS, records=bytes(connection.HELD_REQUEST_MAX))
