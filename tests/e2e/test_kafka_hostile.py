@@ -9,6 +9,7 @@ import json
 import os
 import random
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -69,8 +70,8 @@ class Neighbour:
 class KafkaStage:
     """The stage with its fake broker, and the neighbour, whose records are left out."""
 
-    def __init__(self, stage: Stage, neighbour: Neighbour) -> None:
-        self.stage, self.neighbour = stage, neighbour
+    def __init__(self, stage: Stage, real: RealBroker, neighbour: Neighbour) -> None:
+        self.stage, self.real, self.neighbour = stage, real, neighbour
         self._at = 0  # bytes of the audit file that have been read
         self._fresh: list[dict[str, Any]] = []
 
@@ -131,7 +132,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaStage]:
         inner = next(made)
         neighbour = Neighbour(real, folder)
         try:
-            kafka = KafkaStage(inner, neighbour)
+            kafka = KafkaStage(inner, real, neighbour)
             yield kafka
             assert kafka.untold() == 0
             neighbour.stop()
@@ -239,13 +240,34 @@ def test_who_says_nothing_leaves_no_trace(stage: KafkaStage) -> None:
 
 
 @pytest.mark.skipif(not SOAK, reason="takes HEAD_TIMEOUT; unit tests cover it: SLUICE_SOAK=1")
-@pytest.mark.parametrize("data", [b"\0", GOOD[:20], SECRET[:-1]], ids=["one byte", "half a head", "all but the last byte"])
-def test_an_unfinished_request_has_its_time(stage: KafkaStage, data: bytes) -> None:
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [(b"\0", "client-timeout"), (GOOD[:20], "client-timeout"), (SECRET[:-1], "no-rule-matched")],
+    ids=["one byte", "half a head", "all but the last byte"],
+)
+def test_an_unfinished_request_has_its_time(stage: KafkaStage, data: bytes, reason: str) -> None:
     with stage.client() as client:
         client.sock.settimeout(HEAD_TIMEOUT + PATIENCE)
         assert client.send(data).rest() == b""
     (record,) = stage.records(1)
-    assert (record["verdict"], record["reason"]) == ("DENIED", "client-timeout")
+    assert (record["verdict"], record["reason"]) == ("DENIED", reason)
+    stage.neighbour.works_on()
+
+
+@pytest.mark.parametrize("acks", [1, 0])
+def test_bytes_behind_an_allowed_request_are_the_brokers_to_refuse(stage: KafkaStage, acks: int) -> None:
+    """It was judged by its beginning, and nothing behind that can name a topic."""
+    data = sized(raw.produce(7, 9, [ORDERS], acks)[4:] + b"\0") + raw.metadata(8, 9, [ORDERS])
+
+    def told(connection: socket.socket) -> bytes:
+        with Line(connection) as line:
+            return line.send(data).end().rest()
+
+    direct = told(socket.create_connection(("127.0.0.1", stage.real.port), PATIENCE))
+    assert told(stage.real.apps.connect(stage.real.port)) == direct
+    print(direct)
+    records = stage.records(2 if acks == 0 else 1)
+    assert {record["verdict"] for record in records} == {"ALLOWED"}
     stage.neighbour.works_on()
 
 
