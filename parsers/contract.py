@@ -53,11 +53,14 @@ class ApiCall(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     wire_length: int = 0
     # Why a rule that looks at the path must not match (RFC 3986: what the server would see is not certain), or None.
     path_fault: str | None = None
-    # The protocol can refuse some of the resources and grant the rest, and the parser will do so.
+    # The protocol can refuse some of the resources and grant the rest, and the parser will do so: of topics that are for a
+    # group or a transactional id, the topics.
     divisible: bool = False
+    # The resources have nothing to do with each other: each is judged by itself. Not for calls about all topics.
+    separate: bool = False
     # The call is about every topic there is, whatever topics are among its resources.
     all_topics: bool = False
-    # Something is left of the call when all its topics are refused: Kafka's Metadata also tells who the brokers are.
+    # Something is left of the call when all that it names is refused: Kafka's Metadata also tells who the brokers are.
     remainder: bool = False
 
 
@@ -94,7 +97,7 @@ class Ruling(Protocol):
 
     @property
     def per_resource(self) -> Mapping[str, str] | None:
-        """The verdict of each topic of a divisible call that is allowed in part; None: it is allowed, or denied, as a whole."""
+        """The verdicts of what is told apart of a divisible call that is allowed in part; None: it is as a whole, or denied."""
         ...
 
     def grants(self, resource: str) -> bool:

@@ -83,8 +83,9 @@ class Decision(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     ``policy`` and ``rule`` name what decided, if one thing did; ``detail`` has the names of all policies that were asked.
     ``reason`` is a stable kebab-case token. ``would`` is "DENY" when only ``mode: audit`` let the call pass.
     ``notes`` are findings that changed nothing, such as a ``headerMatches`` mismatch with LOG. ``per_resource`` is what
-    becomes of each topic of a PARTIAL call. ``summary``: its record may stand for several calls (``record: summary``).
-    ``granting`` is asked by ``grants`` about resources where not all have the same verdict.
+    becomes of each topic of a PARTIAL call, or of each resource where every one is judged by itself. ``summary``: its record
+    may stand for several calls (``record: summary``). ``granting`` is asked by ``grants`` about resources where not all have
+    the same verdict.
     """
 
     verdict: Verdict
@@ -430,11 +431,11 @@ class Pair:
         if call.divisible:
             verdicts: dict[str, Verdict] = {}
             for piece, decision in judged:
-                for topic in piece.resources:
-                    if topic.startswith(TOPIC) and verdicts.get(topic) is not Verdict.DENIED:
-                        verdicts[topic] = Verdict.ALLOWED if decision.allowed else Verdict.DENIED
+                for name in piece.resources:
+                    if (call.separate or name.startswith(TOPIC)) and verdicts.get(name) is not Verdict.DENIED:
+                        verdicts[name] = Verdict.ALLOWED if decision.allowed else Verdict.DENIED
             some = any(verdict is Verdict.ALLOWED for verdict in verdicts.values())
-            if some or ((call.all_topics or call.remainder) and self._allows_all(_without_topics(call))):
+            if some or ((call.all_topics or call.remainder) and self._allows_all(_remainder(call))):
                 return msgspec.structs.replace(denied, verdict=Verdict.PARTIAL, per_resource=verdicts, granting=granting)
         return msgspec.structs.replace(denied, granting=granting)
 
@@ -637,8 +638,9 @@ def _connection(entries: Sequence[Entry], allowing: Sequence[Entry], restricted:
     return Outcome(Rank.ALLOW, "default-allow")
 
 
-def _without_topics(call: ApiCall) -> ApiCall:
-    others = tuple(resource for resource in call.resources if not resource.startswith(TOPIC))
+def _remainder(call: ApiCall) -> ApiCall:
+    """What is left of a call without all that is told apart."""
+    others = () if call.separate else tuple(resource for resource in call.resources if not resource.startswith(TOPIC))
     return msgspec.structs.replace(call, resources=others, all_topics=False)
 
 
@@ -650,7 +652,7 @@ class _Granting:
 
     def __call__(self, resource: str) -> bool:
         resources: tuple[str, ...] = (resource,)
-        if resource.startswith(TOPIC):  # a rule may be about this topic for that group
+        if resource.startswith(TOPIC) and not self._call.separate:  # a rule may be about this topic for that group
             resources += tuple(one for one in self._call.resources if one.startswith((GROUP, TRANSACTIONAL_ID)))
         call = msgspec.structs.replace(self._call, resources=resources, all_topics=False)
         try:

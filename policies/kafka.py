@@ -100,6 +100,12 @@ def pieces(call: ApiCall) -> Iterator[ApiCall]:
 
     A call about all topics has a piece that is about them all. Raises `ValueError` for more than `MAX_PIECES`.
     """
+    if call.separate and len(call.resources) > 1:
+        if len(call.resources) > MAX_PIECES:
+            raise ValueError("too many resources in one call")
+        for name in call.resources:
+            yield msgspec.structs.replace(call, resources=(name,))
+        return
     kinds = [[name for name in call.resources if name.startswith(kind)] for kind in (TOPIC, GROUP, TRANSACTIONAL_ID)]
     if all(len(names) <= 1 for names in kinds) and not (kinds[0] and call.all_topics):
         yield call

@@ -113,7 +113,7 @@ class _Open:
         self.words: tuple[bytes, str] | None = None  # with their status
         self.probe = False  # a question of ours: its reply is for nobody else
         self.granting: Callable[[str], bool] | None = None  # which topics of the reply may be seen; None: all
-        self.merged: Sequence[bytes] = ()  # entries that say of topics which the broker did not get to see that they are denied
+        self.merged: Sequence[bytes] = ()  # entries that say of what the broker did not get to see that it is denied
         self.refusal = denials.TOPIC_DENIED  # the code of one of them
         self.session: Session | None = None  # of a Fetch: what it makes or goes on with
         self.forgotten: Sequence[Partitions] = ()
@@ -128,6 +128,7 @@ class _Asked(msgspec.Struct):
     data: bytes  # the frame, or the beginning of it that was looked at
     names: tuple[str, ...] = ()  # of request.topics
     resources: tuple[str, ...] = ()
+    elements: tuple[str | None, ...] = ()  # of request.elements, as resources
     session: Session | None = None  # of an incremental Fetch
     unknown: tuple[int, ...] = ()  # positions of topics whose ids nobody knows
     instead: tuple[bytes, str] | None = None  # our words, whatever the ruling, with their status
@@ -289,18 +290,19 @@ class KafkaParser:
         asked = _Asked(self._number(), request, data, tuple(self._name(topic) for topic in request.topics))
         if unknown:
             asked.unknown = tuple(i for i, topic in enumerate(request.topics) if topic.topic_id in unknown)
-        topics: Collection[str] = asked.names
+        topics = tuple(f"topic:{name}" for name in asked.names)
+        asked.elements = tuple(one.resource for one in request.named) or topics
         if request.session is not None and request.session[1] not in (INITIAL_EPOCH, FINAL_EPOCH):
             asked.session = self._sessions.get(request.session[0], request.version)
             if asked.session is None:
                 code = denials.SESSION_NOT_FOUND
                 asked.instead = denials.fetch_session_error(request, code), f"kafka:{code}"
             else:
-                topics = (*asked.session.topics, *asked.names)
+                topics = (*(f"topic:{name}" for name in asked.session.topics), *topics)
         asked.resources = tuple(
             dict.fromkeys(
                 (
-                    *(f"topic:{name}" for name in topics),
+                    *topics,
                     *(f"group:{group}" for group in request.groups),
                     *(f"transactionalId:{name}" for name in request.transactional_ids),
                 )
@@ -360,10 +362,12 @@ class KafkaParser:
             return self._probe(asked, ruling)
         if asked.instead is not None:
             return self._answer(asked, *asked.instead)
-        refused = {i: denials.TOPIC_DENIED for i, name in enumerate(asked.names) if not ruling.grants(f"topic:{name}")}
+        refused = {
+            i: denials.code_of(one) for i, one in enumerate(asked.elements) if one is not None and not ruling.grants(one)
+        }
         # Whether what nobody knows is allowed, nobody can tell.
         refused |= dict.fromkeys(asked.unknown, denials.UNKNOWN_TOPIC_ID)
-        nothing_left = bool(refused) and len(refused) == len(request.topics) and not _has_remainder(request)
+        nothing_left = bool(refused) and len(refused) == len(asked.elements) and not _has_remainder(request)
         if not ruling.allowed or nothing_left:
             return self._refuse(asked, ruling, refused)
         if asked.session is not None and not all(ruling.grants(f"topic:{name}") for name in asked.session.topics):
@@ -438,10 +442,10 @@ class KafkaParser:
             return [_MORE]
         request = asked.request
         code = denials.told_code(request, denials.denied_code(asked.resources, ruling.grants))
-        topic_codes = dict.fromkeys(asked.unknown, denials.UNKNOWN_TOPIC_ID)
+        codes = dict.fromkeys(asked.unknown, denials.UNKNOWN_TOPIC_ID)
         if request.api_key == _ADD_PARTITIONS and code == denials.TOPIC_DENIED:
-            topic_codes |= denials.not_attempted(request, refused)
-        words = denials.denial(request, frame, code, topic_codes)
+            codes |= denials.not_attempted(request, refused)
+        words = denials.denial(request, frame, code, codes)
         if words is None:
             return [Drop(request.size, asked.number), Done(asked.number)]
         status = denials.UNKNOWN_TOPIC_ID if asked.unknown and ruling.allowed else code
@@ -634,12 +638,15 @@ class KafkaParser:
 
 
 def _may_be_split(request: Request) -> bool:
-    return request.topic_array is not None and splits.splits_exactly(request.api_key, request.version)
+    return request.array is not None and splits.splits_exactly(request.api_key, request.version)
 
 
 def _has_remainder(request: Request) -> bool:
-    """Whether a request without any of its topics makes sense: in version 0 it would be about all topics."""
-    return request.api_key == _METADATA and request.version > 0 and request.topic_array is not None
+    """Whether a request makes sense without all that policy may refuse of it."""
+    if request.named:
+        return any(one.resource is None for one in request.named)
+    # In version 0 of Metadata no topics are all topics.
+    return request.api_key == _METADATA and request.version > 0 and request.array is not None
 
 
 def _may_be_filtered(request: Request) -> bool:
@@ -650,8 +657,8 @@ def _may_be_filtered(request: Request) -> bool:
 def call_of(request: Request, resources: tuple[str, ...], principal: str | None = None) -> ApiCall:
     """A request as policy is asked about it. ``resources``: what it names, all topics by their names."""
     make = _kept_call if len(resources) <= _KEPT_RESOURCES_MAX else _call
-    divisible = _may_be_filtered(request) or (bool(request.topics) and _may_be_split(request))
-    more = divisible, request.all_topics, _has_remainder(request)
+    divisible = _may_be_filtered(request) or (bool(request.elements) and _may_be_split(request))
+    more = divisible, bool(request.named), request.all_topics, _has_remainder(request)
     return make(request.api, request.api_key, request.version, (request.client_id, principal), resources, more)
 
 
@@ -661,10 +668,10 @@ def _call(
     version: int,
     who: tuple[str | None, str | None],
     resources: tuple[str, ...],
-    more: tuple[bool, bool, bool],
+    more: tuple[bool, bool, bool, bool],
 ) -> ApiCall:
     client_id, principal = who
-    divisible, all_topics, remainder = more
+    divisible, separate, all_topics, remainder = more
     attributes: dict[str, str | int] = {"apiKey": api_key, "apiVersion": version}
     if client_id is not None:
         attributes["clientId"] = client_id
@@ -677,6 +684,7 @@ def _call(
         attributes=attributes,
         wire_length=sum(map(len, resources)),
         divisible=divisible,
+        separate=separate,
         all_topics=all_topics,
         remainder=remainder,
     )

@@ -50,6 +50,8 @@ _TEXTS = {
     UNKNOWN_TOPIC_ID: "This server does not host this topic ID.",
 }
 _OTHER_TEXT = "Access denied"
+# In the order in which a broker asks for them.
+_KINDS = {"transactionalId": TRANSACTIONAL_ID_DENIED, "group": GROUP_DENIED, "topic": TOPIC_DENIED}
 _ABOUT_TOPICS = frozenset({TOPIC_DENIED, UNKNOWN_TOPIC_ID})
 _RESOURCE_CODES = {
     2: TOPIC_DENIED,
@@ -63,11 +65,11 @@ _SASL = (17, 36)
 _CLUSTER_APIS = frozenset({27, 34, 35, 43, 45, 46, 55})
 
 
-def denial(request: Request, frame: bytes, code: int, topic_codes: Mapping[int, int] | None = None) -> bytes | None:
+def denial(request: Request, frame: bytes, code: int, codes: Mapping[int, int] | None = None) -> bytes | None:
     """The whole reply frame that refuses ``request``, or None where the client waits for none (Produce with ``acks`` 0).
 
-    ``code`` is what is denied: a topic (29), a group (30), a transactional id (53) or anything else (31). The topics whose
-    positions in ``request.topics`` are in ``topic_codes`` have those codes instead. Raises ``MalformedError`` for an API or a
+    ``code`` is what is denied: a topic (29), a group (30), a transactional id (53) or anything else (31). The elements whose
+    positions in ``request.elements`` are in ``codes`` have those codes instead. Raises ``MalformedError`` for an API or a
     version without a layout, for a frame that is not as laid out, and for more than ``wire.ELEMENTS_MAX`` partitions.
     """
     api_key, version = request.api_key, request.version
@@ -75,7 +77,7 @@ def denial(request: Request, frame: bytes, code: int, topic_codes: Mapping[int, 
         return None
     code = told_code(request, code)
     shape = _shape(api_key, version)
-    body = _Writer(shape, code, topic_codes or {}).whole(shape.read(frame))
+    body = _Writer(shape, code, codes or {}).whole(shape.read(frame))
     return framed(request.correlation_id, body, tags=shape.tags)
 
 
@@ -88,13 +90,15 @@ def told_code(request: Request, code: int) -> int:
     return code
 
 
+def code_of(resource: str) -> int:
+    """The code of a topic, a group or a transactional id that is denied."""
+    return _KINDS[resource.partition(":")[0]]
+
+
 def denied_code(resources: Collection[str], grants: Callable[[str], bool]) -> int:
     """The code that the broker would answer, which asks for the transactional id first, then for the group, then for topics."""
     denied = {resource.partition(":")[0] for resource in resources if not grants(resource)}
-    for kind, code in (("transactionalId", TRANSACTIONAL_ID_DENIED), ("group", GROUP_DENIED), ("topic", TOPIC_DENIED)):
-        if kind in denied:
-            return code
-    return CLUSTER_DENIED
+    return next((code for kind, code in _KINDS.items() if kind in denied), CLUSTER_DENIED)
 
 
 def not_attempted(request: Request, denied: Collection[int]) -> dict[int, int]:
@@ -118,10 +122,10 @@ def unsupported_version(correlation_id: int, lowest: int, highest: int) -> bytes
     return framed(correlation_id, body, tags=False)
 
 
-def entries(request: Request, frame: bytes, topic_codes: Mapping[int, int]) -> list[bytes]:
-    """The elements of the reply's topic array for the topics at these positions, with these codes, in the request's order."""
+def entries(request: Request, frame: bytes, codes: Mapping[int, int]) -> list[bytes]:
+    """The elements of the reply's array for the request's elements at these positions, with these codes, in its order."""
     shape = _shape(request.api_key, request.version)
-    writer = _Writer(shape, TOPIC_DENIED, topic_codes, chosen=[])
+    writer = _Writer(shape, next(iter(codes.values()), TOPIC_DENIED), codes, chosen=[])
     writer.whole(shape.read(frame))
     return writer.chosen or []
 
@@ -244,15 +248,15 @@ _shape = lru_cache(maxsize=512)(_Shape)
 
 
 class _Writer:
-    """Writes one denial. With ``chosen`` only the topics that have a code of their own, each for itself, are of interest."""
+    """Writes one denial. With ``chosen`` only the elements that have a code of their own, each for itself, are of interest."""
 
-    def __init__(self, shape: _Shape, code: int, topic_codes: Mapping[int, int], chosen: list[bytes] | None = None) -> None:
+    def __init__(self, shape: _Shape, code: int, codes: Mapping[int, int], chosen: list[bytes] | None = None) -> None:
         self.chosen = chosen
         self._shape = shape
         self._code = code
         self._about_topics = code in _ABOUT_TOPICS
-        self._topic_codes = topic_codes
-        self._position = 0  # of the next topic
+        self._codes = codes
+        self._position = 0  # of the next element that is told apart
 
     def whole(self, asked: Element) -> bytes:
         out: list[bytes] = []
@@ -277,7 +281,7 @@ class _Writer:
         out.append(array_count(len(items) + len(leaves), self._shape.compact))
         for item in items:
             self._element(out, many, item, None)
-        if each.topics:
+        if each.apart and self._codes:
             for leaf in leaves:
                 self._element(out, many, None, leaf)
         elif leaves:  # there may be very many of them
@@ -287,16 +291,16 @@ class _Writer:
 
     def _element(self, out: list[bytes], many: _Many, item: Element | None, leaf: bytes | None) -> None:
         code = self._code
-        if many.each.topics:
-            code = self._topic_codes.get(self._position, code)
-            chosen = self._position in self._topic_codes
+        if many.each.by_resource and item is not None:
+            code = _RESOURCE_CODES.get(item.fields["ResourceType"][0], CLUSTER_DENIED)
+        if many.each.apart:
+            chosen = self._position in self._codes
+            code = self._codes.get(self._position, code)
             self._position += 1
             if self.chosen is not None:
                 if not chosen:
                     return
                 out = []
-        elif many.each.by_resource and item is not None:
-            code = _RESOURCE_CODES.get(item.fields["ResourceType"][0], CLUSTER_DENIED)
         outer, self._code = self._code, code
         template = self._shape.element(many, code, self._about_topics)
         if item is None:
@@ -304,7 +308,7 @@ class _Writer:
         else:
             self._structure(out, template, item)
         self._code = outer
-        if many.each.topics and self.chosen is not None:
+        if many.each.apart and self.chosen is not None:
             self.chosen.append(b"".join(out))
 
 

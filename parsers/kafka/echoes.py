@@ -36,7 +36,7 @@ class Each(NamedTuple):
     error: When = When.ALWAYS
     present: When = When.ALWAYS
     always_until: int = -1
-    topics: bool = False  # its elements are the topics of the request, in the request's order
+    apart: bool = False  # its elements are those of the request that are told apart, in the request's order
     by_resource: bool = False  # the code follows from the element's resource type
     distinct: bool = False
 
@@ -49,21 +49,29 @@ class Echo(NamedTuple):
 
 
 def _topics(reply: str, source: str, partitions: Each | None, name: str = "Name", asked: str = "Name") -> Each:
-    return Each(reply, (source,), {name: asked, "TopicId": "TopicId"}, partitions, topics=True)
+    return Each(reply, (source,), {name: asked, "TopicId": "TopicId"}, partitions, apart=True)
 
 
 def _partitions(source: str, index: str = "PartitionIndex", reply: str = "Partitions", asked: str = "PartitionIndex") -> Each:
     return Each(reply, (source,), {index: asked})
 
 
-_RESOURCES = {"ResourceType": "ResourceType", "ResourceName": "ResourceName"}
+def _names(reply: str, source: str, name: str) -> Each:
+    return Each(reply, (source,), {name: ""}, apart=True)
+
+
+def _resources(reply: str) -> Each:
+    echo = {"ResourceType": "ResourceType", "ResourceName": "ResourceName"}
+    return Each(reply, ("Resources",), echo, apart=True, by_resource=True)
+
+
 # OffsetFetch: a topic's error comes with each partition, a group's with the group. Before version 2 there was no such place.
 _OFFSETS = _topics("Topics", "Topics", _partitions("PartitionIndexes", asked=""))._replace(present=When.TOPIC, always_until=1)
 _TXN_TOPICS = _topics(
     "ResultsByTopicV3AndBelow", "V3AndBelowTopics", _partitions("Partitions", reply="ResultsByPartition", asked="")
 )
 
-_GROUPS_BY_ID = Echo((Each("Groups", ("GroupIds",), {"GroupId": ""}),))
+_GROUPS_BY_ID = Echo((_names("Groups", "GroupIds", "GroupId"),))
 # Share groups: as OffsetFetch, its error is the group's or that of each of its topics or partitions.
 _SHARE_OFFSETS = _topics("Topics", "Topics", _partitions("Partitions", asked=""), "TopicName", "TopicName")
 _SHARE_TOPICS = _topics("Responses", "Topics", None, "TopicName", "TopicName")
@@ -85,8 +93,8 @@ ECHOES: dict[str, Echo] = {
         ),
         When.CALL,
     ),
-    "FindCoordinator": Echo((Each("Coordinators", ("CoordinatorKeys",), {"Key": ""}),)),
-    "DescribeGroups": Echo((Each("Groups", ("Groups",), {"GroupId": ""}),)),
+    "FindCoordinator": Echo((_names("Coordinators", "CoordinatorKeys", "Key"),)),
+    "DescribeGroups": Echo((_names("Groups", "Groups", "GroupId"),)),
     "CreateTopics": Echo((_topics("Topics", "Topics", None),)),
     "DeleteTopics": Echo(
         (
@@ -113,14 +121,14 @@ ECHOES: dict[str, Echo] = {
     "TxnOffsetCommit": Echo((_topics("Topics", "Topics", _partitions("Partitions")),)),
     "CreateAcls": Echo((Each("Results", ("Creations",), {}),)),
     "DeleteAcls": Echo((Each("FilterResults", ("Filters",), {}),)),
-    "DescribeConfigs": Echo((Each("Results", ("Resources",), _RESOURCES, by_resource=True),)),
-    "AlterConfigs": Echo((Each("Responses", ("Resources",), _RESOURCES, by_resource=True),)),
-    "IncrementalAlterConfigs": Echo((Each("Responses", ("Resources",), _RESOURCES, by_resource=True),)),
+    "DescribeConfigs": Echo((_resources("Results"),)),
+    "AlterConfigs": Echo((_resources("Responses"),)),
+    "IncrementalAlterConfigs": Echo((_resources("Responses"),)),
     "AlterReplicaLogDirs": Echo(
-        (Each("Results", ("Dirs.Topics",), {"TopicName": "Name"}, _partitions("Partitions", asked=""), topics=True),)
+        (Each("Results", ("Dirs.Topics",), {"TopicName": "Name"}, _partitions("Partitions", asked=""), apart=True),)
     ),
     "CreatePartitions": Echo((_topics("Results", "Topics", None),)),
-    "DeleteGroups": Echo((Each("Results", ("GroupsNames",), {"GroupId": ""}),)),
+    "DeleteGroups": Echo((_names("Results", "GroupsNames", "GroupId"),)),
     "ElectLeaders": Echo(
         (
             Each(
@@ -128,7 +136,7 @@ ECHOES: dict[str, Echo] = {
                 ("TopicPartitions",),
                 {"Topic": "Topic"},
                 _partitions("Partitions", "PartitionId", "PartitionResult", ""),
-                topics=True,
+                apart=True,
             ),
         )
     ),
@@ -151,7 +159,7 @@ ECHOES: dict[str, Echo] = {
         (Each("Results", ("Deletions", "Upsertions"), {"User": "Name"}, distinct=True),),
     ),
     "DescribeProducers": Echo((_topics("Topics", "Topics", _partitions("PartitionIndexes", asked="")),)),
-    "DescribeTransactions": Echo((Each("TransactionStates", ("TransactionalIds",), {"TransactionalId": ""}),)),
+    "DescribeTransactions": Echo((_names("TransactionStates", "TransactionalIds", "TransactionalId"),)),
     "DescribeTopicPartitions": Echo((_topics("Topics", "Topics", None),)),
     "ConsumerGroupDescribe": _GROUPS_BY_ID,
     "ShareGroupDescribe": _GROUPS_BY_ID,

@@ -9,6 +9,7 @@ bounded, so a walk takes time in proportion to the bytes and never more than som
 different things, the request is refused: a broker must never see a topic that was not judged.
 """
 
+from collections.abc import Sequence
 from struct import Struct, unpack_from
 from typing import Never
 
@@ -28,6 +29,7 @@ from parsers.kafka.shapes import (
     KEY_TYPE,
     KIND,
     NAME,
+    NAMES,
     NULL_IS_ALL,
     NUMBERS,
     PARTITION,
@@ -62,6 +64,8 @@ _VARINT_MAX = 0x7FFFFFFF  # a length beyond that would be a negative number to K
 _EPOCHS_ALIKE = 1 << 24  # session epochs whose first byte is zero
 _TOPIC, _GROUP = 2, 32  # kinds of resources that have a configuration: ConfigResource.Type
 _KEY_GROUP, _KEY_TRANSACTION, _KEY_SHARE = 0, 1, 2  # FindCoordinatorRequest.CoordinatorType
+# Share coordinators are asked for by brokers alone, and refused as a whole.
+_KEYS = {_KEY_GROUP: "group", _KEY_TRANSACTION: "transactionalId"}
 # Where a walk keeps the numbers that it finds.
 _NUMBERS = {ACKS: "acks", SESSION_ID: "session_id", SESSION_EPOCH: "session_epoch", KIND: "kind", KEY_TYPE: "key_type"}
 
@@ -80,11 +84,24 @@ class Topic(msgspec.Struct, frozen=True):
     partitions: tuple[int, ...] = ()
 
 
+class Named(msgspec.Struct, frozen=True):
+    """One element of an array of groups, of transactional ids, or of resources that have a configuration.
+
+    ``resource`` is what policy calls it ("group:g"), or None for a configuration that is neither a topic's nor a group's.
+    ``start`` and ``end`` as of a topic.
+    """
+
+    resource: str | None
+    start: int
+    end: int
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What a request asks for, as far as policy looks at it.
 
-    ``size``: bytes of the frame with its size field. ``topic_array``: (start, end of the count, number) of the one array
-    whose elements are the topics, when it is one. ``determined``: length in bytes of the prefix of the frame behind which
+    ``size``: bytes of the frame with its size field. ``array``: (start, end of the count, number) of the one array whose
+    ``elements`` can be told apart, when it is one. ``named``: these elements where they are not just topics; they are among
+    the topics, groups and transactional ids as well. ``determined``: length in bytes of the prefix of the frame behind which
     nothing can change any field but the ends of ranges.
     """
 
@@ -98,11 +115,17 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     groups: tuple[str, ...] = ()
     transactional_ids: tuple[str, ...] = ()
     all_topics: bool = False
-    topic_array: tuple[int, int, int] | None = None
+    array: tuple[int, int, int] | None = None
+    named: tuple[Named, ...] = ()
     forgotten: tuple[Topic, ...] = ()
     acks: int | None = None
     session: tuple[int, int] | None = None
     determined: int = 0
+
+    @property
+    def elements(self) -> Sequence[Topic | Named]:
+        """What its array consists of, in its order."""
+        return self.named or self.topics
 
 
 class _IncompleteError(Exception):
@@ -119,7 +142,7 @@ class _Walk:
     # What most requests do not have is not set for each.
     key_type = _KEY_GROUP
     all_topics = False
-    topic_array: tuple[int, int, int] | None = None
+    array: tuple[int, int, int] | None = None
     topic_arrays = 0
     acks: int | None = None
     session_id: int | None = None
@@ -132,7 +155,7 @@ class _Walk:
     pending: tuple[list[Topic], int] | None = None
     name: str | None = None
     topic_id: bytes | None = None
-    kind = _TOPIC
+    kind: int | None = None  # of a resource that has a configuration
     # Where somebody asks for it: the numbers that are stepped over, as places and lengths.
     free: list[tuple[int, int]] | None = None
 
@@ -145,6 +168,7 @@ class _Walk:
         self.groups: list[str] = []
         self.transactional_ids: list[str] = []
         self.keys: list[str] = []
+        self.named: list[Named] = []
         self.partitions: list[int] = []
 
     # Lengths. Each gives the length or -1 for null, and where what it measures begins.
@@ -302,6 +326,9 @@ class _Walk:
             else:
                 self.resource(self.groups if code == GROUP else self.keys if code == KEY else self.transactional_ids, text)
             return pos
+        if code == NAMES:
+            assert inner is not None
+            return self.names_of(inner, pos, n, null)
         if code >= NUMBERS:
             number, after = self.number(pos, n)
             setattr(self, _NUMBERS[code], number)
@@ -359,15 +386,14 @@ class _Walk:
             into = self.forgotten
         else:
             into = self.topics
-            self.topic_array = (start, pos, n)
+            self.array = (start, pos, n)
             self.topic_arrays += 1
         for element in range(n):
             pos = self.topic(into, inner, pos, pos, last and element == n - 1)
         return pos
 
     def topic(self, into: list[Topic], inner: Block, start: int, pos: int, last: bool) -> int:
-        self.name = self.topic_id = None
-        self.kind = _TOPIC
+        self.name = self.topic_id = self.kind = None
         self.partitions = []
         self.pending = into, start
         pos = self.block(inner, pos, last)
@@ -379,13 +405,35 @@ class _Walk:
             return
         into, start = self.pending
         self.pending = None
-        if self.kind == _GROUP:
-            self.groups.append(self.name or "")
-        elif self.kind == _TOPIC:
-            if self.name is not None and self.topic_id is not None:
-                # A broker takes one and forgets the other, and which one is nothing to rely on.
-                raise MalformedError("topic-name-and-id")
-            into.append(Topic(self.name, self.topic_id, start, end, tuple(self.partitions)))
+        if self.kind is not None:
+            resource = None
+            if self.kind == _GROUP:
+                self.groups.append(self.name or "")
+                resource = f"group:{self.name or ''}"
+            elif self.kind == _TOPIC:
+                into.append(Topic(self.name, None, start, end))
+                resource = f"topic:{self.name}"
+            self.named.append(Named(resource, start, end))
+            return
+        if self.name is not None and self.topic_id is not None:
+            # A broker takes one and forgets the other, and which one is nothing to rely on.
+            raise MalformedError("topic-name-and-id")
+        into.append(Topic(self.name, self.topic_id, start, end, tuple(self.partitions)))
+
+    def names_of(self, inner: Block, start: int, code: int, null: bool) -> int:
+        n, pos = self.count(start, null, inner.least)
+        into = self.groups if code == GROUP else self.keys if code == KEY else self.transactional_ids
+        # Where there are several keys, their type stands before them.
+        kind = "group" if code == GROUP else "transactionalId" if code == TRANSACTIONAL else _KEYS.get(self.key_type)
+        if kind is not None:
+            self.array = (start, pos, max(n, 0))
+        for _ in range(n):
+            begin = pos
+            text, pos = self.text(pos, False)
+            self.resource(into, text)
+            if kind is not None:
+                self.named.append(Named(f"{kind}:{text}", begin, pos))
+        return pos
 
     def tags(self, inner: Block | None, pos: int) -> int:
         """Tagged fields (KIP-482): in ascending order, each of the length that it says."""
@@ -431,7 +479,8 @@ class _Walk:
                 raise MalformedError("unknown-key-type")
             into = self.transactional_ids if self.key_type == _KEY_TRANSACTION else self.groups
             into.extend(self.keys)
-        one_array = self.topic_arrays == 1 and self.topic_array is not None and self.topic_array[2] == len(self.topics)
+        named = self.named
+        one_array = self.topic_arrays <= 1 and self.array is not None and self.array[2] == len(named or self.topics)
         return Request(
             api_key=header.api_key,
             api=REQUESTS[header.api_key].name,
@@ -443,7 +492,8 @@ class _Walk:
             groups=tuple(self.groups),
             transactional_ids=tuple(self.transactional_ids),
             all_topics=self.all_topics,
-            topic_array=self.topic_array if one_array else None,
+            array=self.array if one_array else None,
+            named=tuple(named),
             forgotten=tuple(self.forgotten),
             acks=self.acks,
             session=None if self.session_id is None else (self.session_id, self.session_epoch),

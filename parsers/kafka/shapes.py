@@ -29,13 +29,14 @@ from parsers.kafka.layouts import REQUESTS
     TRANSACTIONAL,
     KEY,
     REGEX,
+    NAMES,  # an array of nothing but groups, transactional ids or keys (n: which of them)
     EVERYTHING,
     KEY_TYPE,
     KIND,
     ACKS,
     SESSION_ID,
     SESSION_EPOCH,
-) = range(23)
+) = range(24)
 NUMBERS = KEY_TYPE
 
 # Marks of TOPICS.
@@ -136,6 +137,8 @@ class _Text:
             return Step(STRUCT, 0, null, inner)
         if all(step.code == SKIP for step in inner.steps):
             return Step(PLAIN, inner.least, null)
+        if len(inner.steps) == 1 and inner.steps[0].code in (GROUP, TRANSACTIONAL, KEY):
+            return Step(NAMES, inner.steps[0].code, null, inner)
         return Step(ARRAY, 0, null, inner)
 
     def _marks(self) -> str:

@@ -8,12 +8,14 @@ import click
 from parsers.contract import ApiCall
 from parsers.kafka.connection import SUPPORTED, call_of
 from parsers.kafka.layouts import REQUESTS
-from parsers.kafka.request import Request, Topic
+from parsers.kafka.request import Named, Request, Topic
 from policies.kafka import APIS, GROUP, RETIRED, TOPIC, TRANSACTIONAL_ID
 
 # What else people call an API.
 _ALIASES = {"consume": "Fetch", "offsets": "ListOffsets"}
 _ALL_WITHOUT_NAMES = re.compile(r"[~!]|everything")
+# An array of groups, of transactional ids, or of resources that have a configuration.
+_NAMED = re.compile(r"\[(group|transactional|key)=s;\]|\bkind=")
 
 
 class _Kind(NamedTuple):
@@ -63,6 +65,16 @@ def kafka_call(words: str, options: Options) -> ApiCall:
             raise click.UsageError(f"{name} takes no {what.removeprefix('a ')} in version {version}")
         if not given and not optional and kind.needed.search(layout):
             raise click.UsageError(f"{name} needs {what}: without, this says nothing of real requests")
+    resources = tuple(
+        dict.fromkeys(
+            (
+                *(f"{TOPIC}{topic}" for topic in topics),
+                *(f"{GROUP}{group}" for group in options.groups),
+                *(f"{TRANSACTIONAL_ID}{id_}" for id_ in options.transactional_ids),
+            )
+        )
+    )
+    named = tuple(Named(resource, 0, 0) for resource in resources) if _NAMED.search(layout) else ()
     request = Request(
         api_key=key,
         api=name,
@@ -74,14 +86,10 @@ def kafka_call(words: str, options: Options) -> ApiCall:
         groups=options.groups,
         transactional_ids=options.transactional_ids,
         all_topics=all_topics,
-        topic_array=(0, 0, len(topics)) if topics else None,
+        array=(0, 0, len(named or topics)) if named or topics else None,
+        named=named,
     )
-    resources = (
-        *(f"{TOPIC}{topic}" for topic in topics),
-        *(f"{GROUP}{group}" for group in options.groups),
-        *(f"{TRANSACTIONAL_ID}{id_}" for id_ in options.transactional_ids),
-    )
-    return call_of(request, tuple(dict.fromkeys(resources)))
+    return call_of(request, resources)
 
 
 def _key(api: str) -> int:

@@ -27,7 +27,7 @@ from tests.kafka import broker
 from tests.kafka.admin import PATIENCE, Administrator
 from tests.kafka.broker import Broker
 from tests.kafka.conftest import require
-from tests.property.kafka_reply_words import asked_array, reply_trees, told_array, topic_word
+from tests.property.kafka_reply_words import asked_array, element_word, reply_trees, told_array
 from tests.property.kafka_words import KAFKA_PYTHON, Writer
 
 NAME = "secret"  # of the topic, the group and the transactional id
@@ -236,7 +236,7 @@ class Stage:
                 ours = merged(ask(self.port, without(frame, request, [1])), key, version, entries)
                 told = [plain(reply_trees(reply, key, version)[0]) for reply in (theirs, ours)]
                 for tree in told:
-                    tree[told_array(key)].sort(key=topic_word)
+                    tree[told_array(key)].sort(key=element_word)
                 if told[0] != told[1]:
                     found[f"{api} {version}"] = (told[0], told[1])
         return found

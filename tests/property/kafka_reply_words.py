@@ -5,7 +5,7 @@ import importlib
 import inspect
 import io
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from kafka.protocol.api_message import ApiMessage
@@ -115,23 +115,35 @@ def error_codes(tree: Any) -> Iterator[int]:
             yield from error_codes(value)
 
 
-def topic_word(node: Any) -> str:
-    """The name of a topic, or else its id in hexadecimal digits, or else nothing."""
+def element_word(node: Any) -> str:
+    """The name of a topic, a group and so on, or else a topic's id in hexadecimal digits, or else nothing."""
     if isinstance(node, str):
         return node
-    for key in ("name", "topic", "topic_name"):
+    if "resource_name" in node:
+        return f"{node['resource_type']} {node['resource_name']}"
+    for key in ("name", "topic", "topic_name", "group_id", "key", "transactional_id"):
         if node.get(key):
             return str(node[key])
     topic_id = node.get("topic_id")
     return topic_id.hex if isinstance(topic_id, uuid.UUID) and topic_id.int else ""
 
 
-# The arrays of topics of requests and replies, as kafka-python calls them.
+# The arrays of requests whose elements are told apart, and those of replies that repeat them, as both packages call them.
 ARRAYS = {
     0: ("topic_data", "responses"),
     1: ("topics", "responses"),
+    10: ("coordinator_keys", "coordinators"),
+    15: ("groups", "groups"),
     20: ("topics", "responses"),
+    32: ("resources", "results"),
+    33: ("resources", "responses"),
     37: ("topics", "results"),
+    42: ("groups_names", "results"),
+    44: ("resources", "responses"),
+    65: ("transactional_ids", "transaction_states"),
+    69: ("group_ids", "groups"),
+    77: ("group_ids", "groups"),
+    89: ("group_ids", "groups"),
 }
 
 
@@ -141,3 +153,61 @@ def asked_array(key: int, version: int) -> str:
 
 def told_array(key: int) -> str:
     return ARRAYS.get(key, ("", "topics"))[1]
+
+
+def asked_elements(frame: bytes) -> list[Any]:
+    """What the array of a request consists of, as the package that knows it reads it."""
+    return list(getattr(_request(frame)[1], asked_array(*_api_of(frame))))
+
+
+def with_asked(frame: bytes, elements: Sequence[Any]) -> bytes:
+    """The request as the same package writes it with these elements in its array."""
+    (key, version), array = _api_of(frame), asked_array(*_api_of(frame))
+    header, message = _request(frame)
+    if key in KAFKA_PYTHON:
+        setattr(message, array, list(elements))
+        return bytes(message.encode(version=version, header=True, framed=True))
+    return _written(header, dataclasses.replace(message, **{array: tuple(elements)}))
+
+
+def told_elements(frame: bytes, key: int, version: int) -> list[Any]:
+    """The same of a reply."""
+    return list(getattr(_reply(frame, key, version)[1], told_array(key)) or ())
+
+
+def with_told(frame: bytes, key: int, version: int, elements: Sequence[Any]) -> bytes:
+    header, message = _reply(frame, key, version)
+    if key in REPLIES:
+        setattr(message, told_array(key), list(elements))
+        return bytes(message.encode(header=True, framed=True))
+    return _written(header, dataclasses.replace(message, **{told_array(key): tuple(elements)}))
+
+
+def _api_of(frame: bytes) -> tuple[int, int]:
+    return int.from_bytes(frame[4:6], "big"), int.from_bytes(frame[6:8], "big")
+
+
+def _request(frame: bytes) -> tuple[Any, Any]:
+    """Header and body; kafka-python keeps the header to itself."""
+    key, version = _api_of(frame)
+    if key in KAFKA_PYTHON:
+        return None, KAFKA_PYTHON[key].decode(frame, version=version, header=True, framed=True)
+    return _read(load_request_schema(key, version), frame)
+
+
+def _reply(frame: bytes, key: int, version: int) -> tuple[Any, Any]:
+    if key in REPLIES:
+        return None, REPLIES[key].decode(frame, version=version, header=True, framed=True)
+    return _read(load_response_schema(key, version), frame)
+
+
+def _read(schema: Any, frame: bytes) -> tuple[Any, Any]:
+    header, after = entity_reader(schema.__header_schema__)(frame, 4)
+    return header, entity_reader(schema)(frame, 4 + after)[0]
+
+
+def _written(header: Any, body: Any) -> bytes:
+    out = io.BytesIO()
+    entity_writer(type(header))(out, header)
+    entity_writer(type(body))(out, body)
+    return len(out.getvalue()).to_bytes(4, "big") + out.getvalue()

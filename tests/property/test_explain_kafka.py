@@ -30,8 +30,10 @@ def is_odd(request: Request) -> bool:
     layouts = " ".join(layout for *_, layout in REQUESTS[request.api_key].layouts)
     an_empty_list = not request.topics and not request.all_topics and "~" in layouts
     a_mixture = request.all_topics and ("regex" in layouts or (bool(request.topics) and "everything" not in layouts))
-    a_cursor = request.api == "DescribeTopicPartitions" and request.topic_array is None
-    return an_empty_list or a_mixture or a_cursor
+    a_cursor = request.api == "DescribeTopicPartitions" and request.array is None
+    a_brokers_configuration = any(one.resource is None for one in request.named)
+    a_share_coordinator = "[key=" in layouts and bool(request.groups) and not request.named and request.version >= 4
+    return an_empty_list or a_mixture or a_cursor or a_brokers_configuration or a_share_coordinator
 
 
 def judged(frame: bytes) -> ApiCall | None:
@@ -41,7 +43,16 @@ def judged(frame: bytes) -> ApiCall | None:
 
 def comparable(call: ApiCall) -> tuple[object, ...]:
     attributes = {name: value for name, value in call.attributes.items() if name != "principal"}
-    return call.method, call.resources, attributes, call.divisible, call.all_topics, call.remainder, call.protocol
+    return (
+        call.method,
+        call.resources,
+        attributes,
+        call.divisible,
+        call.separate,
+        call.all_topics,
+        call.remainder,
+        call.protocol,
+    )
 
 
 @pytest.mark.parametrize("key", SUPPORTED)

@@ -144,9 +144,16 @@ class Reference:
 
 
 def expected(sides: list[list[Rule]], call: ApiCall) -> tuple[str, dict[str, str] | None]:
-    """The verdict, and that of each topic where it is PARTIAL."""
+    """The verdict, and where it is PARTIAL that of each topic, or of each thing that is judged by itself."""
     references = [Reference(rules) for rules in sides]
     topics, groups, ids = (names(call, kind) for kind in ("topic", "group", "transactionalId"))
+    if call.separate:
+        alone = {one: expected(sides, about(call, (one,)))[0] for one in call.resources}
+        rest = expected(sides, about(call, ()))[0]
+        if all(verdict == "ALLOWED" for verdict in alone.values()) and (alone or rest == "ALLOWED"):
+            return "ALLOWED", None
+        some = "ALLOWED" in alone.values() or (call.remainder and rest == "ALLOWED")
+        return ("PARTIAL", alone) if call.divisible and some else ("DENIED", None)
 
     def allowed(topic: str | None, all_topics: bool) -> bool:
         return all(
@@ -170,13 +177,13 @@ def expected(sides: list[list[Rule]], call: ApiCall) -> tuple[str, dict[str, str
 
 def sees(sides: list[list[Rule]], call: ApiCall, topic: str) -> bool:
     """Whether this very request may name this topic."""
-    alone = ApiCall(
-        protocol="kafka",
-        method=call.method,
-        resources=(f"topic:{topic}", *(one for one in call.resources if not one.startswith("topic:"))),
-        attributes=call.attributes,
-    )
-    return expected(sides, alone)[0] == "ALLOWED"
+    others = () if call.separate else tuple(one for one in call.resources if not one.startswith("topic:"))
+    return expected(sides, about(call, (f"topic:{topic}", *others)))[0] == "ALLOWED"
+
+
+def about(call: ApiCall, resources: tuple[str, ...]) -> ApiCall:
+    """The same request about these things and no others."""
+    return ApiCall(protocol="kafka", method=call.method, resources=resources, attributes=call.attributes)
 
 
 def names(call: ApiCall, kind: str) -> list[str]:
@@ -226,6 +233,7 @@ def some_call(random: Random) -> ApiCall:
         for name in random.sample(known, random.choice([0, 1, 1, most]))
     ]
     client = random.choice(CLIENTS)
+    all_topics = random.random() < 0.2
     return ApiCall(
         protocol="kafka",
         method=api,
@@ -236,7 +244,8 @@ def some_call(random: Random) -> ApiCall:
             **({"clientId": client} if client is not None else {}),
         },
         divisible=random.random() < 0.5,
-        all_topics=random.random() < 0.2,
+        separate=not all_topics and random.random() < 0.3,
+        all_topics=all_topics,
         remainder=random.random() < 0.2,
     )
 
@@ -341,8 +350,8 @@ def test_another_allow_rule_takes_nothing_away_and_another_deny_rule_gives_nothi
             was, is_ = before.decide(call), after.decide(call)
             less, greater = (is_, was) if more.get("deny") else (was, is_)
             assert order[less.verdict] <= order[greater.verdict], (rules, more, call)
-            for topic in names(call, "topic"):
-                assert greater.grants(f"topic:{topic}") or not less.grants(f"topic:{topic}"), (rules, more, call)
+            for one in call.resources:
+                assert greater.grants(one) or not less.grants(one), (rules, more, call)
 
 
 def test_the_order_of_rules_and_of_names_has_no_meaning() -> None:
@@ -357,6 +366,7 @@ def test_the_order_of_rules_and_of_names_has_no_meaning() -> None:
                 resources=tuple(random.sample(call.resources, len(call.resources))),
                 attributes=call.attributes,
                 divisible=call.divisible,
+                separate=call.separate,
                 all_topics=call.all_topics,
                 remainder=call.remainder,
             )

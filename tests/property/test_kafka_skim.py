@@ -5,13 +5,14 @@ import os
 import time
 from collections import Counter
 from itertools import pairwise
+from typing import TypeVar
 
 import msgspec
 import pytest
 
 from parsers.kafka.frame import MalformedError, UnsupportedError
 from parsers.kafka.layouts import REQUESTS
-from parsers.kafka.request import Request, Topic, look, skim
+from parsers.kafka.request import Named, Request, Topic, look, skim
 
 from .kafka_words import KAFKA_PYTHON, KIO, VERSIONS, Writer, facts_of, facts_of_kafka_python, facts_of_kio
 
@@ -38,14 +39,17 @@ def looked(data: bytes) -> Outcome | int:
         return repr(error)
 
 
+Element = TypeVar("Element", Topic, Named)
+
+
 def without_ends(found: Request | int) -> Request | int:
     if isinstance(found, int):
         return found
 
-    def cut(topics: tuple[Topic, ...]) -> tuple[Topic, ...]:
-        return tuple(msgspec.structs.replace(topic, end=0) for topic in topics)
+    def cut(elements: tuple[Element, ...]) -> tuple[Element, ...]:
+        return tuple(msgspec.structs.replace(element, end=0) for element in elements)
 
-    return msgspec.structs.replace(found, topics=cut(found.topics), forgotten=cut(found.forgotten))
+    return msgspec.structs.replace(found, topics=cut(found.topics), named=cut(found.named), forgotten=cut(found.forgotten))
 
 
 def test_every_api_and_version_has_an_oracle() -> None:
@@ -93,24 +97,45 @@ def test_any_split_gives_the_same_request_and_no_sooner_than_it_is_determined(ke
 
 
 @pytest.mark.parametrize("key", REQUESTS)
-def test_ranges_of_topics_are_those_of_their_elements(key: int) -> None:
-    """Each range by itself, behind a count of one, is a sound request for just that topic."""
+def test_ranges_of_what_is_told_apart_are_those_of_its_elements(key: int) -> None:
+    """Each range by itself, behind a count of one, is a sound request for just that topic, group and so on."""
     for version in (version for api, version in VERSIONS if api == key):
         writer = Writer(f"ranges {key} {version}")
         for _ in range(FRAMES):
             frame = writer.frame(key, version)
             request = skim(frame)
-            if request.topic_array is None or not request.topics:
+            elements = request.elements
+            if request.array is None or not elements:
                 continue
-            start, end, number = request.topic_array
-            assert number == len(request.topics)
-            assert request.topics[0].start == end
-            assert all(a.end == b.start for a, b in pairwise(request.topics))
+            start, end, number = request.array
+            assert number == len(elements)
+            assert elements[0].start == end
+            assert all(a.end == b.start for a, b in pairwise(elements))
             one = b"\x02" if version >= REQUESTS[key].flexible else b"\0\0\0\1"
-            for topic in request.topics:
-                rest = frame[4:start] + one + frame[topic.start : topic.end] + frame[request.topics[-1].end :]
+            for element in elements:
+                rest = frame[4:start] + one + frame[element.start : element.end] + frame[elements[-1].end :]
                 alone = skim(len(rest).to_bytes(4, "big") + rest)
-                assert [(t.name, t.topic_id) for t in alone.topics] == [(topic.name, topic.topic_id)]
+                assert list(map(word, alone.elements)) == [word(element)]
+
+
+def word(element: Topic | Named) -> object:
+    return element.resource if isinstance(element, Named) else (element.name, element.topic_id)
+
+
+@pytest.mark.parametrize("key", REQUESTS)
+def test_what_is_told_apart_is_what_policy_is_asked_about(key: int) -> None:
+    """No topic, group or transactional id is among the elements and not in the lists, or the other way round."""
+    for version in (version for api, version in VERSIONS if api == key):
+        writer = Writer(f"named {key} {version}")
+        for _ in range(FRAMES):
+            request = skim(writer.frame(key, version))
+            if not request.named:
+                continue
+            assert request.array is not None
+            told = sorted(one.resource for one in request.named if one.resource is not None)
+            listed = [f"topic:{topic.name}" for topic in request.topics]
+            listed += [f"group:{group}" for group in request.groups]
+            assert told == sorted(listed + [f"transactionalId:{id_}" for id_ in request.transactional_ids])
 
 
 def test_whatever_the_bytes_no_topic_is_missed_and_nothing_escapes() -> None:

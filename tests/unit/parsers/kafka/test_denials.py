@@ -14,9 +14,9 @@ from parsers.kafka import denials
 from parsers.kafka.frame import MalformedError
 from parsers.kafka.layouts import REQUESTS
 from parsers.kafka.messages import MESSAGES
-from parsers.kafka.request import Request, skim
+from parsers.kafka.request import Named, Request, Topic, skim
 from parsers.kafka.splits import splits_exactly
-from tests.property.kafka_reply_words import error_codes, reply_trees, request_tree, topic_word
+from tests.property.kafka_reply_words import element_word, error_codes, reply_trees, request_tree, told_array
 from tests.property.kafka_words import VERSIONS, Writer
 
 FRAMES = 3  # per API, version and code
@@ -112,7 +112,7 @@ class Told(NamedTuple):
 
 def topics_asked(tree: Any, place: Place) -> list[tuple[str, tuple[int, ...]]]:
     return [
-        (topic_word(node), tuple(nodes(node, place.asked_partitions)) if place.asked_partitions else ())
+        (element_word(node), tuple(nodes(node, place.asked_partitions)) if place.asked_partitions else ())
         for node in nodes(tree, place.asked)
     ]
 
@@ -126,7 +126,7 @@ def topics_told(tree: Any, place: Place) -> list[Told]:
             array, index = place.told_partitions.split(".")
             inner = node[array]
             partitions = [partition[index] for partition in inner]
-        found.append(Told(topic_word(node), tuple(partitions), tuple(next(error_codes(item), 31) for item in inner)))
+        found.append(Told(element_word(node), tuple(partitions), tuple(next(error_codes(item), 31) for item in inner)))
     return found
 
 
@@ -166,7 +166,7 @@ def test_a_denial_is_about_exactly_what_was_asked(key: int) -> None:
             frame = writer.frame(key, version)
             request, asked = skim(frame), request_tree(frame)
             chosen = (
-                [i for i in range(len(request.topics)) if writer.random.random() < 0.3]
+                [i for i in range(len(request.elements)) if writer.random.random() < 0.3]
                 if code == 29 and splits_exactly(key, version)
                 else []
             )
@@ -189,7 +189,7 @@ def check(request: Request, asked: Any, told: Any, code: int, by_position: Mappi
         assert seen == {58}
         return
     if "resources" in asked:
-        check_resources(asked, told)
+        check_resources(asked, told, by_position)
         return
     if api == "AddPartitionsToTxn" and version >= 4:
         assert seen == {31}
@@ -206,6 +206,9 @@ def check(request: Request, asked: Any, told: Any, code: int, by_position: Mappi
     if api in OTHERS:
         names, told_names = (nodes(tree, path) for tree, path in zip((asked, told), OTHERS[api], strict=True))
         assert told_names == names
+        if splits_exactly(request.api_key, version) and api not in EITHER:
+            codes = [int(node["error_code"]) for node in told[told_array(request.api_key)]]
+            assert codes == [by_position.get(position, code) for position in range(len(names))]
         assert bool(names) <= bool(seen) or api in EITHER
     if (api, version) in (("DescribeLogDirs", 0), ("DescribeLogDirs", 1), ("DescribeLogDirs", 2)):
         assert not told["results"]  # which clients take for a denial: there is no room for an error
@@ -214,30 +217,42 @@ def check(request: Request, asked: Any, told: Any, code: int, by_position: Mappi
         assert seen == {code} or (count and not asked[count]) or (api == "AlterUserScramCredentials" and not told["results"])
 
 
-def check_resources(asked: Any, told: Any) -> None:
-    """Of configurations: each with the code of its kind of resource."""
+def check_resources(asked: Any, told: Any, by_position: Mapping[int, int]) -> None:
+    """Of configurations: each with its own code, or with that of its kind of resource."""
     results = told.get("results", told.get("responses"))
     kinds = {2: 29, 32: 30}
     assert [(result["resource_type"], result["resource_name"], int(result["error_code"])) for result in results] == [
-        (resource["resource_type"], resource["resource_name"], kinds.get(resource["resource_type"], 31))
-        for resource in asked["resources"]
+        (
+            resource["resource_type"],
+            resource["resource_name"],
+            by_position.get(position, kinds.get(resource["resource_type"], 31)),
+        )
+        for position, resource in enumerate(asked["resources"])
     ]
+
+
+def code_of(element: Topic | Named) -> int | None:
+    """Of one that is denied; None of what policy does not know."""
+    if isinstance(element, Topic):
+        return 29
+    return None if element.resource is None else denials.code_of(element.resource)
 
 
 @pytest.mark.parametrize("key", MESSAGES)
 def test_entries_are_the_elements_of_a_denial_and_no_others(key: int) -> None:
-    """Put behind a count of their own into an otherwise empty reply, they say what the denial says of these topics."""
+    """They are those of its bytes that are about these topics, groups and so on."""
     for version in (version for api, version in ANSWERABLE if api == key):
         writer = Writer(f"entries {key} {version}")
         for _ in range(FRAMES):
             frame = writer.frame(key, version)
             request = skim(frame)
-            if not splits_exactly(key, version) or request.topic_array is None or not request.topics or request.acks == 0:
+            if not splits_exactly(key, version) or request.array is None or not request.elements or request.acks == 0:
                 continue
-            codes = {i: 29 for i in range(len(request.topics)) if writer.random.random() < 0.5}
+            known = {i: code_of(element) for i, element in enumerate(request.elements)}
+            codes = {i: code for i, code in known.items() if code is not None and writer.random.random() < 0.5}
             found = denials.entries(request, frame, codes)
             assert len(found) == len(codes)
-            whole = denials.denial(request, frame, 29)
+            whole = denials.denial(request, frame, next(iter(codes.values()), 29))
             assert whole is not None
             at = 0
             for element in found:

@@ -70,8 +70,8 @@ def test_a_produce_request_names_topics_and_says_whether_it_wants_a_reply() -> N
     (topic,) = request.topics
     assert (topic.name, topic.topic_id, topic.partitions) == ("orders", None, ())
     assert PRODUCE_9[topic.start : topic.end] == compact(b"orders") + b"\2" + pack(">i", 3) + b"\5abcd\0\0"
-    assert request.topic_array is not None
-    start, end, number = request.topic_array
+    assert request.array is not None
+    start, end, number = request.array
     assert (PRODUCE_9[start:end], number) == (b"\2", 1)
     assert (request.acks, request.all_topics, request.groups, request.size) == (1, False, (), len(PRODUCE_9))
 
@@ -137,7 +137,29 @@ def test_of_resources_with_a_configuration_topics_and_groups_are_named() -> None
     body = pack(">i", 3) + b"".join(bytes([kind]) + string(name) + b"\xff\xff\xff\xff" for kind, name in resources)
     request = skim(framed(32, 0, body))
     assert ([topic.name for topic in request.topics], request.groups) == (["orders"], ("billing",))
-    assert request.topic_array is None, "the array has other things than topics"
+    assert [one.resource for one in request.named] == ["topic:orders", None, "group:billing"]
+    assert request.array is not None
+    assert request.array[2] == 3
+
+
+def test_groups_and_transactional_ids_of_an_array_are_told_apart() -> None:
+    names = pack(">i", 2) + string(b"billing") + string(b"audit")
+    request = skim(framed(15, 0, names))
+    assert [one.resource for one in request.named] == ["group:billing", "group:audit"]
+    assert request.groups == ("billing", "audit")
+    assert request.array == (16, 20, 2)
+    assert [(one.start, one.end) for one in request.named] == [(20, 29), (29, 36)]
+    compact_names = b"\3" + compact(b"billing") + compact(b"audit")
+    request = skim(flexible(65, 0, compact_names + b"\0"))
+    assert [one.resource for one in request.named] == ["transactionalId:billing", "transactionalId:audit"]
+    for kind, found in ((0, "group:"), (1, "transactionalId:")):
+        request = skim(flexible(FIND_COORDINATOR, 4, bytes([kind]) + compact_names + b"\0"))
+        assert [one.resource for one in request.named] == [f"{found}billing", f"{found}audit"]
+
+
+def test_share_coordinators_are_for_brokers_and_not_told_apart() -> None:
+    request = skim(flexible(FIND_COORDINATOR, 6, b"\2" + b"\3" + compact(b"a") + compact(b"b") + b"\0"))
+    assert (request.groups, request.named, request.array) == (("a", "b"), (), None)
 
 
 def test_an_acl_may_be_about_any_topic() -> None:
