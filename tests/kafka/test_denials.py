@@ -9,6 +9,7 @@ import datetime
 import socket
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -20,14 +21,14 @@ from parsers.kafka import denials
 from parsers.kafka.layouts import REQUESTS
 from parsers.kafka.messages import MESSAGES
 from parsers.kafka.replies import filter_metadata, first_error
-from parsers.kafka.request import skim
+from parsers.kafka.request import Named, skim
 from parsers.kafka.splits import merged, splits_exactly, without
 from tests.harness import eventually
 from tests.kafka import broker
 from tests.kafka.admin import PATIENCE, Administrator
 from tests.kafka.broker import Broker
 from tests.kafka.conftest import require
-from tests.property.kafka_reply_words import asked_array, element_word, reply_trees, told_array
+from tests.property.kafka_reply_words import asked_elements, element_word, reply_trees, told_array, with_asked
 from tests.property.kafka_words import KAFKA_PYTHON, Writer
 
 NAME = "secret"  # of the topic, the group and the transactional id
@@ -56,6 +57,8 @@ _NOT_YET = (14, 15, 16, 30)  # the coordinator is loading, not available, somebo
 _VALUES = {"acks": 1, "resource_type": 2, "replica_id": -1, "session_epoch": -1, "num_partitions": 1, "replication_factor": 1}
 _VALUES |= {"response_partition_limit": 10, "count": 1, "endpoint_type": 1, "timeout_ms": 1000}
 _VALUES |= dict.fromkeys(("resource_pattern_type", "pattern_type_filter", "pattern_type", "operation", "permission_type"), 3)
+# By kind of resource, a setting that it has.
+_CONFIGS = {2: ("retention.ms", "100000"), 32: ("consumer.session.timeout.ms", "46000")}
 _VALUES |= {"resource_type_filter": 2, "permission_type_filter": 3}
 
 
@@ -72,6 +75,7 @@ class Sane(Writer):
     def __init__(self, topic_id: uuid.UUID) -> None:
         super().__init__("sane")
         self.random = Steady()
+        self.values = _VALUES
         self.topic_id = topic_id
         self.key = self.version = -1
 
@@ -89,7 +93,7 @@ class Sane(Writer):
                 return self.topic_id
             case "timedelta_i32" | "timedelta_i64":
                 return datetime.timedelta(seconds=1)
-        return _VALUES.get(name, 0)
+        return self.values.get(name, 0)
 
     def one_identity(self, fields: dict[str, Any]) -> dict[str, Any]:
         if self.key == 3 and self.version < 12:  # which has ids, and takes none
@@ -162,6 +166,18 @@ class Stage:
         eventually(self._coordinates, "the group's coordinator has come up", PATIENCE)
         self._administrator.commit(NAME, NAME)
 
+    def allow_a_group_and_a_transactional_id(self) -> None:
+        """And wait until somebody answers for them."""
+        self.allow((ResourceType.GROUP, ALLOWED), (ResourceType.TRANSACTIONAL_ID, ALLOWED))
+        for kind in (0, 1):
+            self.writer.values = _VALUES | {"key_type": kind}
+            frame = with_asked(self.writer.frame(10, 4), [ALLOWED])
+            eventually(partial(self._is_answered, frame), "a coordinator has come up", PATIENCE)
+        self.writer.values = _VALUES
+
+    def _is_answered(self, frame: bytes) -> bool:
+        return first_error(ask(self.port, frame), 10, 4) == 0
+
     def _coordinates(self) -> bool:
         """Ask who coordinates the group, which makes somebody do it, and then that one. Transactions need none here."""
         ask(self.port, self.writer.frame(10, 4))
@@ -196,23 +212,29 @@ class Stage:
                     found[f"{api} {version}"] = (told[0], told[1])
         return found
 
-    def with_both_topics(self, key: int, version: int) -> bytes:
-        """The same request, to a topic that is allowed and to one that is not."""
-        message = KAFKA_PYTHON[key].decode(self.writer.frame(key, version), version=version, header=True, framed=True)
-        [topic] = getattr(message, asked_array(key, version))
-        if isinstance(topic, str):
-            other: Any = ALLOWED
-        else:
-            other = copy.copy(topic)
-            for field in ("name", "topic"):
-                if getattr(topic, field, None) == NAME:
-                    setattr(other, field, ALLOWED)
-            if getattr(topic, "topic_id", None) == self.ids[NAME]:
-                other.topic_id = self.ids[ALLOWED]
-        setattr(message, asked_array(key, version), [other, topic])
-        if hasattr(message, "cursor"):
+    def with_both(self, key: int, version: int) -> bytes:
+        """The same request about two things: one that is allowed, and one that is not."""
+        frame = self.writer.frame(key, version)
+        if key == 75:
+            message = KAFKA_PYTHON[key].decode(frame, version=version, header=True, framed=True)
             message.cursor = None
-        return bytes(message.encode(version=version, header=True, framed=True))
+            frame = bytes(message.encode(version=version, header=True, framed=True))
+        [element] = asked_elements(frame)
+        if isinstance(element, str):
+            return with_asked(frame, [ALLOWED, element])
+        if hasattr(element, "resource_type"):
+            setting, value = _CONFIGS[element.resource_type]
+            if hasattr(element, "configuration_keys"):
+                element.configuration_keys = [setting]
+            for entry in getattr(element, "configs", ()):
+                entry.name, entry.value = setting, value
+        other = copy.copy(element)
+        for field in ("name", "topic", "resource_name"):
+            if getattr(element, field, None) == NAME:
+                setattr(other, field, ALLOWED)
+        if getattr(element, "topic_id", None) == self.ids[NAME]:
+            other.topic_id = self.ids[ALLOWED]
+        return with_asked(frame, [other, element])
 
     def of_all_topics(self, version: int) -> bytes:
         """A request for metadata."""
@@ -220,26 +242,38 @@ class Stage:
         message.topics = None if version else []
         return bytes(message.encode(version=version, header=True, framed=True))
 
-    def split_differences(self) -> dict[str, tuple[Any, Any]]:
-        """What the broker says of both topics, and what it says of the one with our words for the other."""
+    def split_differences(self, kind: str, **values: int) -> tuple[dict[str, tuple[Any, Any]], dict[str, Any]]:
+        """What the broker says of two things of this kind, and what it says of the one with our words for the other.
+
+        Where that differs; and by API what it said, in its last version. ``values``: of fields of the requests.
+        """
         found = {}
+        said = {}
+        self.writer.values = _VALUES | values
         for key, versions in self.offered.items():
             api = REQUESTS[key].name if key in MESSAGES else ""
             for version in versions:
                 if not api or not splits_exactly(key, version) or (api, version) in UNSPOKEN or api == "DeleteTopics":
                     continue
-                frame = self.with_both_topics(key, version)
+                frame = self.with_both(key, version)
                 request = skim(frame)
-                assert len(request.topics) == 2
+                assert len(request.elements) == 2
+                element = request.elements[1]
+                denied = element.resource if isinstance(element, Named) else f"topic:{NAME}"
+                assert denied is not None
+                if denied.partition(":")[0] != kind:
+                    continue
                 theirs = ask(self.port, frame)
-                entries = denials.entries(request, frame, {1: denials.TOPIC_DENIED})
+                entries = denials.entries(request, frame, {1: denials.code_of(denied)})
                 ours = merged(ask(self.port, without(frame, request, [1])), key, version, entries)
                 told = [plain(reply_trees(reply, key, version)[0]) for reply in (theirs, ours)]
                 for tree in told:
                     tree[told_array(key)].sort(key=element_word)
                 if told[0] != told[1]:
                     found[f"{api} {version}"] = (told[0], told[1])
-        return found
+                said[api] = told[0][told_array(key)]
+        self.writer.values = _VALUES
+        return found, said
 
 
 def _uuid(found: Uuid) -> uuid.UUID:
@@ -257,6 +291,28 @@ def test_a_denial_is_the_broker_s_own(stage: Stage) -> None:
     assert stage.differences(None) == {}
 
 
+def test_a_denial_of_one_of_two_groups_or_transactional_ids_is_the_broker_s_own(stage: Stage) -> None:
+    stage.allow_a_group_and_a_transactional_id()
+    differences, said = stage.split_differences("group")
+    assert differences == {}
+    describing = {"DescribeGroups", "ConsumerGroupDescribe", "ShareGroupDescribe", "StreamsGroupDescribe"}
+    assert said.keys() == describing | {"FindCoordinator", "DeleteGroups"}
+    coordinators = {entry["key"]: (entry["error_code"], entry["node_id"]) for entry in said["FindCoordinator"]}
+    assert coordinators == {ALLOWED: (0, 1), NAME: (denials.GROUP_DENIED, -1)}
+    for values in ({"key_type": 1}, {}):
+        differences, said = stage.split_differences("transactionalId", **values)
+        assert differences == {}
+        assert said.keys() == {"DescribeTransactions"} | ({"FindCoordinator"} if values else set())
+
+
+def test_a_denial_of_one_of_two_groups_whose_configurations_are_asked_for_is_the_broker_s_own(stage: Stage) -> None:
+    stage.allow_a_group_and_a_transactional_id()
+    differences, said = stage.split_differences("group", resource_type=32)
+    assert differences == {}
+    for api in ("DescribeConfigs", "IncrementalAlterConfigs"):
+        assert [(entry["resource_name"], entry["error_code"]) for entry in said[api]] == [(ALLOWED, 0), (NAME, 30)]
+
+
 def test_a_denial_of_topics_alone_is_the_broker_s_own(stage: Stage) -> None:
     """Of requests that name a group or a transactional id as well, which are allowed."""
     stage.allow_all_but_topics()
@@ -268,7 +324,10 @@ def test_a_denial_of_one_of_two_topics_is_the_broker_s_own(stage: Stage) -> None
     """All that can be asked twice with the same answer: topics are not deleted."""
     stage.allow_all_but_topics()
     stage.allow((ResourceType.TOPIC, ALLOWED))
-    assert stage.split_differences() == {}
+    differences, said = stage.split_differences("topic")
+    assert differences == {}
+    for api in ("DescribeConfigs", "AlterConfigs", "IncrementalAlterConfigs"):
+        assert [(entry["resource_name"], entry["error_code"]) for entry in said[api]] == [(ALLOWED, 0), (NAME, 29)]
 
 
 def test_metadata_of_all_topics_is_what_the_broker_shows_to_who_may_see_some(stage: Stage) -> None:

@@ -111,6 +111,7 @@ public class Client implements AutoCloseable {
             case "pause" -> pause(step);
             case "alter_configs" -> alterConfigs(step);
             case "describe_groups" -> describeGroups(step);
+            case "describe_configs" -> describeConfigs(step);
             default -> throw new IllegalArgumentException(step.toString());
         };
     }
@@ -353,6 +354,14 @@ public class Client implements AutoCloseable {
 
     Object describeGroups(JsonNode step) {
         return outcomes(admin().describeConsumerGroups(texts(step.get("groups"))).describedGroups());
+    }
+
+    Object describeConfigs(JsonNode step) {
+        List<ConfigResource> topics = texts(step.get("topics")).stream()
+            .map(topic -> new ConfigResource(ConfigResource.Type.TOPIC, topic)).collect(Collectors.toList());
+        Map<String, String> outcomes = new TreeMap<>();
+        admin().describeConfigs(topics).values().forEach((topic, future) -> outcomes.put(topic.name(), outcome(future)));
+        return outcomes;
     }
 
     Admin admin() {

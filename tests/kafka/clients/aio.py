@@ -241,6 +241,12 @@ class Client:
                 outcomes[group] = error_name(error)
         return outcomes
 
+    @step
+    async def describe_configs(self, topics: list[str]) -> dict[str, str]:
+        asked = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]
+        [reply] = await (await self._admin_client()).describe_configs(asked)
+        return {found["resource_name"]: jobs.name(found["error_code"]) for found in reply.to_object()["resources"]}
+
     async def _admin_client(self) -> AIOKafkaAdminClient:
         if self._admin is None:
             self._admin = AIOKafkaAdminClient(**self._common, request_timeout_ms=10_000)

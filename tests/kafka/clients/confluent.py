@@ -206,6 +206,10 @@ class Client:
     def describe_groups(self, groups: list[str]) -> dict[str, str]:
         return {group: outcome(future) for group, future in self.admin.describe_consumer_groups(groups).items()}
 
+    def describe_configs(self, topics: list[str]) -> dict[str, str]:
+        described = self.admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic) for topic in topics])
+        return {topic.name: outcome(future) for topic, future in described.items()}
+
     @property
     def admin(self) -> AdminClient:
         if self._admin is None:

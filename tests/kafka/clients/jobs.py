@@ -19,6 +19,7 @@ delete_topics         topics                                                {top
 alter_configs         topics, whole                                         {topic: "ok" or an error}
 describe_groups       groups                                                {group: "ok" or an error}
 pause                 seconds                                               "ok"
+describe_configs      topics                                                {topic: "ok" or an error}
 ====================  ====================================================  ==================================================
 
 With ``auto`` a member commits by itself, and leaves at the end of the step. ``whole`` asks by AlterConfigs, which replaces all
