@@ -229,6 +229,37 @@ class TestPartial:
         rules = "[{topic: a}, {topic: b, group: g}]"
         assert decided(rules, call).per_resource == {"topic:a": Verdict.ALLOWED, "topic:b": Verdict.DENIED}
 
+    def test_groups_are_told_apart_where_they_have_nothing_to_do_with_each_other(self) -> None:
+        rules = "[{apiKey: describegroups, group: g}]"
+        call = kafka("DescribeGroups", "group:g", "group:h", divisible=True, separate=True)
+        decision = decided(rules, call)
+        assert (decision.verdict, decision.reason) == (Verdict.PARTIAL, "no-rule-matched")
+        assert decision.per_resource == {"group:g": Verdict.ALLOWED, "group:h": Verdict.DENIED}
+        assert [decision.grants(f"group:{name}") for name in "ghi"] == [True, False, False]
+        assert decided(rules, kafka("DescribeGroups", "group:h", divisible=True, separate=True)).verdict is Verdict.DENIED
+        rules = "[{transactionalID: t}]"
+        call = kafka("DescribeTransactions", "transactionalId:t", "transactionalId:u", divisible=True, separate=True)
+        assert decided(rules, call).per_resource == {
+            "transactionalId:t": Verdict.ALLOWED,
+            "transactionalId:u": Verdict.DENIED,
+        }
+
+    def test_what_is_separate_is_judged_as_if_it_were_asked_for_alone(self) -> None:
+        """A topic's configuration is not asked for on behalf of a group whose configuration is asked for as well."""
+        names = ("a", "b", "group:g", "group:h")
+        decision = decided("[{topic: a, group: g}]", kafka("DescribeConfigs", *names, divisible=True, separate=True))
+        verdicts = {name.removeprefix("topic:"): verdict for name, verdict in (decision.per_resource or {}).items()}
+        assert [verdicts[name] for name in names] == [Verdict.ALLOWED, Verdict.DENIED, Verdict.ALLOWED, Verdict.DENIED]
+        for name, verdict in zip(names, verdicts.values(), strict=True):
+            alone = decided("[{topic: a, group: g}]", kafka("DescribeConfigs", name, divisible=True, separate=True))
+            assert alone.verdict is verdict
+
+    def test_a_brokers_configuration_is_left_when_those_of_all_topics_are_denied(self) -> None:
+        call = kafka("DescribeConfigs", "b", divisible=True, separate=True, remainder=True)
+        assert decided("[{apiKey: describeconfigs, topic: a}]", call).per_resource == {"topic:b": Verdict.DENIED}
+        assert decided("[{apiKey: metadata}]", call).verdict is Verdict.DENIED
+        assert decided("[{}, {deny: true, apiKey: describeconfigs}]", call).verdict is Verdict.DENIED
+
     def test_what_is_allowed_whole_has_no_parts(self) -> None:
         decision = decided("[{topic: a}, {topic: b}]", kafka("Produce", "a", "b", divisible=True))
         assert (decision.verdict, decision.per_resource) == (Verdict.ALLOWED, None)
@@ -431,6 +462,14 @@ class TestDoubt:
 
     def test_a_name_that_is_no_text_is_a_denial(self) -> None:
         assert decided("[{topicPattern: '.+'}]", kafka("Fetch", "topic:\ud800")).reason == "internal-error"
+
+    def test_of_what_is_separate_there_is_one_question_each(self) -> None:
+        groups = [f"group:g{number}" for number in range(MAX_PIECES)]
+        decision = decided("[{}, {deny: true, group: g7}]", kafka("DeleteGroups", *groups, divisible=True, separate=True))
+        assert decision.per_resource is not None
+        assert [name for name, verdict in decision.per_resource.items() if verdict is Verdict.DENIED] == ["group:g7"]
+        many = decided("[{}]", kafka("DeleteGroups", *groups, "group:one-more", divisible=True, separate=True))
+        assert (many.verdict, many.reason) == (Verdict.DENIED, "internal-error")
 
     def test_a_denial_without_a_judgement_grants_nothing(self) -> None:
         undecided = decided("[{topicPattern: '.+'}, {}]", kafka("Fetch", "topic:\ud800", "a", divisible=True))

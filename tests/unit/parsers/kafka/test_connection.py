@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from kafka.protocol.admin import DescribeConfigsRequest, DescribeConfigsResponse, DescribeGroupsRequest, DescribeGroupsResponse
 from kafka.protocol.consumer import FetchRequest, FetchResponse
 from kafka.protocol.metadata import ApiVersionsRequest, ApiVersionsResponse, MetadataRequest, MetadataResponse
 from kafka.protocol.producer import AddPartitionsToTxnRequest, AddPartitionsToTxnResponse, ProduceRequest, ProduceResponse
@@ -280,6 +281,104 @@ class TestDenials:
         play.policy.refused = {"Produce"}
         play.client(produce(1, ORDERS))
         assert results(play.to_client)[1] == {ORDERS: 31}
+
+
+# Groups, transactional ids, configurations
+
+
+def described_groups(correlation_id: int, *groups: str) -> bytes:
+    group = DescribeGroupsResponse.DescribedGroup
+    told = [
+        group(
+            error_code=0,
+            group_id=name,
+            group_state="Stable",
+            protocol_type="consumer",
+            protocol_data="",
+            members=[],
+            authorized_operations=None,
+        )
+        for name in groups
+    ]
+    return encoded(DescribeGroupsResponse(version=5, throttle_time_ms=0, groups=told), correlation_id)
+
+
+def describe_groups(correlation_id: int, *groups: str) -> bytes:
+    request = DescribeGroupsRequest(version=5, groups=list(groups), include_authorized_operations=False)
+    return encoded(request, correlation_id)
+
+
+def groups_of(frame: bytes) -> dict[str, int]:
+    reply = DescribeGroupsResponse.decode(frame, version=5, header=True, framed=True)
+    return {group.group_id: group.error_code for group in reply.groups}
+
+
+def describe_configs(correlation_id: int, *resources: tuple[int, str]) -> bytes:
+    resource = DescribeConfigsRequest.DescribeConfigsResource
+    asked = [resource(resource_type=kind, resource_name=name, configuration_keys=None) for kind, name in resources]
+    request = DescribeConfigsRequest(version=4, resources=asked, include_synonyms=False, include_documentation=False)
+    return encoded(request, correlation_id)
+
+
+def described_configs(correlation_id: int, *resources: tuple[int, str]) -> bytes:
+    result = DescribeConfigsResponse.DescribeConfigsResult
+    told = [
+        result(error_code=0, error_message=None, resource_type=kind, resource_name=name, configs=[]) for kind, name in resources
+    ]
+    return encoded(DescribeConfigsResponse(version=4, throttle_time_ms=0, results=told), correlation_id)
+
+
+def configs_of(frame: bytes) -> dict[tuple[int, str], int]:
+    reply = DescribeConfigsResponse.decode(frame, version=4, header=True, framed=True)
+    return {(result.resource_type, result.resource_name): result.error_code for result in reply.results}
+
+
+class TestNames:
+    def test_of_several_groups_only_the_allowed_ones_reach_the_broker(self) -> None:
+        play = talk().client(describe_groups(1, "secret-a", "billing", "secret-b"))
+        assert play.to_server == describe_groups(1, "billing")
+        play.server(described_groups(1, "billing"))
+        assert groups_of(play.to_client) == {"billing": 0, "secret-a": 30, "secret-b": 30}
+        [record] = play.records
+        assert (record.verdict, record.status) == ("PARTIAL", "kafka:30")
+        assert record.resources == ("group:secret-a", "group:billing", "group:secret-b")
+        assert record.per_resource == {"group:secret-a": "DENIED", "group:billing": "ALLOWED", "group:secret-b": "DENIED"}
+
+    def test_a_long_reply_has_the_denied_groups_as_well(self) -> None:
+        allowed = [f"billing-{number}" for number in range(1000)]
+        play = talk().client(describe_groups(1, *allowed, "secret"))
+        reply = described_groups(1, *allowed)
+        assert len(reply) > connection.READ_WHOLE_MAX
+        for at in range(0, len(reply), 1000):
+            play.server(reply[at : at + 1000])
+        assert groups_of(play.to_client) == dict.fromkeys(allowed, 0) | {"secret": 30}
+
+    def test_nothing_reaches_the_broker_when_every_group_is_denied(self) -> None:
+        play = talk().client(describe_groups(1, "secret-a", "secret-b"))
+        assert (play.to_server, groups_of(play.to_client)) == (b"", {"secret-a": 30, "secret-b": 30})
+
+    def test_a_name_that_occurs_twice_is_denied_twice(self) -> None:
+        play = talk().client(describe_groups(1, "secret", "billing", "secret")).server(described_groups(1, "billing"))
+        reply = DescribeGroupsResponse.decode(play.to_client, version=5, header=True, framed=True)
+        assert sorted((group.group_id, group.error_code) for group in reply.groups) == [
+            ("billing", 0),
+            ("secret", 30),
+            ("secret", 30),
+        ]
+
+    def test_configurations_are_told_apart_by_what_they_are_of(self) -> None:
+        asked = [(2, SECRETS), (2, ORDERS), (32, "secret"), (32, "billing"), (4, "1")]
+        play = talk().client(describe_configs(1, *asked))
+        left = [(2, ORDERS), (32, "billing"), (4, "1")]
+        assert play.to_server == describe_configs(1, *left)
+        play.server(described_configs(1, *left))
+        assert configs_of(play.to_client) == dict.fromkeys(left, 0) | {(2, SECRETS): 29, (32, "secret"): 30}
+
+    def test_a_broker_s_configuration_is_told_beside_that_of_a_denied_topic(self) -> None:
+        play = talk().client(describe_configs(1, (2, SECRETS), (4, "1")))
+        assert play.to_server == describe_configs(1, (4, "1"))
+        play.server(described_configs(1, (4, "1")))
+        assert configs_of(play.to_client) == {(4, "1"): 0, (2, SECRETS): 29}
 
 
 # Metadata and topic ids

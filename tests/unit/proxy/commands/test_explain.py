@@ -137,6 +137,18 @@ class TestKafka:
         assert found["per_resource"] == {"topic:orders": "ALLOWED", "topic:payments.cards": "DENIED"}
         assert "granting" not in found
 
+    def test_what_becomes_of_each_group_is_told(self, tmp_path: Path) -> None:
+        text = (EXAMPLES / "kafka.yaml").read_text()
+        one = "- {name: no-cards,"
+        text = text.replace(one, "- {apiKey: describegroups, group: billing}\n        " + one)
+        (tmp_path / "a.yaml").write_text(text)
+        words = ["-f", str(tmp_path), "--from", "billing", "--to", "kafka", "kafka describegroups"]
+        result = CliRunner().invoke(explain, [*words, "--group", "billing", "--group", "shop"])
+        assert result.exit_code == 0
+        lines = [line.strip() for line in result.output.splitlines()]
+        assert lines[0].startswith("PARTIAL  kafka describegroups")
+        assert {"ALLOWED  group:billing", "DENIED   group:shop"} <= set(lines)
+
     def test_version_and_client_are_what_rules_compare(self, tmp_path: Path) -> None:
         text = (EXAMPLES / "kafka.yaml").read_text()
         (tmp_path / "a.yaml").write_text(text.replace("topic: returns}", "topic: returns, apiVersion: '9', clientID: me}"))
