@@ -376,7 +376,7 @@ class KafkaParser:
             self._sessions.end(request.session[0])
             code = denials.SESSION_NOT_FOUND
             return self._answer(asked, denials.fetch_session_error(request, code), f"kafka:{code}")
-        if refused and not _may_be_split(request):
+        if refused and not splits.may_be_split(request):
             return self._refuse(asked, ruling, refused)
         return self._forward(asked, ruling, refused)
 
@@ -637,10 +637,6 @@ class KafkaParser:
         return Fail(reason, status=status, call=call, partial=partial, limit=limit)
 
 
-def _may_be_split(request: Request) -> bool:
-    return request.array is not None and splits.splits_exactly(request.api_key, request.version)
-
-
 def _has_remainder(request: Request) -> bool:
     """Whether a request makes sense without all that policy may refuse of it."""
     if request.named:
@@ -657,7 +653,7 @@ def _may_be_filtered(request: Request) -> bool:
 def call_of(request: Request, resources: tuple[str, ...], principal: str | None = None) -> ApiCall:
     """A request as policy is asked about it. ``resources``: what it names, all topics by their names."""
     make = _kept_call if len(resources) <= _KEPT_RESOURCES_MAX else _call
-    divisible = _may_be_filtered(request) or (bool(request.elements) and _may_be_split(request))
+    divisible = _may_be_filtered(request) or (bool(request.elements) and splits.may_be_split(request))
     more = divisible, bool(request.named), request.all_topics, _has_remainder(request)
     return make(request.api, request.api_key, request.version, (request.client_id, principal), resources, more)
 

@@ -12,7 +12,19 @@ from functools import lru_cache
 
 from parsers.kafka.frame import SIZE, MalformedError
 from parsers.kafka.request import Request
-from parsers.kafka.wire import Plan, Reader, TruncatedError, array_count, is_flexible, message, plan, reply_body, sized
+from parsers.kafka.wire import (
+    Message,
+    Plan,
+    Reader,
+    TruncatedError,
+    Wanted,
+    array_count,
+    is_flexible,
+    message,
+    plan,
+    reply_body,
+    sized,
+)
 
 # By API key: the reply's array, and the first and the last version in which it repeats one of the request.
 _ANY = 1 << 15
@@ -22,7 +34,7 @@ _REPLY_ARRAYS = {
     2: ("Topics", 0, _ANY),  # ListOffsets
     3: ("Topics", 0, _ANY),  # Metadata of named topics
     8: ("Topics", 0, _ANY),  # OffsetCommit
-    9: ("Topics", 0, 7),  # OffsetFetch: later versions ask for several groups
+    9: ("Topics", 0, _ANY),  # OffsetFetch of one group
     10: ("Coordinators", 4, _ANY),  # FindCoordinator: earlier versions ask for one
     15: ("Groups", 0, _ANY),  # DescribeGroups
     19: ("Topics", 0, _ANY),  # CreateTopics: every topic is made, or not, by itself
@@ -43,8 +55,20 @@ _REPLY_ARRAYS = {
 }
 
 
+# From this version on the array stands in an element of another one, which is to have no more than that: OffsetFetch may ask
+# for several groups since, each with topics of its own.
+_OUTER = {9: ("Groups", 8)}
+
+
+def may_be_split(request: Request) -> bool:
+    """Whether this request can be taken apart by the elements of its array."""
+    if request.array is None or not splits_exactly(request.api_key, request.version):
+        return False
+    return _outer(request.api_key, request.version) is None or len(request.groups) == 1
+
+
 def splits_exactly(api_key: int, version: int) -> bool:
-    """Whether a request of this API and version can be taken apart by the elements of its array."""
+    """Whether requests of this API and version can be taken apart by the elements of their array."""
     known = _REPLY_ARRAYS.get(api_key)
     return known is not None and known[1] <= version <= known[2]
 
@@ -75,7 +99,11 @@ def merge(data: bytes, api_key: int, version: int, elements: Sequence[bytes]) ->
     reader = Reader(data, 0)
     try:
         reply_body(reader, api_key, compact)
-        reader.read(_until_array(api_key, version))
+        first, *inside = _until_array(api_key, version)
+        reader.read(first)
+        for fields in inside:
+            _expect_one(reader.count(compact))
+            reader.read(fields)
         start = reader.at
         count = reader.count(compact)
     except TruncatedError:
@@ -88,29 +116,59 @@ def merge(data: bytes, api_key: int, version: int, elements: Sequence[bytes]) ->
 
 
 def merged(frame: bytes, api_key: int, version: int, elements: Sequence[bytes]) -> bytes:
-    """A whole reply with entries behind those of its array. Raises MalformedError."""
+    """A whole reply with entries behind those of its array. Raises MalformedError.
+
+    It stays as it is when what has the array has an error of its own, as a group that is somewhere else now.
+    """
     compact = is_flexible(api_key, version)
     reader = Reader(frame, 0)
     reply_body(reader, api_key, compact)
     body = reader.read(_with_array(api_key, version))
     reader.end()
+    outer = _outer(api_key, version)
+    if outer is not None:
+        _expect_one(len(body.arrays[outer].items))
+        [body] = body.arrays[outer].items
+    if any(body.fields.get("ErrorCode", b"")):
+        return frame
     told = body.arrays[_REPLY_ARRAYS[api_key][0]]
     end = told.items[-1].end if told.items else told.end
     count = array_count(len(told.items) + len(elements), compact)
     return sized(b"".join((frame[: told.start], count, frame[told.end : end], *elements, frame[end:])))
 
 
+def _outer(api_key: int, version: int) -> str | None:
+    """The array of the reply whose only element has the array."""
+    name, since = _OUTER.get(api_key, ("", _ANY))
+    return name if version >= since else None
+
+
+def _expect_one(number: int) -> None:
+    if number != 1:
+        raise MalformedError("not-one-group")
+
+
 @lru_cache(128)
 def _with_array(api_key: int, version: int) -> Plan:
-    found = message(api_key)
-    if found is None or not found.lowest <= version <= found.highest:
-        raise MalformedError("unsupported-version")
-    return plan(found.reply, version, version >= found.flexible, {_REPLY_ARRAYS[api_key][0]: {"ErrorCode": None}})
+    wanted: Wanted = {"ErrorCode": None, _REPLY_ARRAYS[api_key][0]: {"ErrorCode": None}}
+    outer = _outer(api_key, version)
+    found = _message(api_key, version)
+    return plan(found.reply, version, version >= found.flexible, wanted if outer is None else {outer: wanted})
 
 
 @lru_cache(128)
-def _until_array(api_key: int, version: int) -> Plan:
+def _until_array(api_key: int, version: int) -> tuple[Plan, ...]:
+    """What stands before the count of the array; where it is inside of another, what stands before the counts of both."""
+    found = _message(api_key, version)
+    flexible, name, outer = version >= found.flexible, _REPLY_ARRAYS[api_key][0], _outer(api_key, version)
+    if outer is None:
+        return (plan(found.reply, version, flexible, {}, until=name),)
+    [inner] = (field.fields for field in found.reply if field.name == outer)
+    return plan(found.reply, version, flexible, {}, until=outer), plan(inner, version, flexible, {}, until=name)
+
+
+def _message(api_key: int, version: int) -> Message:
     found = message(api_key)
     if found is None or not found.lowest <= version <= found.highest:
         raise MalformedError("unsupported-version")
-    return plan(found.reply, version, version >= found.flexible, {}, until=_REPLY_ARRAYS[api_key][0])
+    return found

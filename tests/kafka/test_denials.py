@@ -28,7 +28,7 @@ from tests.kafka import broker
 from tests.kafka.admin import PATIENCE, Administrator
 from tests.kafka.broker import Broker
 from tests.kafka.conftest import require
-from tests.property.kafka_reply_words import asked_elements, element_word, reply_trees, told_array, with_asked
+from tests.property.kafka_reply_words import asked_elements, element_word, reply_trees, told_trees, with_asked
 from tests.property.kafka_words import KAFKA_PYTHON, Writer
 
 NAME = "secret"  # of the topic, the group and the transactional id
@@ -268,10 +268,10 @@ class Stage:
                 ours = merged(ask(self.port, without(frame, request, [1])), key, version, entries)
                 told = [plain(reply_trees(reply, key, version)[0]) for reply in (theirs, ours)]
                 for tree in told:
-                    tree[told_array(key)].sort(key=element_word)
+                    told_trees(tree, key, version).sort(key=element_word)
                 if told[0] != told[1]:
                     found[f"{api} {version}"] = (told[0], told[1])
-                said[api] = told[0][told_array(key)]
+                said[api] = told_trees(told[0], key, version)
         self.writer.values = _VALUES
         return found, said
 

@@ -157,7 +157,7 @@ def told_array(key: int) -> str:
 
 def asked_elements(frame: bytes) -> list[Any]:
     """What the array of a request consists of, as the package that knows it reads it."""
-    return list(getattr(_request(frame)[1], asked_array(*_api_of(frame))))
+    return list(getattr(_holder(_request(frame)[1], *_api_of(frame)), asked_array(*_api_of(frame))))
 
 
 def with_asked(frame: bytes, elements: Sequence[Any]) -> bytes:
@@ -165,22 +165,40 @@ def with_asked(frame: bytes, elements: Sequence[Any]) -> bytes:
     (key, version), array = _api_of(frame), asked_array(*_api_of(frame))
     header, message = _request(frame)
     if key in KAFKA_PYTHON:
-        setattr(message, array, list(elements))
+        setattr(_holder(message, key, version), array, list(elements))
         return bytes(message.encode(version=version, header=True, framed=True))
     return _written(header, dataclasses.replace(message, **{array: tuple(elements)}))
 
 
 def told_elements(frame: bytes, key: int, version: int) -> list[Any]:
     """The same of a reply."""
-    return list(getattr(_reply(frame, key, version)[1], told_array(key)) or ())
+    return list(getattr(_holder(_reply(frame, key, version)[1], key, version), told_array(key)) or ())
 
 
 def with_told(frame: bytes, key: int, version: int, elements: Sequence[Any]) -> bytes:
     header, message = _reply(frame, key, version)
     if key in REPLIES:
-        setattr(message, told_array(key), list(elements))
+        setattr(_holder(message, key, version), told_array(key), list(elements))
         return bytes(message.encode(header=True, framed=True))
     return _written(header, dataclasses.replace(message, **{told_array(key): tuple(elements)}))
+
+
+def told_trees(tree: Any, key: int, version: int) -> Any:
+    """The array itself of a reply as `reply_trees` has it."""
+    return _holder(tree, key, version)[told_array(key)]
+
+
+def asked_trees(tree: Any, key: int, version: int) -> list[Any]:
+    """The same of a request."""
+    return list(_holder(tree, key, version)[asked_array(key, version)])
+
+
+def _holder(message: Any, key: int, version: int) -> Any:
+    """What has the array: since version 8 of OffsetFetch its only group."""
+    if key != 9 or version < 8:
+        return message
+    [group] = message["groups"] if isinstance(message, dict) else message.groups
+    return group
 
 
 def _api_of(frame: bytes) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from kafka.protocol.admin import DescribeConfigsRequest, DescribeConfigsResponse, DescribeGroupsRequest, DescribeGroupsResponse
-from kafka.protocol.consumer import FetchRequest, FetchResponse
+from kafka.protocol.consumer import FetchRequest, FetchResponse, OffsetFetchRequest, OffsetFetchResponse
 from kafka.protocol.metadata import ApiVersionsRequest, ApiVersionsResponse, MetadataRequest, MetadataResponse
 from kafka.protocol.producer import AddPartitionsToTxnRequest, AddPartitionsToTxnResponse, ProduceRequest, ProduceResponse
 
@@ -41,11 +41,13 @@ class Rules(Policy):
             return not resource.partition(":")[2].startswith("secret")
 
         denied = [resource for resource in call.resources if not granting(resource)]
+        apart = [resource for resource in call.resources if call.separate or resource.startswith("topic:")]
+        some = call.divisible and set(denied) < set(apart)
         if call.method in self.refused:
             verdict = Verdict.DENIED
         elif not denied and not call.all_topics:
             return Decision(verdict=Verdict.ALLOWED, reason="rule-matched", generation=1)
-        elif (call.divisible and len(denied) < len(call.resources)) or call.all_topics or call.remainder:
+        elif some or call.all_topics or call.remainder:
             verdict = Verdict.PARTIAL
         else:
             verdict = Verdict.DENIED
@@ -379,6 +381,59 @@ class TestNames:
         assert play.to_server == describe_configs(1, (4, "1"))
         play.server(described_configs(1, (4, "1")))
         assert configs_of(play.to_client) == {(4, "1"): 0, (2, SECRETS): 29}
+
+
+def fetch_offsets(correlation_id: int, *groups: tuple[str, list[str]]) -> bytes:
+    group = OffsetFetchRequest.OffsetFetchRequestGroup
+    asked = [
+        group(group_id=name, topics=[group.OffsetFetchRequestTopics(name=topic, partition_indexes=[0]) for topic in topics])
+        for name, topics in groups
+    ]
+    return encoded(OffsetFetchRequest(version=8, groups=asked, require_stable=False), correlation_id)
+
+
+def fetched_offsets(correlation_id: int, name: str, *topics: str, error: int = 0) -> bytes:
+    group = OffsetFetchResponse.OffsetFetchResponseGroup
+    topic = group.OffsetFetchResponseTopics
+    partition = topic.OffsetFetchResponsePartitions
+    at_seven = partition(partition_index=0, committed_offset=7, committed_leader_epoch=-1, metadata="", error_code=0)
+    told = [topic(name=each, partitions=[at_seven]) for each in topics]
+    answer = group(group_id=name, topics=told, error_code=error)
+    return encoded(OffsetFetchResponse(version=8, throttle_time_ms=0, groups=[answer]), correlation_id)
+
+
+def offsets_of(frame: bytes) -> list[tuple[str, int, dict[str, int]]]:
+    """Of each group its error, and the errors by topic."""
+    reply = OffsetFetchResponse.decode(frame, version=8, header=True, framed=True)
+    return [
+        (group.group_id, group.error_code, {topic.name: topic.partitions[0].error_code for topic in group.topics})
+        for group in reply.groups
+    ]
+
+
+class TestOffsets:
+    """Since version 8 of OffsetFetch a request may name several groups, each with topics of its own."""
+
+    def test_of_one_group_the_topics_are_told_apart(self) -> None:
+        play = talk().client(fetch_offsets(1, ("billing", [SECRETS, ORDERS])))
+        assert play.to_server == fetch_offsets(1, ("billing", [ORDERS]))
+        play.server(fetched_offsets(1, "billing", ORDERS))
+        assert offsets_of(play.to_client) == [("billing", 0, {ORDERS: 0, SECRETS: 29})]
+
+    def test_a_group_s_own_error_is_told_without_topics(self) -> None:
+        play = talk().client(fetch_offsets(1, ("billing", [SECRETS, ORDERS])))
+        play.server(fetched_offsets(1, "billing", error=16))
+        assert play.to_client == fetched_offsets(1, "billing", error=16)
+
+    def test_a_denied_group_denies_the_whole(self) -> None:
+        play = talk().client(fetch_offsets(1, ("secret", [ORDERS])))
+        assert (play.to_server, offsets_of(play.to_client)) == (b"", [("secret", 30, {})])
+
+    def test_of_several_groups_one_denies_all(self) -> None:
+        play = talk().client(fetch_offsets(1, ("billing", [ORDERS]), ("secret", [ORDERS])))
+        assert (play.to_server, offsets_of(play.to_client)) == (b"", [("billing", 30, {}), ("secret", 30, {})])
+        play = talk().client(fetch_offsets(1, ("billing", [ORDERS]), ("audit", [SECRETS])))
+        assert (play.to_server, len(offsets_of(play.to_client))) == (b"", 2)
 
 
 # Metadata and topic ids

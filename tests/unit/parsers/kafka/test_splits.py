@@ -3,24 +3,25 @@
 from typing import Any
 
 import pytest
+from kafka.protocol.consumer import OffsetFetchRequest
 
 from parsers.kafka import denials
 from parsers.kafka.frame import MalformedError
 from parsers.kafka.messages import MESSAGES
 from parsers.kafka.request import Named, Request, skim
-from parsers.kafka.splits import merge, merged, splits_exactly, without
+from parsers.kafka.splits import may_be_split, merge, merged, splits_exactly, without
 from tests.property.kafka_reply_words import (
     REPLIES,
     ReplyWriter,
-    asked_array,
     asked_elements,
+    asked_trees,
     element_word,
     kafka_python_reply,
     kio_reply,
     reply_trees,
     request_tree,
-    told_array,
     told_elements,
+    told_trees,
     with_asked,
     with_told,
 )
@@ -57,8 +58,23 @@ def test_requests_are_taken_apart_where_the_broker_answers_name_by_name() -> Non
         "IncrementalAlterConfigs",
     }
     assert not any(splits_exactly(10, version) for version in range(4)), "FindCoordinator of one group"
-    assert not splits_exactly(9, 8), "OffsetFetch of several groups"
+    assert not may_be_split(offset_fetch(("a", ["orders"]), ("b", ["orders"]))), "each group has topics of its own"
+    assert not may_be_split(offset_fetch(("a", ["orders"]), ("b", None))), "all topics of one of the groups"
+    assert may_be_split(offset_fetch(("a", ["orders"])))
     assert not any(splits_exactly(24, version) for version in range(6)), "AddPartitionsToTxn is all or nothing"
+
+
+def offset_fetch(*groups: tuple[str, list[str] | None]) -> Request:
+    """A request for the offsets of these groups in these topics."""
+    group = OffsetFetchRequest.OffsetFetchRequestGroup
+    topic = group.OffsetFetchRequestTopics
+    asked = [
+        group(group_id=name, topics=None if topics is None else [topic(name=one, partition_indexes=[0]) for one in topics])
+        for name, topics in groups
+    ]
+    message = OffsetFetchRequest(version=8, groups=asked, require_stable=False)
+    message.with_header(1, "me")
+    return skim(bytes(message.encode(version=8, header=True, framed=True)))
 
 
 def some(writer: Writer, key: int, version: int) -> tuple[bytes, Request, list[int]]:
@@ -66,7 +82,7 @@ def some(writer: Writer, key: int, version: int) -> tuple[bytes, Request, list[i
     while True:
         frame = writer.kafka_python(key, version) if key in KAFKA_PYTHON else writer.kio(key, version)
         request = skim(frame)
-        if len(request.elements) > 1 and request.array is not None:
+        if len(request.elements) > 1 and may_be_split(request):
             count = writer.random.randrange(1, len(request.elements))
             return frame, request, writer.random.sample(range(len(request.elements)), count)
 
@@ -117,9 +133,7 @@ def test_a_merged_reply_is_the_one_that_a_broker_would_have_written(key: int) ->
             if request.acks == 0:
                 continue
             entries, told = with_entries(frame, request, key, version, writer)
-            reply = replies.reply(key, version)
-            if (key in REPLIES and kafka_python_reply(reply, key, version) is None) or not readable(reply, key, version):
-                continue
+            reply = sound(replies, key, version)
             theirs = told_elements(reply, key, version)
             beginning = merge(reply, key, version, entries)
             assert beginning is not None
@@ -130,16 +144,45 @@ def test_a_merged_reply_is_the_one_that_a_broker_would_have_written(key: int) ->
 @pytest.mark.parametrize("key", sorted({key for key, _ in SPLIT}))
 def test_a_reply_is_merged_as_soon_as_its_count_is_there(key: int) -> None:
     for version in (version for api, version in SPLIT if api == key):
-        reply = ReplyWriter(f"beginning {key} {version}").reply(key, version)
+        reply = sound(ReplyWriter(f"beginning {key} {version}"), key, version)
         whole = merge(reply, key, version, [b"entry"])
         assert whole is not None
         for length in range(len(reply)):
             assert merge(reply[:length], key, version, [b"entry"]) == (None if length < whole[1] else whole)
 
 
-def readable(reply: bytes, key: int, version: int) -> bool:
-    """Whether the one package that knows it reads it: kio refuses times before 1970."""
-    return key in REPLIES or kio_reply(reply, key, version) is not None
+def sound(writer: ReplyWriter, key: int, version: int) -> bytes:
+    """A reply that a broker would give to a request of one group, without an error of the whole, and that others can read."""
+    while True:
+        reply = writer.reply(key, version)
+        oracle = kafka_python_reply if key in REPLIES else kio_reply  # which refuses times before 1970
+        found = oracle(reply, key, version)
+        if found is None or (key == 9 and version >= 8 and len(found[1]["groups"]) != 1):
+            continue
+        holder = found[1]["groups"][0] if key == 9 and version >= 8 else found[1]
+        if not holder.get("error_code"):
+            return reply
+
+
+def test_a_group_that_has_an_error_has_no_topics_beside_it() -> None:
+    for version in (version for key, version in SPLIT if key == 9 and version >= 2):
+        writer = ReplyWriter(f"errors {version}")
+        reply = REPLIES[9].decode(sound(writer, 9, version), version=version, header=True, framed=True)
+        (reply.groups[0] if version >= 8 else reply).error_code = 16
+        frame = bytes(reply.encode(header=True, framed=True))
+        assert merged(frame, 9, version, [b"entry"]) == frame
+
+
+def test_a_reply_about_another_number_of_groups_is_malformed() -> None:
+    writer = ReplyWriter("groups")
+    for version in (version for key, version in SPLIT if key == 9 and version >= 8):
+        for number in (0, 2):
+            reply = REPLIES[9].decode(sound(writer, 9, version), version=version, header=True, framed=True)
+            reply.groups = [reply.groups[0]] * number
+            frame = bytes(reply.encode(header=True, framed=True))
+            for put in (merge, merged):
+                with pytest.raises(MalformedError, match="not-one-group"):
+                    put(frame, 9, version, [b"entry"])
 
 
 def test_the_client_gets_each_of_its_names_once() -> None:
@@ -154,8 +197,8 @@ def test_the_client_gets_each_of_its_names_once() -> None:
         assert answered is not None
         whole = merged(answered, key, version, denials.entries(request, frame, dict.fromkeys(denied, 29)))
         for tree in reply_trees(whole, key, version):
-            told = sorted(element_word(element) for element in tree[told_array(key)])
-            assert told == sorted(element_word(element) for element in request_tree(frame)[asked_array(key, version)])
+            told = sorted(element_word(element) for element in told_trees(tree, key, version))
+            assert told == sorted(map(element_word, asked_trees(request_tree(frame), key, version)))
 
 
 def test_a_mutated_reply_is_merged_or_malformed_and_nothing_else() -> None:
