@@ -291,7 +291,7 @@ class KafkaParser:
         if unknown:
             asked.unknown = tuple(i for i, topic in enumerate(request.topics) if topic.topic_id in unknown)
         topics = tuple(f"topic:{name}" for name in asked.names)
-        asked.elements = tuple(one.resource for one in request.named) or topics
+        asked.elements = tuple(one.resource for one in request.named) if request.named else topics
         if request.session is not None and request.session[1] not in (INITIAL_EPOCH, FINAL_EPOCH):
             asked.session = self._sessions.get(request.session[0], request.version)
             if asked.session is None:
@@ -653,7 +653,7 @@ def _may_be_filtered(request: Request) -> bool:
 def call_of(request: Request, resources: tuple[str, ...], principal: str | None = None) -> ApiCall:
     """A request as policy is asked about it. ``resources``: what it names, all topics by their names."""
     make = _kept_call if len(resources) <= _KEPT_RESOURCES_MAX else _call
-    divisible = _may_be_filtered(request) or (bool(request.elements) and splits.may_be_split(request))
+    divisible = _may_be_filtered(request) or (bool(request.topics or request.named) and splits.may_be_split(request))
     more = divisible, bool(request.named), request.all_topics, _has_remainder(request)
     return make(request.api, request.api_key, request.version, (request.client_id, principal), resources, more)
 

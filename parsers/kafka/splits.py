@@ -64,7 +64,7 @@ def may_be_split(request: Request) -> bool:
     """Whether this request can be taken apart by the elements of its array."""
     if request.array is None or not splits_exactly(request.api_key, request.version):
         return False
-    return _outer(request.api_key, request.version) is None or len(request.groups) == 1
+    return request.api_key not in _OUTER or len(request.groups) == 1
 
 
 def splits_exactly(api_key: int, version: int) -> bool:

@@ -75,6 +75,6 @@ spec:
 @pytest.mark.parametrize("case", cases(), ids=lambda case: f"{case.client}-{case.scenario.name}")
 def test_a_client_meets_what_it_meets_at_the_brokers_own_acls(stage: Stage, case: Case) -> None:
     require(missing(case.client))
-    assert case.short(stage.outcomes[case.name]) == case.scenario.expected(case.client, through="sluice")
+    assert case.short(stage.outcomes[case.name]) == case.scenario.expected(case.client)
     after = {topic: stage.after[case.full(topic)] for topic in case.scenario.after}
     assert after == {topic: sorted(values) for topic, values in case.scenario.after.items()}

@@ -3,8 +3,7 @@
 A scenario has the topics to make beforehand and the records in them (``seed``), who may do what, twice: as ACLs of the broker
 and as ``rules.kafka`` of Sluice (``policy``); the ``steps`` of a client with what each must come to (``expect``), and the
 committed records that the topics have in the end (``after``). ``tests/kafka/clients/jobs.py`` says what steps there are.
-``differs`` of a step says which clients tell something else, and must not hide what anybody may do. ``sluice`` says where
-Sluice refuses more than the broker would.
+``differs`` of a step says which clients tell something else, and must not hide what anybody may do.
 
 Names of topics, groups and transactional ids are short in the data. ``Names`` makes them unique to a scenario and client, so
 that all scenarios can share a broker and run at the same time.
@@ -51,14 +50,9 @@ class Scenario:
     after: Mapping[str, Sequence[str]] = field(default_factory=dict)
     clients: Sequence[str] = CLIENTS
 
-    def expected(self, client: str, through: str = "broker") -> Outcomes:
-        """What each step must come to at the broker's own ACLs, or ``through`` "sluice"."""
-        return [self._expected(step, client, through) for step in self.steps]
-
-    @staticmethod
-    def _expected(step: Mapping[str, Any], client: str, through: str) -> Any:
-        own = step.get("differs", {}).get(client, step["expect"])
-        return step.get(through, {}).get(client, own)
+    def expected(self, client: str) -> Outcomes:
+        """What each step must come to, whoever enforces it."""
+        return [step.get("differs", {}).get(client, step["expect"]) for step in self.steps]
 
 
 @cache
@@ -121,7 +115,7 @@ class Case:
         return {"job": self.name, "bootstrap": bootstrap, "client_id": self.name, "steps": steps} | access
 
     def _step(self, step: Mapping[str, Any]) -> dict[str, Any]:
-        told = {key: value for key, value in step.items() if key not in ("expect", "differs", "sluice")}
+        told = {key: value for key, value in step.items() if key not in ("expect", "differs")}
         for key in ("topics", "groups", "records", "group", "name"):
             if key in told:
                 told[key] = self._full_names(told[key])
