@@ -362,9 +362,10 @@ class KafkaParser:
             return self._probe(asked, ruling)
         if asked.instead is not None:
             return self._answer(asked, *asked.instead)
-        refused = {
-            i: denials.code_of(one) for i, one in enumerate(asked.elements) if one is not None and not ruling.grants(one)
-        }
+        refused: dict[int, int] = {}
+        if ruling.allowed or request.api_key == _ADD_PARTITIONS:  # of what is denied as a whole nobody else asks which
+            named = enumerate(asked.elements)
+            refused = {i: denials.code_of(one) for i, one in named if one is not None and not ruling.grants(one)}
         # Whether what nobody knows is allowed, nobody can tell.
         refused |= dict.fromkeys(asked.unknown, denials.UNKNOWN_TOPIC_ID)
         nothing_left = bool(refused) and len(refused) == len(asked.elements) and not _has_remainder(request)

@@ -767,6 +767,10 @@ def conversation() -> list[Event]:
         ("server", fetched(5, 9, {ORDERS_ID: bytes(30_000)})),
         ("client", produce(6, SECRETS, acks=0) + produce(7, ORDERS)),
         ("server", produced(7, ORDERS)),
+        ("client", describe_groups(8, "secret", "billing") + fetch_offsets(9, ("billing", [ORDERS, SECRETS]))),
+        ("client", describe_configs(10, (2, SECRETS), (32, "billing"), (4, "1"))),
+        ("server", described_groups(8, "billing") + fetched_offsets(9, "billing", ORDERS)),
+        ("server", described_configs(10, (32, "billing"), (4, "1"))),
     ]
 
 
