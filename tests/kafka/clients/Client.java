@@ -23,6 +23,7 @@ import java.util.stream.Collectors;
 import org.apache.kafka.clients.admin.Admin;
 import org.apache.kafka.clients.admin.AlterConfigOp;
 import org.apache.kafka.clients.admin.ConfigEntry;
+import org.apache.kafka.clients.admin.ListConsumerGroupOffsetsSpec;
 import org.apache.kafka.clients.admin.NewTopic;
 import org.apache.kafka.clients.consumer.ConsumerRecord;
 import org.apache.kafka.clients.consumer.KafkaConsumer;
@@ -112,6 +113,7 @@ public class Client implements AutoCloseable {
             case "alter_configs" -> alterConfigs(step);
             case "describe_groups" -> describeGroups(step);
             case "describe_configs" -> describeConfigs(step);
+            case "list_offsets" -> listOffsets(step);
             default -> throw new IllegalArgumentException(step.toString());
         };
     }
@@ -362,6 +364,22 @@ public class Client implements AutoCloseable {
         Map<String, String> outcomes = new TreeMap<>();
         admin().describeConfigs(topics).values().forEach((topic, future) -> outcomes.put(topic.name(), outcome(future)));
         return outcomes;
+    }
+
+    /** The group's offsets in the topics, without those that it is refused, as the client leaves them out. */
+    Object listOffsets(JsonNode step) {
+        String group = step.get("group").asText();
+        List<TopicPartition> partitions = texts(step.get("topics")).stream()
+            .map(topic -> new TopicPartition(topic, 0)).collect(Collectors.toList());
+        Map<String, Long> offsets = new TreeMap<>();
+        try {
+            admin().listConsumerGroupOffsets(Map.of(group, new ListConsumerGroupOffsetsSpec().topicPartitions(partitions)))
+                .partitionsToOffsetAndMetadata(group).get()
+                .forEach((partition, offset) -> offsets.put(partition.topic(), offset.offset()));
+            return offsets;
+        } catch (ExecutionException | InterruptedException error) {
+            return name(error);
+        }
     }
 
     Admin admin() {

@@ -3,7 +3,15 @@
 from typing import Any
 
 import jobs
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection, TopicPartition
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicCollection,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 from jobs import AUTO_COMMIT_MS, PATIENCE, SETTING, TICK, Harvest, halves, serve, shares
 
@@ -209,6 +217,15 @@ class Client:
     def describe_configs(self, topics: list[str]) -> dict[str, str]:
         described = self.admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic) for topic in topics])
         return {topic.name: outcome(future) for topic, future in described.items()}
+
+    def list_offsets(self, group: str, topics: list[str]) -> dict[str, int] | str:
+        asked = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, 0) for topic in topics])
+        [future] = self.admin.list_consumer_group_offsets([asked]).values()
+        try:
+            found = future.result(PATIENCE).topic_partitions
+        except KafkaException as error:
+            return error_name(error.args[0])
+        return {partition.topic: partition.offset for partition in found if partition.error is None}
 
     @property
     def admin(self) -> AdminClient:

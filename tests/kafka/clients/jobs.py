@@ -20,6 +20,7 @@ alter_configs         topics, whole                                         {top
 describe_groups       groups                                                {group: "ok" or an error}
 pause                 seconds                                               "ok"
 describe_configs      topics                                                {topic: "ok" or an error}
+list_offsets          group, topics                                         {topic: offset of partition 0 that is told}
 ====================  ====================================================  ==================================================
 
 With ``auto`` a member commits by itself, and leaves at the end of the step. ``whole`` asks by AlterConfigs, which replaces all
