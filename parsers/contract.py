@@ -56,7 +56,7 @@ class ApiCall(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     # The protocol can refuse some of the resources and grant the rest, and the parser will do so: of topics that are for a
     # group or a transactional id, the topics.
     divisible: bool = False
-    # The resources have nothing to do with each other: each is judged by itself. Not for calls about all topics.
+    # The resources have nothing to do with each other: each is judged by itself, if the call is about all topics with them.
     separate: bool = False
     # The call is about every topic there is, whatever topics are among its resources.
     all_topics: bool = False

@@ -435,7 +435,8 @@ class Pair:
                     if (call.separate or name.startswith(TOPIC)) and verdicts.get(name) is not Verdict.DENIED:
                         verdicts[name] = Verdict.ALLOWED if decision.allowed else Verdict.DENIED
             some = any(verdict is Verdict.ALLOWED for verdict in verdicts.values())
-            if some or ((call.all_topics or call.remainder) and self._allows_all(_remainder(call))):
+            left = call.remainder or (call.all_topics and not call.separate)
+            if some or (left and self._allows_all(_remainder(call))):
                 return msgspec.structs.replace(denied, verdict=Verdict.PARTIAL, per_resource=verdicts, granting=granting)
         return msgspec.structs.replace(denied, granting=granting)
 
@@ -652,9 +653,12 @@ class _Granting:
 
     def __call__(self, resource: str) -> bool:
         resources: tuple[str, ...] = (resource,)
-        if resource.startswith(TOPIC) and not self._call.separate:  # a rule may be about this topic for that group
+        all_topics = False
+        if not resource.startswith(TOPIC):
+            all_topics = self._call.all_topics and self._call.separate  # each of the groups with all topics
+        elif not self._call.separate:  # a rule may be about this topic for that group
             resources += tuple(one for one in self._call.resources if one.startswith((GROUP, TRANSACTIONAL_ID)))
-        call = msgspec.structs.replace(self._call, resources=resources, all_topics=False)
+        call = msgspec.structs.replace(self._call, resources=resources, all_topics=all_topics)
         try:
             judged = [side.enforced.judge(piece).rank for piece in pieces(call) for side in self._sides]
         except Exception:

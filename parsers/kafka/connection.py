@@ -98,6 +98,7 @@ class _Open:
         "granting",
         "merged",
         "number",
+        "place",
         "probe",
         "refusal",
         "session",
@@ -113,6 +114,7 @@ class _Open:
         self.words: tuple[bytes, str] | None = None  # with their status
         self.probe = False  # a question of ours: its reply is for nobody else
         self.granting: Callable[[str], bool] | None = None  # which topics of the reply may be seen; None: all
+        self.place: splits.Place = ()  # of these:
         self.merged: Sequence[bytes] = ()  # entries that say of what the broker did not get to see that it is denied
         self.refusal = denials.TOPIC_DENIED  # the code of one of them
         self.session: Session | None = None  # of a Fetch: what it makes or goes on with
@@ -392,6 +394,7 @@ class KafkaParser:
                 return [_MORE]
             request = asked.request
             opened.merged = denials.entries(request, frame, refused)
+            opened.place = splits.place_of(request)
             opened.refusal = min(refused.values())
             verbs = [Drop(request.size, number), Inject(Direction.REQUEST, splits.without(frame, request, refused), number)]
         if _may_be_filtered(request) and ruling.per_resource is not None:
@@ -432,7 +435,7 @@ class KafkaParser:
             session.denied.pop(name, None)  # of which the broker knows nothing
         if not session.deny(zip((asked.names[i] for i in denied), opened.merged, strict=True)):
             raise MalformedError("fetch-session-too-large", "MAX_DENIED_BYTES")
-        opened.merged = session.entries
+        opened.place, opened.merged = splits.place_of(request), session.entries
 
     # Our own words
 
@@ -574,7 +577,7 @@ class KafkaParser:
         elif opened.api_key == _FETCH:
             self._session_answered(opened, frame)
         if opened.merged:
-            told = splits.merged(told, opened.api_key, opened.version, opened.merged)
+            told = splits.merged(told, opened.api_key, opened.version, opened.place, opened.merged)
             error = error or opened.refusal
         verbs.append(Reply(number, f"kafka:{error}"))
         if opened.probe:
@@ -595,7 +598,7 @@ class KafkaParser:
                 return None
             error = start[0]
         if opened.merged and not error:
-            beginning = splits.merge(data, opened.api_key, opened.version, opened.merged)
+            beginning = splits.merge(data, opened.api_key, opened.version, opened.place, opened.merged)
             if beginning is None:
                 return None
             words, replaced = beginning

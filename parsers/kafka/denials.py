@@ -77,7 +77,7 @@ def denial(request: Request, frame: bytes, code: int, codes: Mapping[int, int] |
         return None
     code = told_code(request, code)
     shape = _shape(api_key, version)
-    body = _Writer(shape, code, codes or {}).whole(shape.read(frame))
+    body = _Writer(shape, code, codes or {}, bool(request.named)).whole(shape.read(frame))
     return framed(request.correlation_id, body, tags=shape.tags)
 
 
@@ -125,7 +125,7 @@ def unsupported_version(correlation_id: int, lowest: int, highest: int) -> bytes
 def entries(request: Request, frame: bytes, codes: Mapping[int, int]) -> list[bytes]:
     """The elements of the reply's array for the request's elements at these positions, with these codes, in its order."""
     shape = _shape(request.api_key, request.version)
-    writer = _Writer(shape, next(iter(codes.values()), TOPIC_DENIED), codes, chosen=[])
+    writer = _Writer(shape, next(iter(codes.values()), TOPIC_DENIED), codes, bool(request.named), chosen=[])
     writer.whole(shape.read(frame))
     return writer.chosen or []
 
@@ -248,14 +248,20 @@ _shape = lru_cache(maxsize=512)(_Shape)
 
 
 class _Writer:
-    """Writes one denial. With ``chosen`` only the elements that have a code of their own, each for itself, are of interest."""
+    """Writes one denial. With ``chosen`` only the elements that have a code of their own, each for itself, are of interest.
 
-    def __init__(self, shape: _Shape, code: int, codes: Mapping[int, int], chosen: list[bytes] | None = None) -> None:
+    ``named``: where elements that are told apart have others inside, it is the outer ones that ``codes`` is about.
+    """
+
+    def __init__(
+        self, shape: _Shape, code: int, codes: Mapping[int, int], named: bool, chosen: list[bytes] | None = None
+    ) -> None:
         self.chosen = chosen
         self._shape = shape
         self._code = code
         self._about_topics = code in _ABOUT_TOPICS
         self._codes = codes
+        self._named = named
         self._position = 0  # of the next element that is told apart
 
     def whole(self, asked: Element) -> bytes:
@@ -289,11 +295,15 @@ class _Writer:
             for leaf in leaves:
                 out += [part if isinstance(part, bytes) else leaf for part in template]
 
+    def _is_apart(self, each: Each) -> bool:
+        return each.apart and (self._named or each.inner is None or not each.inner.apart)
+
     def _element(self, out: list[bytes], many: _Many, item: Element | None, leaf: bytes | None) -> None:
         code = self._code
         if many.each.by_resource and item is not None:
             code = _RESOURCE_CODES.get(item.fields["ResourceType"][0], CLUSTER_DENIED)
-        if many.each.apart:
+        apart = self._is_apart(many.each)
+        if apart:
             chosen = self._position in self._codes
             code = self._codes.get(self._position, code)
             self._position += 1
@@ -308,7 +318,7 @@ class _Writer:
         else:
             self._structure(out, template, item)
         self._code = outer
-        if many.each.apart and self.chosen is not None:
+        if apart and self.chosen is not None:
             self.chosen.append(b"".join(out))
 
 

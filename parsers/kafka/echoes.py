@@ -89,7 +89,8 @@ ECHOES: dict[str, Echo] = {
     "OffsetFetch": Echo(
         (
             _OFFSETS,
-            Each("Groups", ("Groups",), {"GroupId": "GroupId"}, _OFFSETS, error=When.CALL),
+            # Each group with all of its topics is told apart, or the topics of one.
+            Each("Groups", ("Groups",), {"GroupId": "GroupId"}, _OFFSETS, error=When.CALL, apart=True),
         ),
         When.CALL,
     ),

@@ -25,6 +25,7 @@ from parsers.kafka.shapes import (
     EVERYTHING,
     FORGOTTEN,
     GROUP,
+    GROUPS,
     KEY,
     KEY_TYPE,
     KIND,
@@ -144,6 +145,8 @@ class _Walk:
     all_topics = False
     array: tuple[int, int, int] | None = None
     topic_arrays = 0
+    group_array: tuple[int, int, int] | None = None
+    group_starts: list[int]  # where each element of it begins, as soon as there is one
     acks: int | None = None
     session_id: int | None = None
     session_epoch = 0
@@ -329,6 +332,9 @@ class _Walk:
         if code == NAMES:
             assert inner is not None
             return self.names_of(inner, pos, n, null)
+        if code == GROUPS:
+            assert inner is not None
+            return self.groups_of(inner, pos, null, last)
         if code >= NUMBERS:
             number, after = self.number(pos, n)
             setattr(self, _NUMBERS[code], number)
@@ -435,6 +441,24 @@ class _Walk:
                 self.add_named(f"{kind}:{text}", begin, pos)
         return pos
 
+    def groups_of(self, inner: Block, start: int, null: bool, last: bool) -> int:
+        n, pos = self.count(start, null, inner.least)
+        self.group_array, self.group_starts = (start, pos, max(n, 0)), []
+        for element in range(n):
+            self.group_starts.append(pos)
+            pos = self.block(inner, pos, last and element == n - 1)
+        self.group_starts.append(pos)
+        return pos
+
+    def whole_groups(self) -> None:
+        """Groups that are asked about with all of their topics are told apart themselves."""
+        if not self.groups:
+            return
+        self.array = self.group_array
+        ends = [*self.group_starts[1:], self.group_starts[-1]]  # the last one, if it has not been read to its end
+        for group, start, end in zip(self.groups, self.group_starts, ends, strict=False):
+            self.add_named(f"group:{group}", start, end)
+
     def add_named(self, resource: str | None, start: int, end: int) -> None:
         if isinstance(self.named, tuple):
             self.named = []
@@ -484,6 +508,8 @@ class _Walk:
                 raise MalformedError("unknown-key-type")
             into = self.transactional_ids if self.key_type == _KEY_TRANSACTION else self.groups
             into.extend(self.keys)
+        if self.group_array is not None and not self.topic_arrays:
+            self.whole_groups()
         named = self.named
         one_array = self.topic_arrays <= 1 and self.array is not None and self.array[2] == len(named or self.topics)
         request = Request(

@@ -30,13 +30,14 @@ from parsers.kafka.layouts import REQUESTS
     KEY,
     REGEX,
     NAMES,  # an array of nothing but groups, transactional ids or keys (n: which of them)
+    GROUPS,  # an array of groups, each with an array of topics
     EVERYTHING,
     KEY_TYPE,
     KIND,
     ACKS,
     SESSION_ID,
     SESSION_EPOCH,
-) = range(24)
+) = range(25)
 NUMBERS = KEY_TYPE
 
 # Marks of TOPICS.
@@ -139,6 +140,8 @@ class _Text:
             return Step(PLAIN, inner.least, null)
         if len(inner.steps) == 1 and inner.steps[0].code in (GROUP, TRANSACTIONAL, KEY):
             return Step(NAMES, inner.steps[0].code, null, inner)
+        if {GROUP, TOPICS} <= {step.code for step in inner.steps}:
+            return Step(GROUPS, 0, null, inner)
         return Step(ARRAY, 0, null, inner)
 
     def _marks(self) -> str:

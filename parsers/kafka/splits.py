@@ -55,16 +55,25 @@ _REPLY_ARRAYS = {
 }
 
 
-# From this version on the array stands in an element of another one, which is to have no more than that: OffsetFetch may ask
-# for several groups since, each with topics of its own.
-_OUTER = {9: ("Groups", 8)}
+# From this version on OffsetFetch may ask for several groups. They are told apart themselves when all of their topics are
+# asked for; of one group, its topics are.
+_OFFSET_FETCH, _OF_GROUPS = 9, 8
+Place = tuple[str, ...]
 
 
 def may_be_split(request: Request) -> bool:
     """Whether this request can be taken apart by the elements of its array."""
     if request.array is None or not splits_exactly(request.api_key, request.version):
         return False
-    return request.api_key not in _OUTER or len(request.groups) == 1
+    return request.api_key != _OFFSET_FETCH or bool(request.named) or len(request.groups) == 1
+
+
+def place_of(request: Request) -> Place:
+    """The reply's array that repeats the request's; in an element of another one, which then has only that, behind that one."""
+    name = _REPLY_ARRAYS[request.api_key][0]
+    if request.api_key == _OFFSET_FETCH and request.version >= _OF_GROUPS:
+        return ("Groups",) if request.named else ("Groups", name)
+    return (name,)
 
 
 def splits_exactly(api_key: int, version: int) -> bool:
@@ -89,8 +98,8 @@ def without(frame: bytes, request: Request, denied: Collection[int]) -> bytes:
     return sized(b"".join(parts))
 
 
-def merge(data: bytes, api_key: int, version: int, elements: Sequence[bytes]) -> tuple[bytes, int] | None:
-    """Put entries in front of those of a reply's array.
+def merge(data: bytes, api_key: int, version: int, place: Place, elements: Sequence[bytes]) -> tuple[bytes, int] | None:
+    """Put entries in front of those of the reply's array at ``place``.
 
     ``data`` is the reply's beginning. The new beginning, with the size that the reply has now, and how many bytes of
     ``data`` it takes the place of; None when more must have come. Raises MalformedError.
@@ -99,7 +108,7 @@ def merge(data: bytes, api_key: int, version: int, elements: Sequence[bytes]) ->
     reader = Reader(data, 0)
     try:
         reply_body(reader, api_key, compact)
-        first, *inside = _until_array(api_key, version)
+        first, *inside = _until_array(api_key, version, place)
         reader.read(first)
         for fields in inside:
             _expect_one(reader.count(compact))
@@ -115,32 +124,25 @@ def merge(data: bytes, api_key: int, version: int, elements: Sequence[bytes]) ->
     return size.to_bytes(SIZE, "big") + data[SIZE:start] + added, reader.at
 
 
-def merged(frame: bytes, api_key: int, version: int, elements: Sequence[bytes]) -> bytes:
-    """A whole reply with entries behind those of its array. Raises MalformedError.
+def merged(frame: bytes, api_key: int, version: int, place: Place, elements: Sequence[bytes]) -> bytes:
+    """A whole reply with entries behind those of its array at ``place``. Raises MalformedError.
 
     It stays as it is when what has the array has an error of its own, as a group that is somewhere else now.
     """
     compact = is_flexible(api_key, version)
     reader = Reader(frame, 0)
     reply_body(reader, api_key, compact)
-    body = reader.read(_with_array(api_key, version))
+    body = reader.read(_with_array(api_key, version, place))
     reader.end()
-    outer = _outer(api_key, version)
-    if outer is not None:
+    for outer in place[:-1]:
         _expect_one(len(body.arrays[outer].items))
         [body] = body.arrays[outer].items
     if any(body.fields.get("ErrorCode", b"")):
         return frame
-    told = body.arrays[_REPLY_ARRAYS[api_key][0]]
+    told = body.arrays[place[-1]]
     end = told.items[-1].end if told.items else told.end
     count = array_count(len(told.items) + len(elements), compact)
     return sized(b"".join((frame[: told.start], count, frame[told.end : end], *elements, frame[end:])))
-
-
-def _outer(api_key: int, version: int) -> str | None:
-    """The array of the reply whose only element has the array."""
-    name, since = _OUTER.get(api_key, ("", _ANY))
-    return name if version >= since else None
 
 
 def _expect_one(number: int) -> None:
@@ -149,22 +151,23 @@ def _expect_one(number: int) -> None:
 
 
 @lru_cache(128)
-def _with_array(api_key: int, version: int) -> Plan:
-    wanted: Wanted = {"ErrorCode": None, _REPLY_ARRAYS[api_key][0]: {"ErrorCode": None}}
-    outer = _outer(api_key, version)
+def _with_array(api_key: int, version: int, place: Place) -> Plan:
+    wanted: Wanted = {"ErrorCode": None}
+    for name in reversed(place):
+        wanted = {"ErrorCode": None, name: wanted}
     found = _message(api_key, version)
-    return plan(found.reply, version, version >= found.flexible, wanted if outer is None else {outer: wanted})
+    return plan(found.reply, version, version >= found.flexible, wanted)
 
 
 @lru_cache(128)
-def _until_array(api_key: int, version: int) -> tuple[Plan, ...]:
+def _until_array(api_key: int, version: int, place: Place) -> tuple[Plan, ...]:
     """What stands before the count of the array; where it is inside of another, what stands before the counts of both."""
     found = _message(api_key, version)
-    flexible, name, outer = version >= found.flexible, _REPLY_ARRAYS[api_key][0], _outer(api_key, version)
-    if outer is None:
-        return (plan(found.reply, version, flexible, {}, until=name),)
-    [inner] = (field.fields for field in found.reply if field.name == outer)
-    return plan(found.reply, version, flexible, {}, until=outer), plan(inner, version, flexible, {}, until=name)
+    fields, plans = found.reply, []
+    for name in place:
+        plans.append(plan(fields, version, version >= found.flexible, {}, until=name))
+        fields = next(field.fields for field in fields if field.name == name)
+    return tuple(plans)
 
 
 def _message(api_key: int, version: int) -> Message:

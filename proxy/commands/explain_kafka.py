@@ -17,6 +17,9 @@ _ALL_WITHOUT_NAMES = re.compile(r"[~!]|everything")
 # An array of groups, of transactional ids, or of resources that have a configuration.
 _NAMED = re.compile(r"\[(group|transactional|key)=s;\]|\bkind=")
 
+# Groups that each have topics: without names of any, all of them.
+_WHOLE_GROUPS = re.compile(r"\[group=s .*topics=")
+
 
 class _Kind(NamedTuple):
     """How layouts (see layouts.py) say that a request names things of a kind, and that every real one does."""
@@ -74,7 +77,8 @@ def kafka_call(words: str, options: Options) -> ApiCall:
             )
         )
     )
-    named = tuple(Named(resource, 0, 0) for resource in resources) if _NAMED.search(layout) else ()
+    are_named = _NAMED.search(layout) or (not topics and _WHOLE_GROUPS.search(layout))
+    named = tuple(Named(resource, 0, 0) for resource in resources) if are_named else ()
     request = Request(
         api_key=key,
         api=name,

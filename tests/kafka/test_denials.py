@@ -22,7 +22,7 @@ from parsers.kafka.layouts import REQUESTS
 from parsers.kafka.messages import MESSAGES
 from parsers.kafka.replies import filter_metadata, first_error
 from parsers.kafka.request import Named, skim
-from parsers.kafka.splits import merged, splits_exactly, without
+from parsers.kafka.splits import merged, place_of, splits_exactly, without
 from tests.harness import eventually
 from tests.kafka import broker
 from tests.kafka.admin import PATIENCE, Administrator
@@ -236,6 +236,19 @@ class Stage:
             other.topic_id = self.ids[ALLOWED]
         return with_asked(frame, [other, element])
 
+    def commit(self, group: str) -> None:
+        self._administrator.commit(group, ALLOWED)
+
+    def of_both_groups(self, version: int) -> bytes:
+        """A request for all offsets of a group that is allowed and of one that is not."""
+        message = KAFKA_PYTHON[9].decode(self.writer.frame(9, version), version=version, header=True, framed=True)
+        [group] = message.groups
+        group.topics = None
+        other = copy.copy(group)
+        other.group_id = ALLOWED
+        message.groups = [other, group]
+        return bytes(message.encode(version=version, header=True, framed=True))
+
     def of_all_topics(self, version: int) -> bytes:
         """A request for metadata."""
         message = KAFKA_PYTHON[3].decode(self.writer.frame(3, version), version=version, header=True, framed=True)
@@ -265,7 +278,7 @@ class Stage:
                     continue
                 theirs = ask(self.port, frame)
                 entries = denials.entries(request, frame, {1: denials.code_of(denied)})
-                ours = merged(ask(self.port, without(frame, request, [1])), key, version, entries)
+                ours = merged(ask(self.port, without(frame, request, [1])), key, version, place_of(request), entries)
                 told = [plain(reply_trees(reply, key, version)[0]) for reply in (theirs, ours)]
                 for tree in told:
                     told_trees(tree, key, version).sort(key=element_word)
@@ -311,6 +324,27 @@ def test_a_denial_of_one_of_two_groups_whose_configurations_are_asked_for_is_the
     assert differences == {}
     for api in ("DescribeConfigs", "IncrementalAlterConfigs"):
         assert [(entry["resource_name"], entry["error_code"]) for entry in said[api]] == [(ALLOWED, 0), (NAME, 30)]
+
+
+def test_a_denial_of_one_of_two_groups_with_all_topics_is_the_broker_s_own(stage: Stage) -> None:
+    """Of OffsetFetch. Who may have all offsets may see all topics."""
+    stage.allow_a_group_and_a_transactional_id()
+    stage.commit(ALLOWED)
+    stage.allow((ResourceType.TOPIC, ALLOWED))
+    for version in (version for version in stage.offered[9] if version >= 8):
+        frame = stage.of_both_groups(version)
+        request = skim(frame)
+        theirs = ask(stage.port, frame)
+        entries = denials.entries(request, frame, {1: denials.GROUP_DENIED})
+        ours = merged(ask(stage.port, without(frame, request, [1])), 9, version, place_of(request), entries)
+        told = [plain(reply_trees(reply, 9, version)[0])["groups"] for reply in (theirs, ours)]
+        for groups in told:
+            groups.sort(key=element_word)
+        assert told[0] == told[1]
+        assert [(group["group_id"], group["error_code"], len(group["topics"])) for group in told[0]] == [
+            (ALLOWED, 0, 1),
+            (NAME, denials.GROUP_DENIED, 0),
+        ]
 
 
 def test_a_denial_of_topics_alone_is_the_broker_s_own(stage: Stage) -> None:

@@ -148,11 +148,11 @@ def expected(sides: list[list[Rule]], call: ApiCall) -> tuple[str, dict[str, str
     references = [Reference(rules) for rules in sides]
     topics, groups, ids = (names(call, kind) for kind in ("topic", "group", "transactionalId"))
     if call.separate:
-        alone = {one: expected(sides, about(call, (one,)))[0] for one in call.resources}
-        rest = expected(sides, about(call, ()))[0]
-        if all(verdict == "ALLOWED" for verdict in alone.values()) and (alone or rest == "ALLOWED"):
+        alone = {one: expected(sides, about(call, (one,), call.all_topics))[0] for one in call.resources}
+        whole = alone or {"": expected(sides, about(call, (), call.all_topics))[0]}
+        if all(verdict == "ALLOWED" for verdict in whole.values()):
             return "ALLOWED", None
-        some = "ALLOWED" in alone.values() or (call.remainder and rest == "ALLOWED")
+        some = "ALLOWED" in alone.values() or (call.remainder and expected(sides, about(call, ()))[0] == "ALLOWED")
         return ("PARTIAL", alone) if call.divisible and some else ("DENIED", None)
 
     def allowed(topic: str | None, all_topics: bool) -> bool:
@@ -181,9 +181,10 @@ def sees(sides: list[list[Rule]], call: ApiCall, topic: str) -> bool:
     return expected(sides, about(call, (f"topic:{topic}", *others)))[0] == "ALLOWED"
 
 
-def about(call: ApiCall, resources: tuple[str, ...]) -> ApiCall:
+def about(call: ApiCall, resources: tuple[str, ...], all_topics: bool = False) -> ApiCall:
     """The same request about these things and no others."""
-    return ApiCall(protocol="kafka", method=call.method, resources=resources, attributes=call.attributes)
+    more = {"attributes": call.attributes, "all_topics": all_topics}
+    return ApiCall(protocol="kafka", method=call.method, resources=resources, **more)  # type: ignore[arg-type]
 
 
 def names(call: ApiCall, kind: str) -> list[str]:
@@ -244,7 +245,7 @@ def some_call(random: Random) -> ApiCall:
             **({"clientId": client} if client is not None else {}),
         },
         divisible=random.random() < 0.5,
-        separate=not all_topics and random.random() < 0.3,
+        separate=random.random() < 0.3 and not (all_topics and any(one.startswith("topic:") for one in resources)),
         all_topics=all_topics,
         remainder=random.random() < 0.2,
     )

@@ -21,6 +21,7 @@ describe_groups       groups                                                {gro
 pause                 seconds                                               "ok"
 describe_configs      topics                                                {topic: "ok" or an error}
 list_offsets          group, topics                                         {topic: offset of partition 0 that is told}
+list_all_offsets      groups                                                {group: number of partitions or an error}
 ====================  ====================================================  ==================================================
 
 With ``auto`` a member commits by itself, and leaves at the end of the step. ``whole`` asks by AlterConfigs, which replaces all

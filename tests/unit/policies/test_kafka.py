@@ -254,6 +254,19 @@ class TestPartial:
             alone = decided("[{topic: a, group: g}]", kafka("DescribeConfigs", name, divisible=True, separate=True))
             assert alone.verdict is verdict
 
+    def test_groups_are_told_apart_that_are_asked_about_with_all_topics(self) -> None:
+        call = kafka("OffsetFetch", "group:g", "group:h", "group:i", divisible=True, separate=True, all_topics=True)
+        decision = decided("[{apiKey: offsetfetch, group: g}, {apiKey: offsetfetch, group: h, topic: a}]", call)
+        assert decision.verdict is Verdict.PARTIAL
+        assert decision.per_resource == {
+            "group:g": Verdict.ALLOWED,
+            "group:h": Verdict.DENIED,
+            "group:i": Verdict.DENIED,
+        }
+        nothing = decided("[{apiKey: offsetfetch, group: h, topic: a}]", call)
+        assert nothing.verdict is Verdict.DENIED
+        assert not any(nothing.grants(f"group:{name}") for name in "ghi")
+
     def test_a_brokers_configuration_is_left_when_those_of_all_topics_are_denied(self) -> None:
         call = kafka("DescribeConfigs", "b", divisible=True, separate=True, remainder=True)
         assert decided("[{apiKey: describeconfigs, topic: a}]", call).per_resource == {"topic:b": Verdict.DENIED}

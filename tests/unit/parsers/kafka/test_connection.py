@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import pytest
 from kafka.protocol.admin import DescribeConfigsRequest, DescribeConfigsResponse, DescribeGroupsRequest, DescribeGroupsResponse
 from kafka.protocol.consumer import FetchRequest, FetchResponse, OffsetFetchRequest, OffsetFetchResponse
@@ -59,6 +60,13 @@ class Rules(Policy):
             granting=granting,
             per_resource=per_resource if verdict is Verdict.PARTIAL else None,
         )
+
+
+class AllTopics(Rules):
+    """The same, but who asks for all topics may have them."""
+
+    def decide(self, call: ApiCall) -> Decision:  # type: ignore[override]
+        return super().decide(msgspec.structs.replace(call, all_topics=False))
 
 
 def talk() -> Dialogue:
@@ -383,10 +391,11 @@ class TestNames:
         assert configs_of(play.to_client) == {(4, "1"): 0, (2, SECRETS): 29}
 
 
-def fetch_offsets(correlation_id: int, *groups: tuple[str, list[str]]) -> bytes:
+def fetch_offsets(correlation_id: int, *groups: tuple[str, list[str] | None]) -> bytes:
     group = OffsetFetchRequest.OffsetFetchRequestGroup
+    topic = group.OffsetFetchRequestTopics
     asked = [
-        group(group_id=name, topics=[group.OffsetFetchRequestTopics(name=topic, partition_indexes=[0]) for topic in topics])
+        group(group_id=name, topics=None if topics is None else [topic(name=one, partition_indexes=[0]) for one in topics])
         for name, topics in groups
     ]
     return encoded(OffsetFetchRequest(version=8, groups=asked, require_stable=False), correlation_id)
@@ -429,7 +438,15 @@ class TestOffsets:
         play = talk().client(fetch_offsets(1, ("secret", [ORDERS])))
         assert (play.to_server, offsets_of(play.to_client)) == (b"", [("secret", 30, {})])
 
-    def test_of_several_groups_one_denies_all(self) -> None:
+    def test_groups_with_all_of_their_topics_are_told_apart(self) -> None:
+        groups = [("secret", None), ("billing", None)]
+        play = Dialogue(KafkaParser(), policy=AllTopics(), sink=Records(10)).client(fetch_offsets(1, *groups))
+        assert play.to_server == fetch_offsets(1, ("billing", None))
+        play.server(fetched_offsets(1, "billing", ORDERS))
+        assert offsets_of(play.to_client) == [("billing", 0, {ORDERS: 0}), ("secret", 30, {})]
+        assert play.records[0].per_resource == {"group:secret": "DENIED", "group:billing": "ALLOWED"}
+
+    def test_of_several_groups_with_topics_of_their_own_one_denies_all(self) -> None:
         play = talk().client(fetch_offsets(1, ("billing", [ORDERS]), ("secret", [ORDERS])))
         assert (play.to_server, offsets_of(play.to_client)) == (b"", [("billing", 30, {}), ("secret", 30, {})])
         play = talk().client(fetch_offsets(1, ("billing", [ORDERS]), ("audit", [SECRETS])))

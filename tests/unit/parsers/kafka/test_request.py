@@ -157,6 +157,19 @@ def test_groups_and_transactional_ids_of_an_array_are_told_apart() -> None:
         assert [one.resource for one in request.named] == [f"{found}billing", f"{found}audit"]
 
 
+def test_groups_with_all_of_their_topics_are_told_apart() -> None:
+    def asked(*topics: bytes) -> Request:
+        groups = [compact(name) + tail + b"\0" for name, tail in zip((b"billing", b"audit"), topics, strict=False)]
+        return skim(flexible(9, 8, bytes([len(groups) + 1]) + b"".join(groups) + b"\0\0"))
+
+    whole = asked(b"\0", b"\0")
+    assert [one.resource for one in whole.named] == ["group:billing", "group:audit"]
+    assert whole.array == (17, 18, 2)
+    assert [(one.start, one.end) for one in whole.named] == [(18, 28), (28, 36)]
+    for topics in ((b"\0", b"\1"), (b"\1", b"\0"), (b"\1", b"\1"), (b"\1",)):
+        assert asked(*topics).named == ()
+
+
 def test_share_coordinators_are_for_brokers_and_not_told_apart() -> None:
     request = skim(flexible(FIND_COORDINATOR, 6, b"\2" + b"\3" + compact(b"a") + compact(b"b") + b"\0"))
     assert (request.groups, request.named, request.array) == (("a", "b"), (), None)

@@ -9,7 +9,7 @@ from parsers.kafka import denials
 from parsers.kafka.frame import MalformedError
 from parsers.kafka.messages import MESSAGES
 from parsers.kafka.request import Named, Request, skim
-from parsers.kafka.splits import may_be_split, merge, merged, splits_exactly, without
+from parsers.kafka.splits import may_be_split, merge, merged, place_of, splits_exactly, without
 from tests.property.kafka_reply_words import (
     REPLIES,
     ReplyWriter,
@@ -28,6 +28,7 @@ from tests.property.kafka_reply_words import (
 from tests.property.kafka_words import KAFKA_PYTHON, VERSIONS, Writer
 
 FRAMES = 5  # per API and version
+PLACE = ("Groups", "Topics")  # of OffsetFetch, since it has groups
 SPLIT = [(key, version) for key, version in VERSIONS if splits_exactly(key, version)]
 
 
@@ -60,6 +61,8 @@ def test_requests_are_taken_apart_where_the_broker_answers_name_by_name() -> Non
     assert not any(splits_exactly(10, version) for version in range(4)), "FindCoordinator of one group"
     assert not may_be_split(offset_fetch(("a", ["orders"]), ("b", ["orders"]))), "each group has topics of its own"
     assert not may_be_split(offset_fetch(("a", ["orders"]), ("b", None))), "all topics of one of the groups"
+    assert not may_be_split(offset_fetch(("a", []), ("b", None))), "no topics of one of the groups"
+    assert may_be_split(offset_fetch(("a", None), ("b", None)))
     assert may_be_split(offset_fetch(("a", ["orders"])))
     assert not any(splits_exactly(24, version) for version in range(6)), "AddPartitionsToTxn is all or nothing"
 
@@ -82,7 +85,7 @@ def some(writer: Writer, key: int, version: int) -> tuple[bytes, Request, list[i
     while True:
         frame = writer.kafka_python(key, version) if key in KAFKA_PYTHON else writer.kio(key, version)
         request = skim(frame)
-        if len(request.elements) > 1 and may_be_split(request):
+        if len(request.elements) > 1 and may_be_split(request) and not (key == 9 and request.named):
             count = writer.random.randrange(1, len(request.elements))
             return frame, request, writer.random.sample(range(len(request.elements)), count)
 
@@ -135,20 +138,21 @@ def test_a_merged_reply_is_the_one_that_a_broker_would_have_written(key: int) ->
             entries, told = with_entries(frame, request, key, version, writer)
             reply = sound(replies, key, version)
             theirs = told_elements(reply, key, version)
-            beginning = merge(reply, key, version, entries)
+            beginning = merge(reply, key, version, place_of(request), entries)
             assert beginning is not None
             assert beginning[0] + reply[beginning[1] :] == with_told(reply, key, version, told + theirs)
-            assert merged(reply, key, version, entries) == with_told(reply, key, version, theirs + told)
+            assert merged(reply, key, version, place_of(request), entries) == with_told(reply, key, version, theirs + told)
 
 
 @pytest.mark.parametrize("key", sorted({key for key, _ in SPLIT}))
 def test_a_reply_is_merged_as_soon_as_its_count_is_there(key: int) -> None:
     for version in (version for api, version in SPLIT if api == key):
         reply = sound(ReplyWriter(f"beginning {key} {version}"), key, version)
-        whole = merge(reply, key, version, [b"entry"])
+        place = place_of(some(Writer(f"beginning {key} {version}"), key, version)[1])
+        whole = merge(reply, key, version, place, [b"entry"])
         assert whole is not None
         for length in range(len(reply)):
-            assert merge(reply[:length], key, version, [b"entry"]) == (None if length < whole[1] else whole)
+            assert merge(reply[:length], key, version, place, [b"entry"]) == (None if length < whole[1] else whole)
 
 
 def sound(writer: ReplyWriter, key: int, version: int) -> bytes:
@@ -170,7 +174,7 @@ def test_a_group_that_has_an_error_has_no_topics_beside_it() -> None:
         reply = REPLIES[9].decode(sound(writer, 9, version), version=version, header=True, framed=True)
         (reply.groups[0] if version >= 8 else reply).error_code = 16
         frame = bytes(reply.encode(header=True, framed=True))
-        assert merged(frame, 9, version, [b"entry"]) == frame
+        assert merged(frame, 9, version, PLACE if version >= 8 else PLACE[1:], [b"entry"]) == frame
 
 
 def test_a_reply_about_another_number_of_groups_is_malformed() -> None:
@@ -182,7 +186,7 @@ def test_a_reply_about_another_number_of_groups_is_malformed() -> None:
             frame = bytes(reply.encode(header=True, framed=True))
             for put in (merge, merged):
                 with pytest.raises(MalformedError, match="not-one-group"):
-                    put(frame, 9, version, [b"entry"])
+                    put(frame, 9, version, PLACE, [b"entry"])
 
 
 def test_the_client_gets_each_of_its_names_once() -> None:
@@ -195,27 +199,28 @@ def test_the_client_gets_each_of_its_names_once() -> None:
         rest = without(frame, request, denied)
         answered = denials.denial(skim(rest), rest, denials.UNKNOWN_TOPIC_ID)  # as if by the broker
         assert answered is not None
-        whole = merged(answered, key, version, denials.entries(request, frame, dict.fromkeys(denied, 29)))
+        whole = merged(answered, key, version, place_of(request), denials.entries(request, frame, dict.fromkeys(denied, 29)))
         for tree in reply_trees(whole, key, version):
             told = sorted(element_word(element) for element in told_trees(tree, key, version))
             assert told == sorted(map(element_word, asked_trees(request_tree(frame), key, version)))
 
 
 def test_a_mutated_reply_is_merged_or_malformed_and_nothing_else() -> None:
-    writer = ReplyWriter("mutated merges")
+    writer, asking = ReplyWriter("mutated merges"), Writer("mutated merges")
     outcomes = {"malformed": 0, "merged": 0, "more": 0}
     for _ in range(3_000):
         key, version = writer.random.choice(SPLIT)
         frame = writer.mutated(writer.reply(key, version))
+        place = place_of(some(asking, key, version)[1])
         frame = (len(frame) - 4).to_bytes(4, "big") + frame[4:]
         try:
-            beginning = merge(frame, key, version, [b"entry"])
+            beginning = merge(frame, key, version, place, [b"entry"])
             if beginning is None:
                 outcomes["more"] += 1
                 continue
             told = beginning[0] + frame[beginning[1] :]
             assert int.from_bytes(told[:4], "big") == len(told) - 4
-            told = merged(frame, key, version, [b"entry"])
+            told = merged(frame, key, version, place, [b"entry"])
             assert int.from_bytes(told[:4], "big") == len(told) - 4
             outcomes["merged"] += 1
         except MalformedError:
