@@ -329,12 +329,6 @@ class _Walk:
             else:
                 self.resource(self.groups if code == GROUP else self.keys if code == KEY else self.transactional_ids, text)
             return pos
-        if code == NAMES:
-            assert inner is not None
-            return self.names_of(inner, pos, n, null)
-        if code == GROUPS:
-            assert inner is not None
-            return self.groups_of(inner, pos, null, last)
         if code >= NUMBERS:
             number, after = self.number(pos, n)
             setattr(self, _NUMBERS[code], number)
@@ -354,6 +348,12 @@ class _Walk:
         if code in (STRUCT, TOPIC_STRUCT):
             assert inner is not None
             return self.structure(inner, pos, null, code == TOPIC_STRUCT, last)
+        if code == NAMES:
+            assert inner is not None
+            return self.names_of(inner, pos, n, null)
+        if code == GROUPS:
+            assert inner is not None
+            return self.groups_of(inner, pos, null, last)
         assert code == EVERYTHING
         self.all_topics = True
         return pos
