@@ -30,7 +30,7 @@ lint: setup ## ruff and the import contracts
 type: setup ## mypy --strict
 	@.venv/bin/mypy
 
-bench: setup $(STAMP)/apt-bench ## Measure side by side with direct, Envoy and haproxy; writes bench/results/
+bench: setup kafka $(STAMP)/apt-bench ## Measure side by side with direct, Envoy and haproxy, and Kafka beside direct; writes bench/results/
 	@.venv/bin/pip install -q -e '.[bench]' && $(PY) -m bench $(BENCH)
 
 soak: setup kafka ## The same tests with the huge counts (SOAK="tests/e2e/test_kernel_torture.py": a million mixed calls, some 7 minutes)
