@@ -33,14 +33,16 @@ DEFAULT = (5, 3, 2, 1024, 33 * 60)
 QUICK = (2, 1, 1, 256, 5 * 60)
 
 
-def _names(known: list[str]) -> object:
-    def check(_context: click.Context, _option: click.Parameter, value: str) -> list[str]:
-        patterns = value.split(",")
-        if unknown := [pattern for pattern in patterns if not fnmatch.filter(known, pattern)]:
-            raise click.BadParameter(f"{', '.join(unknown)}; known: {', '.join(known)}")
-        return [name for name in known if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+def chosen(known: list[str], text: str) -> list[str]:
+    """Those of `known`, in their order, that a name or pattern of `text` means. BadParameter for one that means nothing."""
+    patterns = text.split(",")
+    if unknown := [pattern for pattern in patterns if not fnmatch.filter(known, pattern)]:
+        raise click.BadParameter(f"{', '.join(unknown)}; known: {', '.join(known)}")
+    return [name for name in known if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
-    return check
+
+def _names(known: list[str]) -> object:
+    return lambda _context, _option, value: chosen(known, value)
 
 
 @click.command()
@@ -76,10 +78,10 @@ def main(
     """
     preset = QUICK if quick else DEFAULT
     deadline = time.monotonic() + (limit or preset[4])
-    chosen = [layout for layout in LAYOUTS if layout.name in layouts and layout.cpus <= os.sched_getaffinity(0)]
+    possible = [layout for layout in LAYOUTS if layout.name in layouts and layout.cpus <= os.sched_getaffinity(0)]
     http = Plan(
         contenders=[contender for contender in CONTENDERS if contender.name in only],
-        layouts=chosen,
+        layouts=possible,
         scenarios=[scenario for scenario in SCENARIOS if scenario.name in scenarios],
         rounds=rounds or preset[0],
         seconds=seconds or preset[2],
@@ -88,7 +90,7 @@ def main(
     )
     kafka = kafka_run.KafkaPlan(
         contenders=[contender for contender in kafka_run.CONTENDERS if contender.name in only],
-        layouts=chosen,
+        layouts=possible,
         scenarios=[scenario for scenario in kafka_run.SCENARIOS if scenario.name in scenarios],
         rounds=rounds or preset[1],
         seconds=seconds or preset[2],
@@ -97,7 +99,7 @@ def main(
     if missing := [tool for tool in TOOLS if http.scenarios and not shutil.which(tool)]:
         raise click.ClickException(f"please install {', '.join(missing)}")
     result = Result()
-    if left_out := set(layouts) - {layout.name for layout in chosen}:
+    if left_out := set(layouts) - {layout.name for layout in possible}:
         result.problems.append(f"no such CPUs here: layout {', '.join(sorted(left_out))} left out")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
