@@ -148,8 +148,10 @@ class Recorded:
 
     calls: int = 0
     denied: int = 0
-    moving: int = 0  # Produce and Fetch
-    by_kernel: int = 0  # of those
+    writing: int = 0  # Produce
+    written_by_kernel: int = 0  # of those
+    reading: int = 0  # Fetch
+    read_by_kernel: int = 0
 
 
 def execute(plan: KafkaPlan, result: Result) -> None:
@@ -348,7 +350,8 @@ def _count(
     result.visits.append(visit)
     if contender.datapath is None:
         return
-    if silent := [scenario.name for scenario in scenarios if not recorded.get(scenario.name, Recorded()).moving]:
+    found = [(scenario.name, recorded.get(scenario.name, Recorded())) for scenario in scenarios]
+    if silent := [name for name, entry in found if not (entry.writing and entry.reading)]:
         raise BenchError(f"no Produce or Fetch was recorded of {', '.join(silent)}")
     if not recorded.get(PROBE, Recorded()).denied:
         raise BenchError(f"the denial of topic {DENIED} was not recorded")
@@ -372,12 +375,20 @@ def tally(records: Iterable[Record]) -> dict[str, Recorded]:
         entry = found.setdefault(record.client_id, Recorded())
         entry.calls += record.calls
         entry.denied += record.calls if record.verdict in ("DENIED", "PARTIAL") else 0
-        if record.method in ("Produce", "Fetch"):
-            entry.moving += record.calls
-            entry.by_kernel += record.calls if record.via == "kernel" else 0
+        carried = record.calls if record.via == "kernel" else 0
+        if record.method == "Produce":
+            entry.writing += record.calls
+            entry.written_by_kernel += carried
+        elif record.method == "Fetch":
+            entry.reading += record.calls
+            entry.read_by_kernel += carried
     return found
 
 
 def kernel_share(recorded: Recorded) -> Values:
-    """How many of the Produce and Fetch requests the kernel has carried, in percent; nothing when there was none."""
-    return {"by_kernel": 100 * recorded.by_kernel / recorded.moving} if recorded.moving else {}
+    """How many of the Produce and of the Fetch requests the kernel has carried, in percent; nothing where there was none."""
+    shares = {
+        "write_by_kernel": (recorded.written_by_kernel, recorded.writing),
+        "read_by_kernel": (recorded.read_by_kernel, recorded.reading),
+    }
+    return {name: 100 * carried / calls for name, (carried, calls) in shares.items() if calls}

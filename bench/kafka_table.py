@@ -11,7 +11,7 @@ from bench.scenarios import METRICS
 
 NAMES = [contender.name for contender in kafka_run.CONTENDERS]
 COMPARED = NAMES[1:]
-ROWS = ("write", "write_p99", "read", "paced_p99", "write_cpu", "read_cpu", "by_kernel")
+ROWS = ("write", "write_p99", "read", "paced_p99", "write_cpu", "read_cpu", "write_by_kernel", "read_by_kernel")
 
 
 def table(document: Mapping[str, Any]) -> list[str]:

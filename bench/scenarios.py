@@ -46,7 +46,8 @@ METRICS = {
     "paced_p99": Metric("produce at 4 MB/s, p99, ms", 1),
     "write_cpu": Metric("proxy CPU, s per GB produced", 2),
     "read_cpu": Metric("proxy CPU, s per GB consumed", 2),
-    "by_kernel": Metric("Produce, Fetch by kernel, %", 1, compared=False),
+    "write_by_kernel": Metric("Produce by the kernel, %", 1, compared=False),
+    "read_by_kernel": Metric("Fetch by the kernel, %", 1, compared=False),
 }
 
 

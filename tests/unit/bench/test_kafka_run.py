@@ -25,9 +25,9 @@ def test_clients_are_told_apart() -> None:
     assert {name: found.calls for name, found in tally([record(), record(client="b", calls=3)]).items()} == {"a": 1, "b": 3}
 
 
-def test_what_moves_records_is_produce_and_fetch() -> None:
-    records = [record("Produce"), record("Fetch"), record("Metadata"), record("ApiVersions")]
-    assert tally(records)["a"] == Recorded(calls=4, moving=2)
+def test_writing_is_produce_and_reading_is_fetch() -> None:
+    records = [record("Produce"), record("Fetch", calls=2), record("Metadata"), record("ApiVersions")]
+    assert tally(records)["a"] == Recorded(calls=5, writing=1, reading=2)
 
 
 def test_a_denial_in_part_is_a_denial() -> None:
@@ -35,8 +35,9 @@ def test_a_denial_in_part_is_a_denial() -> None:
 
 
 def test_the_share_of_the_kernel_is_that_of_the_calls_that_move_records() -> None:
-    records = [record(via="kernel", calls=3), record(via="relay"), record("Metadata", via="relay", calls=10)]
-    assert kernel_share(tally(records)["a"]) == {"by_kernel": 75.0}
+    writing = [record(via="kernel", calls=3), record(via="relay"), record("Metadata", via="relay", calls=10)]
+    reading = [record("Fetch", via="relay", calls=2)]
+    assert kernel_share(tally([*writing, *reading])["a"]) == {"write_by_kernel": 75.0, "read_by_kernel": 0.0}
 
 
 def test_of_nothing_the_kernel_has_no_share() -> None:
@@ -50,7 +51,7 @@ def test_the_log_is_read_as_the_agent_writes_it(tmp_path: Path) -> None:
         '{"id":"1.1","method":"Fetch","clientId":"a","verdict":"ALLOWED","calls":4,"via":"relay"}\n'
         '{"id":"2.0","protocol":"tcp","verdict":"DENIED"}\n'
     )
-    assert read_log(log) == {"a": Recorded(calls=5, moving=5, by_kernel=1), "": Recorded(calls=1, denied=1)}
+    assert read_log(log) == {"a": Recorded(calls=5, writing=1, written_by_kernel=1, reading=4), "": Recorded(calls=1, denied=1)}
 
 
 def test_without_a_proxy_there_is_no_log(tmp_path: Path) -> None:

@@ -28,5 +28,5 @@ def test_figures_of_other_parts_are_left_out() -> None:
 
 
 def test_every_line_has_as_many_cells_as_the_head() -> None:
-    lines = table({"figures": [figure("kernel", 99.5, None, metric="by_kernel")]})
+    lines = table({"figures": [figure("kernel", 99.5, None, metric="read_by_kernel")]})
     assert len({line.count("|") for line in lines}) == 1
