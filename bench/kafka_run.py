@@ -63,7 +63,7 @@ class KafkaScenario:
     write_rate: int  # MB/s
     read_rate: int
     layouts: tuple[str, ...] = (UNPINNED.name,)
-    paced: bool = False  # whether latency at PACE is measured, too
+    paced: tuple[str, ...] = ()  # layouts in which latency at PACE is measured, too
 
     @property
     def name(self) -> str:
@@ -94,14 +94,15 @@ class KafkaPlan:
 
 
 CONTENDERS = (KafkaContender("direct"), KafkaContender("sluice", "relay"), KafkaContender("kernel", "kernel"))
-PINNED_TOO = (SERVER_APART.name, UNPINNED.name)
+FREE = (UNPINNED.name,)
+PINNED_TOO = (SERVER_APART.name, *FREE)
 SCENARIOS = (
-    KafkaScenario("java", 100, 25, 60),
-    KafkaScenario("java", 1000, 120, 250, PINNED_TOO, paced=True),
-    KafkaScenario("java", 10_000, 250, 500),
-    KafkaScenario("confluent", 100, 65, 130),
-    KafkaScenario("confluent", 1000, 400, 500, PINNED_TOO, paced=True),
-    KafkaScenario("confluent", 10_000, 550, 700),
+    KafkaScenario("java", 100, 20, 50),
+    KafkaScenario("java", 1000, 100, 200, PINNED_TOO, FREE),
+    KafkaScenario("java", 10_000, 160, 350),
+    KafkaScenario("confluent", 100, 50, 100),
+    KafkaScenario("confluent", 1000, 300, 400, PINNED_TOO, FREE),
+    KafkaScenario("confluent", 10_000, 350, 500),
 )
 
 
@@ -250,7 +251,8 @@ def _visit(
                 _verify(contender, pins["client"])
                 for scenario in scenarios:
                     address = _address(contender, scenario.name, pins["client"])
-                    measured[scenario.name], calls = _measure(stage, scenario, address, proxy, seconds)
+                    paced = layout.name in scenario.paced
+                    measured[scenario.name], calls = _measure(stage, scenario, paced, address, proxy, seconds)
                     answered += calls
                     print(".", end="", file=sys.stderr, flush=True)
             except BenchError as error:
@@ -295,7 +297,7 @@ def _verify(contender: KafkaContender, pin: Sequence[str]) -> None:
 
 
 def _measure(
-    stage: Stage, scenario: KafkaScenario, address: Address, proxy: Service | None, seconds: int
+    stage: Stage, scenario: KafkaScenario, paced: bool, address: Address, proxy: Service | None, seconds: int
 ) -> tuple[Values, int]:
     """The values of one scenario, and how many requests the clients have seen answered."""
     client, size = scenario.client, scenario.size
@@ -310,11 +312,11 @@ def _measure(
     if proxy:
         values["write_cpu"] = (cpu[1] - cpu[0]) / (to_write * size) * GB
         values["read_cpu"] = (cpu[2] - cpu[1]) / (to_read * size) * GB
-    if scenario.paced:
+    if paced:
         with stage.fresh_topic() as topic:
-            paced = produce(client, address, topic, PACE * seconds // size, size, PACE // size)
-        values["paced_p99"] = paced.p99
-        calls += paced.calls
+            slow = produce(client, address, topic, PACE * seconds // size, size, PACE // size)
+        values["paced_p99"] = slow.p99
+        calls += slow.calls
     return values, calls
 
 
@@ -343,7 +345,7 @@ def _count(
     result: Result,
 ) -> None:
     """Note the visit. BenchError when a call is not in the audit log, as far as that can be told."""
-    clients = sum(3 if scenario.paced else 2 for scenario in scenarios)
+    clients = sum(3 if layout.name in scenario.paced else 2 for scenario in scenarios)
     lines = sum(recorded[scenario.name].calls for scenario in scenarios if scenario.name in recorded)
     place_ = (number, layout.name, contender.name)
     visit = Visit(*place_, lines, answered, clients * AT_THE_END, round(others.percent(), 1), KAFKA)
