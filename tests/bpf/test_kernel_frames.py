@@ -15,6 +15,7 @@ from bpf import abi
 from parsers.contract import KEPT_BYTES, Direction, Prefix
 from proxy import wheel as wheel_module
 from tests.bpf.kernel_rig import HEAD_BYTES, Call, KernelRig, nothing_to_read, receive
+from tests.bpf.rig import CLIENT, REDIRECT, SERVER, free, rule
 
 ASKED = b"\0\0\0\7"
 PIPELINE, PREFIXES = abi.PathLimit.PIPELINE, abi.PathLimit.PREFIXES
@@ -237,6 +238,24 @@ def test_a_reply_that_nobody_asked_for_is_the_relays(call: Call) -> None:
     pass_one(call, 1)
     call.server.sendall(reply(1))
     assert receive(call.agent_up, 12) == reply(1)
+
+
+def test_a_new_policy_is_asked_about_the_next_frame_while_replies_to_judged_ones_are_carried(
+    path: KernelRig, call: Call
+) -> None:
+    call.client.sendall(request(1))
+    call.client.sendall(request(2))
+    path.install(rule(CLIENT, SERVER, REDIRECT), free(SERVER))
+    before = path.fell_back("stale")
+    call.client.sendall(request(3))
+    assert receive(call.agent_down, SIZE) == request(3)
+    assert path.fell_back("stale") == before + 1
+    for number in (1, 2):
+        assert receive(call.server, SIZE) == request(number)
+        call.server.sendall(reply(number))
+        assert receive(call.client, 12) == reply(number)
+    assert nothing_to_read(call.server)
+    assert len(path.records()) == 2
 
 
 # What ends a connection.
