@@ -298,6 +298,22 @@ spec:
 """
 
 
+def kafka_policy(client: Workload, server: Workload, port: int, rules: Sequence[dict[str, Any]]) -> str:
+    """Both workloads, and one egress policy: what ``client`` may ask of the broker ``server`` on ``port``."""
+    return f"""{client.document()}{server.document()}apiVersion: sluice.dev/v1
+kind: ApiPolicy
+metadata: {{name: kafka}}
+spec:
+  endpointSelector: {{matchLabels: {json.dumps(client.labels)}}}
+  egress:
+  - toEndpoints: [{{matchLabels: {json.dumps(server.labels)}}}]
+    toPorts:
+    - ports: [{{port: "{port}", protocol: TCP}}]
+      rules: {{kafka: {json.dumps(list(rules))}}}
+---
+"""
+
+
 def answer_http(connection: socket.socket, body: bytes = b"hello\n") -> None:
     """A minimal keep-alive server for requests without a body: answers each head with 200."""
     buffer = b""

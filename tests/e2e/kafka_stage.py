@@ -1,7 +1,6 @@
 """A real broker as a workload, whose clients are another one, for conversations with it through the agent."""
 
 import contextlib
-import json
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 from confluent_kafka import TopicCollection
 from confluent_kafka.admin import NewTopic
 
-from tests.harness import SLUICE, Workload
+from tests.harness import SLUICE, Workload, kafka_policy
 from tests.kafka import broker
 from tests.kafka.admin import PATIENCE, Administrator
 from tests.kafka.broker import Broker
@@ -55,16 +54,5 @@ def real_broker(folder: Path, topics: Sequence[str], rules: Sequence[dict[str, A
         administrator = Administrator(kafka)
         for future in administrator.client.create_topics([NewTopic(topic, 1, 1) for topic in topics]).values():
             future.result(PATIENCE)
-        documents = f"""{apps.document()}{place.document()}apiVersion: sluice.dev/v1
-kind: ApiPolicy
-metadata: {{name: real-broker}}
-spec:
-  endpointSelector: {{matchLabels: {json.dumps(apps.labels)}}}
-  egress:
-  - toEndpoints: [{{matchLabels: {json.dumps(place.labels)}}}]
-    toPorts:
-    - ports: [{{port: "{kafka.port()}", protocol: TCP}}]
-      rules: {{kafka: {json.dumps(list(rules))}}}
----
-"""
+        documents = kafka_policy(apps, place, kafka.port(), rules)
         yield RealBroker(kafka, apps, administrator, documents)

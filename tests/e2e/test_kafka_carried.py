@@ -139,7 +139,7 @@ def test_new_rules_reach_a_carried_connection_at_its_next_frame(
     web: Workload, orders: Workload, sluice: MakeSluice, port: int
 ) -> None:
     allowed = documents(web, orders, port)
-    denied = allowed.replace("{role: produce, topic: orders}, ", "")
+    denied = allowed.replace('{"role": "produce", "topic": "orders"}, ', "")
     assert denied != allowed
     agent = sluice(allowed)
     with web.connect(port) as client:
@@ -183,7 +183,7 @@ def test_calls_of_a_second_are_counted_in_one_record_where_a_rule_says_so(
     web: Workload, orders: Workload, sluice: MakeSluice, port: int
 ) -> None:
     policy = documents(web, orders, port)
-    agent = sluice(policy.replace("topic: orders}", "topic: orders, record: summary}"))
+    agent = sluice(policy.replace('"topic": "orders"}', '"topic": "orders", "record": "summary"}'))
     with web.connect(port) as client:
         for number in range(500):
             rested(client, number)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import SLUICE, Sluice, Workload, eventually
+from tests.harness import SLUICE, Sluice, Workload, eventually, kafka_policy
 from tests.kafka import broker
 from tests.kafka.admin import Administrator
 from tests.kafka.broker import Broker, Listener, User
@@ -59,17 +59,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 def documents(apps: Workload, kafka: Workload, server: Broker, played: list[Case]) -> str:
     rules = [{**rule, "name": f"{case.name}-{i}"} for case in played for i, rule in enumerate(case.policy)]
-    return f"""{apps.document()}{kafka.document()}apiVersion: sluice.dev/v1
-kind: ApiPolicy
-metadata: {{name: kafka}}
-spec:
-  endpointSelector: {{matchLabels: {json.dumps(apps.labels)}}}
-  egress:
-  - toEndpoints: [{{matchLabels: {json.dumps(kafka.labels)}}}]
-    toPorts:
-    - ports: [{{port: "{server.port("SASL")}", protocol: TCP}}]
-      rules: {{kafka: {json.dumps(rules)}}}
-"""
+    return kafka_policy(apps, kafka, server.port("SASL"), rules)
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: f"{case.client}-{case.scenario.name}")

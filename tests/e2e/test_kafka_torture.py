@@ -4,7 +4,6 @@ The broker here is a small one that checks what reaches it, because a real one d
 test_kafka_clients.py and test_kafka_pipelining.py. What every request and reply says follows from its number.
 """
 
-import json
 import os
 import random
 import socket
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import PATIENCE, Server, Sluice, Workload, eventually
+from tests.harness import PATIENCE, Server, Sluice, Workload, eventually, kafka_policy
 from tests.requirements import require_bpf
 
 SOAK = os.environ.get("SLUICE_SOAK") == "1"
@@ -255,14 +254,4 @@ def reload(agent: Sluice, stop: threading.Event, text: str) -> None:
 
 
 def documents(apps: Workload, kafka: Workload, port: int) -> str:
-    return f"""{apps.document()}{kafka.document()}apiVersion: sluice.dev/v1
-kind: ApiPolicy
-metadata: {{name: kafka}}
-spec:
-  endpointSelector: {{matchLabels: {json.dumps(apps.labels)}}}
-  egress:
-  - toEndpoints: [{{matchLabels: {json.dumps(kafka.labels)}}}]
-    toPorts:
-    - ports: [{{port: "{port}", protocol: TCP}}]
-      rules: {{kafka: [{{role: produce, topic: orders}}, {{role: consume, topic: orders}}]}}
-"""
+    return kafka_policy(apps, kafka, port, [{"role": "produce", "topic": "orders"}, {"role": "consume", "topic": "orders"}])
