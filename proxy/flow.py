@@ -486,25 +486,34 @@ class Flow:
         self._advance(direction)
 
     def _adopted(self, calls: Sequence[Carried]) -> None:
-        for carried in calls:
-            self._scene.metrics.kernel_bytes.add(("request",), carried.request_bytes)
-            self._scene.metrics.kernel_bytes.add(("reply",), carried.reply_bytes)
-            self._adopting = carried
-            try:
-                for direction, head, size in (
-                    (REQUEST, carried.head, carried.request_bytes),
-                    (REPLY, carried.reply_head, carried.reply_bytes),
-                ):
-                    if head:
-                        self._arrived(direction, head)
-                        self._pass_by(direction, size - len(head))
-            finally:
-                self._adopting = None
+        left = len(calls)
+        try:
+            for carried in calls:
+                left -= 1
+                self._adopting = carried
+                self._take_over(carried)
+        except Exception:
+            for _ in range(left):  # they are under way as well, and nobody can tell any more what they are
+                self._refused(Fail("internal-error"))
+            raise
+        finally:
+            self._adopting = None
         # What has gone by is not sent again; nor may a Carry stay that counts it, for the next call would pass under it.
         self._out = [command for command in self._out if not isinstance(command, (Forward, Carry))]
         if not self.over:
             for direction in (REQUEST, REPLY):
                 self._offer_carry(direction)
+
+    def _take_over(self, carried: Carried) -> None:
+        self._scene.metrics.kernel_bytes.add(("request",), carried.request_bytes)
+        self._scene.metrics.kernel_bytes.add(("reply",), carried.reply_bytes)
+        for direction, head, size in (
+            (REQUEST, carried.head, carried.request_bytes),
+            (REPLY, carried.reply_head, carried.reply_bytes),
+        ):
+            if head:
+                self._arrived(direction, head)
+                self._pass_by(direction, size - len(head))
 
     def _pass_by(self, direction: Direction, n: int) -> None:
         """``n`` bytes of a body have gone by. What they were does not matter to a parser that has announced their number."""

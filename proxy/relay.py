@@ -328,7 +328,13 @@ class Relay:
                 self._perform(self.flow.adopt(carried, monotonic()))
 
     def fault(self, error: Exception) -> None:
-        """Something is wrong with this connection, which is ended."""
+        """Something is wrong with this connection, which is ended, with the records of what the kernel has begun."""
+        if self._closed:
+            return
+        try:
+            self.take_wheel()
+        except Exception as another:
+            self.flow.fault(another, monotonic())
         self.flow.fault(error, monotonic())
         self._abort()
 

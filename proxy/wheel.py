@@ -577,8 +577,8 @@ class Wheels:
         self._audit.write_lines(lines)
         self._metrics.kernel_bytes.add(("request",), carried[0])
         self._metrics.kernel_bytes.add(("reply",), carried[1])
-        for rider, fault in faults:  # what was before comes before its end
-            rider.fault(fault)
+        for rider, fault in faults:  # what was before comes before its end, and so does what whoever asks us is about to adopt
+            self._loop.call_soon(rider.fault, fault)
 
     def close(self) -> None:
         self._loop.remove_reader(self.ring.fd)

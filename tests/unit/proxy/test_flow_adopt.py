@@ -60,3 +60,12 @@ def test_of_a_long_reply_no_more_is_carried_than_is_left(left: int) -> None:
     assert play.carry[REPLY] <= left
     play.server(b"x")
     assert play.carry[REPLY] <= left - 1
+
+
+def test_of_several_calls_each_has_a_record_even_if_the_first_should_not_have_begun() -> None:
+    play = lent()
+    heads = [b"GET /no HTTP/1.1\r\nhost: a\r\n\r\n", b"GET /yes/2 HTTP/1.1\r\nhost: a\r\n\r\n"]
+    play.take(play.flow.adopt([Carried(0.0, head, len(head), b"", 0, 0) for head in heads], play.now))
+    assert play.ended
+    assert [type(fault) for fault in play.faults] == [PermissionError]
+    assert sorted(str(path) for _, path, _, _ in play.story) == ["/no", "/yes", "None", "None"], "the fault has one, too"
