@@ -362,6 +362,7 @@ static __always_inline bool prove(struct sk_msg_md *msg, __u32 table, __u8 *copy
  * A request has its number behind four other bytes.
  */
 #define LENGTH_BYTES 4
+#define LONGEST_FRAME 0x7fffffff	/* the length is a signed number */
 #define REQUEST_NUMBER 8
 #define REPLY_NUMBER 4
 
@@ -629,7 +630,8 @@ static __always_inline __u64 reply_frame(struct sk_msg_md *msg, struct sluice_ca
 	__u32 there = copy_start(msg, call->reply_head);
 	__u64 whole = frame_bytes(call->reply_head);
 
-	if (!there || *(__u32 *)(call->reply_head + REPLY_NUMBER) != *(__u32 *)(call->head + REQUEST_NUMBER))
+	if (!there || whole > LONGEST_FRAME ||
+	    *(__u32 *)(call->reply_head + REPLY_NUMBER) != *(__u32 *)(call->head + REQUEST_NUMBER))
 		return 0;
 	if (msg->size != whole && (whole <= SLUICE_HEAD_BYTES || there < SLUICE_FRAME_START))
 		return 0;

@@ -216,9 +216,10 @@ def test_a_reply_may_come_in_any_number_of_sends_while_requests_go_on(path: Kern
         reply(1, b"x" * 1000)[:500],
         reply(1, b"x" * 5000)[:23],
         b"\xff\xff\xff\xff" + reply(1)[4:],
+        b"\xff\xff\xff\xff" + reply(1, bytes(1000))[4:],
         b"\0\0\0\0" + reply(1)[4:],
     ],
-    ids=["another number", "cut", "two", "short and cut", "too little", "negative", "empty"],
+    ids=["another number", "cut", "two", "short and cut", "too little", "negative", "negative and long", "empty"],
 )
 def test_a_reply_that_the_record_could_not_tell_is_the_relays(path: KernelRig, call: Call, said: bytes) -> None:
     call.client.sendall(request(1))
