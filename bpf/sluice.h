@@ -275,8 +275,9 @@ struct sluice_prefix {
 	__u64 mask[SLUICE_HEAD_BYTES / 8];
 };
 
-/* calls: what the kernel carries on a flow, and the record of it when it is finished: as far as the end of `head`, or of
- * `reply_head` where requests are frames. Keyed by flow * SLUICE_PIPELINE, and there plus the number modulo SLUICE_PIPELINE.
+/* calls: what the kernel carries on a flow, and as far as the end of its head also the record of it when it is finished. Keyed by
+ * flow * SLUICE_PIPELINE. Where requests are frames: plus the number modulo SLUICE_PIPELINE, and the beginning of the reply
+ * stands right behind that of the request, in the record as well.
  */
 struct sluice_call {
 	__u64 began_ns;			/* CLOCK_MONOTONIC */

@@ -21,7 +21,8 @@
 #define TCP_ESTABLISHED 1
 #define STATE_MASK 0x1fff
 #define STEP_SHIFT 13
-#define SPINS 256
+#define SPINS 8192
+#define TRIES 8
 
 /* Kernel structures, as far as we read them; CO-RE finds the real offsets on the running kernel. */
 typedef struct {
@@ -446,11 +447,16 @@ static __always_inline struct sluice_call *find_call(const struct path *on, bool
 	return bpf_map_lookup_elem(&calls, &which);
 }
 
-/* Who has the wheel, once the other end's program is through with it, which takes a microsecond. */
-static __always_inline __u32 wheel_of(const struct sluice_flow *flow)
+/* Who has the wheel, once the other end's program is through with it: that takes a microsecond or two, unless it is kept from
+ * running. Global, as it is a long loop.
+ */
+__noinline int sluice_wheel_of(__u32 index)
 {
+	const struct sluice_flow *flow = bpf_map_lookup_elem(&flows, &index);
 	__u32 wheel = SLUICE_WHEEL_BUSY;
 
+	if (!flow)
+		return SLUICE_WHEEL_OFF;
 	for (int i = 0; i < SPINS && wheel == SLUICE_WHEEL_BUSY; i++)
 		wheel = *(volatile const __u32 *)&flow->wheel;
 	return wheel;
@@ -562,9 +568,7 @@ static __always_inline __u32 request(struct sk_msg_md *msg, const struct path *o
 /* How much of a call its record is: of frames, the reply's beginning is looked at as well. */
 static __always_inline __u32 record_bytes(const struct path *on)
 {
-	if (on->framed)
-		return offsetof(struct sluice_call, reply_head) + on->call->reply_head_length;
-	return offsetof(struct sluice_call, head) + on->call->head_length;
+	return offsetof(struct sluice_call, head) + on->call->head_length + (on->framed ? on->call->reply_head_length : 0);
 }
 
 /* The record of a finished call. Where it finds no room although there was some, the call stays open with nothing left of it:
@@ -624,14 +628,20 @@ static __always_inline __u64 reply_head(struct sk_msg_md *msg, struct sluice_cal
 	return proof.head + proof.length;
 }
 
-/* The same of a frame. It must answer the oldest call, and what its record tells of it must be there: a short one as a whole. */
+/* The same of a frame. It must answer the oldest call, and what its record tells of it must be there: a short one as a whole. Its
+ * beginning is kept right behind the request's.
+ */
 static __always_inline __u64 reply_frame(struct sk_msg_md *msg, struct sluice_call *call)
 {
-	__u32 there = copy_start(msg, call->reply_head);
-	__u64 whole = frame_bytes(call->reply_head);
+	__u32 head = call->head_length, there;
+	__u8 *copy = call->head + head;
+	__u64 whole;
 
-	if (!there || whole > LONGEST_FRAME ||
-	    *(__u32 *)(call->reply_head + REPLY_NUMBER) != *(__u32 *)(call->head + REQUEST_NUMBER))
+	if (head > SLUICE_HEAD_BYTES)
+		return 0;
+	there = copy_start(msg, copy);
+	whole = frame_bytes(copy);
+	if (!there || whole > LONGEST_FRAME || *(__u32 *)(copy + REPLY_NUMBER) != *(__u32 *)(call->head + REQUEST_NUMBER))
 		return 0;
 	if (msg->size != whole && (whole <= SLUICE_HEAD_BYTES || there < SLUICE_FRAME_START))
 		return 0;
@@ -686,6 +696,22 @@ static __always_inline bool has_turn(const struct path *on, bool client, __u32 w
 	return fall_back(wheel == SLUICE_WHEEL_OFF ? SLUICE_FB_OFF : wheel == SLUICE_WHEEL_BUSY ? SLUICE_FB_BUSY : SLUICE_FB_EARLY);
 }
 
+/* Take the wheel for a moment; `before` is who had it. The other end's program may take it, too, while we look. */
+static __always_inline bool take(const struct path *on, bool client, __u32 *before)
+{
+	for (int i = 0; i < TRIES; i++) {
+		__u32 wheel = sluice_wheel_of(on->index);
+
+		if (!has_turn(on, client, wheel))
+			return false;
+		if (__sync_val_compare_and_swap(&on->flow->wheel, wheel, SLUICE_WHEEL_BUSY) == wheel) {
+			*before = wheel;
+			return true;
+		}
+	}
+	return fall_back(SLUICE_FB_BUSY);
+}
+
 /* The flow of a socket. The agent names a client's by its cookie, when it lets go of the wheel for the first time. */
 static __always_inline bool find(struct sluice_lane *lane, bool client, struct path *on)
 {
@@ -718,7 +744,7 @@ int sluice_message(struct sk_msg_md *msg)
 	struct bpf_sock *sk = msg->sk;
 	struct sluice_lane *lane;
 	struct path on = {};
-	__u32 wheel, next;
+	__u32 wheel = SLUICE_WHEEL_OFF, next;
 	bool client;
 
 	lane = sk ? bpf_sk_storage_get(&lanes, sk, 0, 0) : NULL;
@@ -732,13 +758,8 @@ int sluice_message(struct sk_msg_md *msg)
 		fall_back(SLUICE_FB_TORN);
 		return SK_PASS;
 	}
-	wheel = wheel_of(on.flow);
-	if ((client && !arrived(lane, on.ends)) || !has_turn(&on, client, wheel))
+	if ((client && !arrived(lane, on.ends)) || !take(&on, client, &wheel))
 		return SK_PASS;
-	if (__sync_val_compare_and_swap(&on.flow->wheel, wheel, SLUICE_WHEEL_BUSY) != wheel) {
-		fall_back(SLUICE_FB_BUSY);
-		return SK_PASS;
-	}
 	on.now = bpf_ktime_get_ns();
 	on.call = find_call(&on, client);
 	/* Now that nobody can take the wheel: is it still ours? The agent may have given the flow's number to another connection

@@ -51,11 +51,13 @@ SETTLING = 0.001
 # kernel could have its connection. After so many turns like that, replies are kept back until all that is asked is answered:
 # a client with a window of requests then waits for us. One without a window does not; it is left alone after this time
 # (seconds), and every time for twice as long.
-LULL_AFTER = 16
+LULL_AFTER = 8
 LULL_AFTER_MOST = 65_536
 LULL_SECONDS = 0.02
-# A lull was worth it if the kernel had the connection for at least so long (seconds).
-LULL_WORTH = 0.25
+# The client has to be silent for so long (seconds), or it may be saying something just now.
+LULL_QUIET = 0.001
+# A lull was worth it if the kernel has carried at least so many calls.
+LULL_WORTH = 64
 # The server must accept within this time (seconds): long enough for two lost SYNs (1 s + 2 s) and a slow network.
 DIAL_TIMEOUT = 10.0
 
@@ -179,7 +181,7 @@ class Relay:
         self._restless = 0  # turns in which the kernel could have had the connection, had the client rested
         self._patience = LULL_AFTER  # so many of them
         self._lull: asyncio.TimerHandle | None = None  # replies are kept back, at most until then
-        self._gave_in_lull: float | None = None  # when the kernel got the connection
+        self._gave_in_lull = False  # the kernel has got the connection so
         self.active_at = monotonic()
 
     def start(self) -> None:
@@ -227,6 +229,10 @@ class Relay:
     # Commands.
 
     def _perform(self, commands: list[Command]) -> None:
+        # Before a reply is sent, not behind it: its receiver may go on at once.
+        early = self.wheel.able and all(isinstance(command, Forward) and command.direction is REPLY for command in commands)
+        if early:
+            self._let_go(sum(len(command.data) for command in commands if isinstance(command, Forward)))
         for command in commands:
             if isinstance(command, Forward):
                 self._send(command.direction, command.data)
@@ -259,13 +265,14 @@ class Relay:
         elif not self._closed:
             self._watch(REQUEST)
             self._watch(REPLY)
-            if self.wheel.able:
-                self._let_go()
+            if self.wheel.able and not early:
+                self._let_go(0)
 
     # The kernel path.
 
-    def _let_go(self) -> None:
-        """Let the kernel carry what follows, if not a byte of the connection is in our hands."""
+    def _let_go(self, more: int) -> None:
+        """Let the kernel carry what follows, if not a byte of the connection is in our hands but those of replies: what is kept
+        back, and ``more`` that will be sent at once. Until the client has read them, nothing is carried to it."""
         request, reply = self._lanes
         if request.out or request.sink is None or reply.sink is None or self._server_reset or self.wheel.held:
             return
@@ -273,16 +280,18 @@ class Relay:
             return
         loan = self.flow.lend()
         if loan is None:
-            if not self._lull and not self.flow.idle:
+            if self._lull:
+                self._acknowledge()
+            elif not self.flow.idle:
                 self._wait_for_lull(reply)
             return
-        if self._lull and self._client_has_said_more():
+        if self._lull and monotonic() - self.active_at < LULL_QUIET:
+            self._loop.call_later(LULL_QUIET, self._guard, self._perform, [])
             return
         self._restless = 0
-        # What is kept back goes to the client when the kernel has the wheel: it may go on at once.
-        self.wheel.let_go(loan, Ledger(request.read, reply.written + reply.size, reply.read, request.written))
+        self.wheel.let_go(loan, Ledger(request.read, reply.written + reply.size + more, reply.read, request.written))
         if self._lull:
-            self._gave_in_lull = monotonic() if self.wheel.held else None
+            self._gave_in_lull = self.wheel.held
             self._end_lull()
 
     def _wait_for_lull(self, reply: Lane) -> None:
@@ -293,15 +302,13 @@ class Relay:
         if self.flow.pipelines and self.wheel.reaches_server and self.wheel.settled(REPLY):
             reply.held = True
             self._lull = self._loop.call_later(LULL_SECONDS, self._guard, self._give_up_lull)
+            self._acknowledge()
 
-    def _client_has_said_more(self) -> bool:
-        try:
-            self._down.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
-        except OSError:
-            pass  # whoever reads will meet it
-        return True
+    def _acknowledge(self) -> None:
+        """At once: either end may keep what it says next until the last is acknowledged (RFC 1122, Nagle's algorithm)."""
+        for sock in (self._down, self._up):
+            if sock is not None:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def _give_up_lull(self) -> None:
         self._patience = min(2 * self._patience, LULL_AFTER_MOST)
@@ -314,16 +321,14 @@ class Relay:
             self._lull = None
             self._lanes[REPLY].held = False
             self._flush(REPLY)
-            if self._lanes[REPLY].out:
-                self.take_wheel()  # the client does not read: the kernel would wait for it in vain
 
     def take_wheel(self) -> None:
         """Before anything of the connection is looked at: it is ours again, with what the kernel has begun."""
         if self.wheel.held and not self._closed:
             carried = self.wheel.take()
-            if self._gave_in_lull is not None:
-                kept, self._gave_in_lull = monotonic() - self._gave_in_lull, None
-                self._patience = LULL_AFTER if kept > LULL_WORTH else min(2 * self._patience, LULL_AFTER_MOST)
+            if self._gave_in_lull:
+                self._gave_in_lull = False
+                self._patience = LULL_AFTER if self.wheel.begun >= LULL_WORTH else min(2 * self._patience, LULL_AFTER_MOST)
             if carried:
                 self._perform(self.flow.adopt(carried, monotonic()))
 

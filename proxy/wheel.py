@@ -49,9 +49,8 @@ _WHEEL = struct.Struct("=I")
 _POSITION = struct.Struct("=Q")
 _COUNTS, _BEHIND_COUNTS = struct.Struct("=II"), struct.Struct("=II")  # begun and answered, torn and zero: the last of `ends`
 _COUNTS_AT = abi.SLUICE_ENDS.size - _BEHIND_COUNTS.size - _COUNTS.size
-# The record of a finished call ends with the request's head, or of protocols with frames with the reply's.
+# The record of a finished call ends with the request's head, and of protocols with frames with the reply's behind it.
 _FINISHED = struct.Struct(abi.SLUICE_CALL.format.partition(f"{abi.PathLimit.HEAD_BYTES}s")[0])
-_REPLY_HEAD = _FINISHED.size + abi.PathLimit.HEAD_BYTES
 
 
 class Ledger(NamedTuple):
@@ -63,14 +62,15 @@ class Ledger(NamedTuple):
     up_written: int
 
 
-def _open(call: bytes) -> Carried:
+def _open(call: bytes, framed: bool) -> Carried:
     """What the map ``calls`` says of a call that is still open."""
     fields = abi.Call._make(abi.SLUICE_CALL.unpack(call))
+    behind = (fields.head + fields.reply_head)[fields.head_length :] if framed else fields.reply_head
     return Carried(
         began=fields.began_ns / 1e9,
         head=fields.head[: fields.head_length],
         request_bytes=fields.request_bytes,
-        reply_head=fields.reply_head[: fields.reply_head_length],
+        reply_head=behind[: fields.reply_head_length],
         reply_bytes=fields.reply_bytes,
         status=fields.status,
     )
@@ -252,6 +252,7 @@ class NoWheel:
 
     able = held = reaches_server = False
     carried_at = 0.0
+    begun = 0
 
     def watch(self, rider: Rider) -> None:
         pass
@@ -373,12 +374,17 @@ class Wheel:
         ends = self._ends()
         numbers = range(ends.answered, ends.answered + (ends.begun - ends.answered & 0xFFFFFFFF))
         calls = [self._wheels.calls.get(_u32(self._place(number))) for number in numbers]
-        return [_open(call) for call in calls if call]
+        return [_open(call, self._places > 1) for call in calls if call]
 
     @property
     def reaches_server(self) -> bool:
         """Whether the kernel knows the server's socket: it is on this host."""
         return bool(self._ends().server)
+
+    @property
+    def begun(self) -> int:
+        """How many calls the kernel has begun since it was given the wheel for the last time."""
+        return self._ends().begun
 
     @property
     def carried_at(self) -> float:
@@ -565,7 +571,8 @@ class Wheels:
         for call in calls:
             # What the fields are: struct sluice_call.
             began, ended, request_bytes, reply_bytes, _, index, _, _, length, _, status, _, _ = _FINISHED.unpack_from(call)
-            head, reply_head = call[_FINISHED.size : _FINISHED.size + length], call[_REPLY_HEAD:]
+            end = _FINISHED.size + length
+            head, reply_head = call[_FINISHED.size : end], call[end:]
             at, took = (since_epoch + began) // 1000, (ended - began) // 1000
             carried[0] += request_bytes
             carried[1] += reply_bytes

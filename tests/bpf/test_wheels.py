@@ -154,6 +154,7 @@ def test_a_call_that_policy_denies_is_recorded_and_ends_its_connection_alone(
     for call in (wrong, right, wrong):
         call.exchange()
     worker.wheels.collect()
+    worker.run(lambda: bool(told_wrong.faults))
     assert [type(fault) for fault in told_wrong.faults] == [PermissionError, PermissionError]
     assert told_right.faults == []
     worker.run(lambda: [line["verdict"] for line in lines(audit)] == ["DENIED", "ALLOWED", "DENIED"])

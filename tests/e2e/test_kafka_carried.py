@@ -197,23 +197,22 @@ def test_calls_of_a_second_are_counted_in_one_record_where_a_rule_says_so(
 def test_what_is_open_when_a_client_resets_has_its_records(
     web: Workload, orders: Workload, serve: MakeServer, sluice: MakeSluice
 ) -> None:
-    silent = threading.Event()
+    heard: list[int] = []
 
     def answer_until_silent(sock: socket.socket) -> None:
-        number = 0
-        while read_exactly(sock, len(produce(number, "orders", 100))) is not None:
-            if not silent.is_set():
-                sock.sendall(produced(number, "orders"))
-            number += 1
+        while read_exactly(sock, len(produce(0, "orders", 100))) is not None:
+            if len(heard) < WARM:
+                sock.sendall(produced(len(heard), "orders"))
+            heard.append(len(heard))
 
     port = serve(orders, answer_until_silent).port
     agent = sluice(documents(web, orders, port))
     with web.connect(port) as client:
         for number in range(WARM):
             rested(client, number)
-        silent.set()
         for number in range(WARM, WARM + 5):
             client.sendall(produce(number, "orders", 100))
+        eventually(lambda: len(heard) == WARM + 5, "the server has them")
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     records = agent.wait_records(WARM + 5)
     assert [record["status"] for record in records] == ["kafka:0"] * WARM + ["reset"] * 5

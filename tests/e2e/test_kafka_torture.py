@@ -88,9 +88,11 @@ def read_exactly(sock: socket.socket, size: int) -> bytes | None:
 
 
 class Broker:
-    """Answers requests in their order, and notes what they should not be."""
+    """Answers requests in their order, and notes what they should not be. ``pieces``: how many replies of a hundred are sent in
+    two, where real brokers send no short one so."""
 
-    def __init__(self) -> None:
+    def __init__(self, pieces: int = 0) -> None:
+        self.pieces = pieces
         self.wrong: list[str] = []
 
     def serve(self, sock: socket.socket) -> None:
@@ -106,7 +108,7 @@ class Broker:
             if expected != framed(request):
                 self.wrong.append(f"request {number} of {len(request)} bytes: {request[:80]!r}")
                 return
-            if chance.random() < 0.1:  # in pieces, as a broker that sends from a file
+            if chance.random() < self.pieces / 100:
                 cut = chance.randrange(1, len(reply))
                 sock.sendall(reply[:cut])
                 time.sleep(chance.choice((0, 0.0005)))
@@ -194,7 +196,7 @@ def test_every_byte_arrives_in_order_and_every_call_has_its_record(tmp_path: Pat
     run = f"{seed} {time.time_ns() if SOAK else 0}"
     print("seed", run)
     apps, kafka = Workload("apps"), Workload("kafka")
-    broker = Broker()
+    broker = Broker(pieces=3)
     server = Server(kafka, broker.serve)
     try:
         with Sluice(tmp_path / "agent", documents(apps, kafka, server.port)) as agent:
