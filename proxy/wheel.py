@@ -2,7 +2,7 @@
 
 A relay that holds no byte of its connection, between two calls, lets go of the wheel; from then on the programs of
 verdict.bpf.c carry what is proven to be allowed from application to application. They pass everything else on to the relay,
-which takes the wheel back before it looks at a single byte, together with what there is of a call that is still open. So the
+which takes the wheel back before it looks at a single byte, together with what there is of calls that are still open. So the
 relay is right by itself, and the kernel only accelerates. See docs/kernel-path.md.
 
 ``KernelPath`` is the agent's: it loads and attaches the programs. ``Wheels`` is a worker's, ``Wheel`` a connection's.
