@@ -47,6 +47,8 @@ LINGER_BYTES = 1024 * 1024
 LINGER_SECONDS = 2.0
 # How often (seconds) it is looked whether what the kernel has carried is where it belongs.
 SETTLING = 0.001
+# The kernel gets a connection between any two calls, unless it has had it in vain: then after some more calls, at most so many.
+VAIN_MOST = 64
 # A client that never rests has requests under way whenever replies come, so there is no moment between two calls in which the
 # kernel could have its connection. After so many turns like that, replies are kept back until all that is asked is answered:
 # a client with a window of requests then waits for us. One without a window does not; it is left alone after this time
@@ -140,6 +142,28 @@ class Lane:
         self.size += len(data)
 
 
+class Patience:
+    """How long to wait with what may be in vain: for twice as long after each vain attempt."""
+
+    __slots__ = ("_least", "_left", "_most", "_turns")
+
+    def __init__(self, least: int, most: int) -> None:
+        """In turns."""
+        self._least, self._most = least, most
+        self._turns = self._left = least
+
+    def is_over(self) -> bool:
+        """Whether to try it now. Asking is a turn."""
+        if not self._left:
+            return True
+        self._left -= 1
+        return False
+
+    def tried(self, *, worth: bool) -> None:
+        self._turns = self._least if worth else min(2 * self._turns or 1, self._most)
+        self._left = self._turns
+
+
 class Relay:
     """One redirected connection: ``down`` is the client's socket, the server's is dialled when the first call is allowed."""
 
@@ -178,8 +202,8 @@ class Relay:
         self._linger_until = 0.0
         self._lingered = 0
         self._closed = False
-        self._restless = 0  # turns in which the kernel could have had the connection, had the client rested
-        self._patience = LULL_AFTER  # so many of them
+        self._gifts = Patience(0, VAIN_MOST)
+        self._lulls = Patience(LULL_AFTER, LULL_AFTER_MOST)
         self._lull: asyncio.TimerHandle | None = None  # replies are kept back, at most until then
         self._gave_in_lull = False  # the kernel has got the connection so
         self.active_at = monotonic()
@@ -288,17 +312,16 @@ class Relay:
         if self._lull and monotonic() - self.active_at < LULL_QUIET:
             self._loop.call_later(LULL_QUIET, self._guard, self._perform, [])
             return
-        self._restless = 0
+        if not self._lull and not self._gifts.is_over():
+            return
         self.wheel.let_go(loan, Ledger(request.read, reply.written + reply.size + more, reply.read, request.written))
         if self._lull:
             self._gave_in_lull = self.wheel.held
             self._end_lull()
 
     def _wait_for_lull(self, reply: Lane) -> None:
-        self._restless += 1
-        if self._restless < self._patience or reply.held:
+        if reply.held or self.flow.open_calls < 2 or not self._lulls.is_over():
             return
-        self._restless = 0
         if self.flow.pipelines and self.wheel.reaches_server and self.wheel.settled(REPLY):
             reply.held = True
             self._lull = self._loop.call_later(LULL_SECONDS, self._guard, self._give_up_lull)
@@ -311,7 +334,7 @@ class Relay:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def _give_up_lull(self) -> None:
-        self._patience = min(2 * self._patience, LULL_AFTER_MOST)
+        self._lulls.tried(worth=False)
         self._end_lull()
         self._perform([])
 
@@ -328,7 +351,9 @@ class Relay:
             carried = self.wheel.take()
             if self._gave_in_lull:
                 self._gave_in_lull = False
-                self._patience = LULL_AFTER if self.wheel.begun >= LULL_WORTH else min(2 * self._patience, LULL_AFTER_MOST)
+                self._lulls.tried(worth=self.wheel.begun >= LULL_WORTH)
+            else:
+                self._gifts.tried(worth=self.wheel.begun > 0)
             if carried:
                 self._perform(self.flow.adopt(carried, monotonic()))
 

@@ -229,10 +229,11 @@ class Sluice:
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(line_start))
 
     def records(self) -> list[dict[str, Any]]:
-        """Every record so far; each line must be whole."""
+        """Every record so far; each line must be whole, but for one that is just being written."""
         if not self.audit.exists():
             return []
-        return [json.loads(line) for line in self.audit.read_text().splitlines()]
+        text = self.audit.read_text()
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
     def wait_records(self, count: int) -> list[dict[str, Any]]:
         """The records, once there are exactly ``count`` of them and no more follow."""

@@ -23,7 +23,7 @@ from proxy.audit.writer import AuditWriter
 from proxy.flow import Flow, Scene
 from proxy.metrics import Metrics
 from proxy.poller import Poller
-from proxy.relay import HIGH_WATER, Pipes, Relay
+from proxy.relay import HIGH_WATER, Patience, Pipes, Relay
 from proxy.wheel import NO_WHEEL
 from proxy.worker import Records as AuditRoom
 from tests.flow_playbook import Policy, Records
@@ -335,3 +335,15 @@ class TestAuditRoom:
             audit.cancel()
 
         assert sorted(self.run(tmp_path / "audit", act)) == ["audit-unavailable", "rule-matched"]
+
+
+def test_patience_doubles_with_every_vain_attempt_up_to_a_bound_and_ends_with_one_that_was_worth_it() -> None:
+    def turns(patience: Patience) -> int:
+        return next(number for number in range(100) if patience.is_over())
+
+    patience = Patience(0, 5)
+    waited = [turns(patience)]
+    for worth in (False, False, False, False, False, True, False):
+        patience.tried(worth=worth)
+        waited.append(turns(patience))
+    assert waited == [0, 1, 2, 4, 5, 5, 0, 1]
