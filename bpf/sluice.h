@@ -173,7 +173,7 @@ enum sluice_fallback {
 	SLUICE_FB_RECORDS,		/* no room for the record */
 	SLUICE_FB_SENDERS,		/* what another task sends may still be on its way */
 	SLUICE_FB_PIPELINE,		/* as many calls are open as there is room for */
-	SLUICE_FB_TORN,			/* the receiver's kernel took a request in part, out of memory: the connection has to end */
+	SLUICE_FB_TORN,			/* the receiver's kernel took a message in part, out of memory: the connection has to end */
 	SLUICE_FB_MAX,
 };
 
@@ -226,7 +226,7 @@ struct sluice_ends {
 	__u32 server_received;
 	__u32 begun;		/* calls since the agent let go of the wheel */
 	__u32 answered;		/* of these */
-	__u32 torn;		/* a request of the client was taken in part: nothing is to be carried, or relayed, any more */
+	__u32 torn;		/* a message was taken in part: nothing is to be carried, or relayed, any more */
 	__u32 zero;
 };
 

@@ -218,7 +218,6 @@ class OpenCall:
 class _RepeatedCall(msgspec.Struct, frozen=True):
     """A call that the kernel carries again and again under one policy, and what all of its records have in common."""
 
-    pair: Pair
     decision: Decision
     lines: Repeated
     counter: CallCounter
@@ -265,7 +264,7 @@ class Flow:
         self._pair: Pair | None = None  # what was judged by last
         self._lent: Pair | None = None  # what the kernel goes by
         self._adopting: Carried | None = None
-        self._repeated: dict[ApiCall, _RepeatedCall] = {}  # calls that the kernel carried: the next may be like one of them
+        self._repeated: dict[ApiCall, _RepeatedCall] = {}  # by what is lent, calls that were carried: the next may be like one
         self.over = False
         self.draining = False
 
@@ -342,7 +341,7 @@ class Flow:
         """
         judge, status = self._parser.skip(finished.head, finished.reply_head)
         repeated = self._repeated.get(judge.call)
-        if repeated is None or repeated.pair is not self._lent:
+        if repeated is None:
             repeated = self._new_repeated(judge.call)
         decision = repeated.decision
         if decision.summary and decision.verdict is Verdict.ALLOWED and self._sum_up_carried(judge, decision, finished, status):
@@ -383,7 +382,7 @@ class Flow:
         opened.via = "kernel"
         lines = Repeated(self._record("-", opened), self._scene.connection)
         counter = self._scene.metrics.calls.counter(self._labels(opened))
-        repeated = self._repeated[call] = _RepeatedCall(self._lent, decision, lines, counter)
+        repeated = self._repeated[call] = _RepeatedCall(decision, lines, counter)
         return repeated
 
     def adopt(self, calls: Sequence[Carried], now: float) -> list[Command]:

@@ -47,8 +47,8 @@ _RING_BUSY, _RING_DISCARDED = 1 << 31, 1 << 30
 _RING_HEADER = 8
 _WHEEL = struct.Struct("=I")
 _POSITION = struct.Struct("=Q")
-_COUNTS, _BEHIND_COUNTS = struct.Struct("=II"), struct.Struct("=II")  # begun and answered, torn and zero: the last of `ends`
-_COUNTS_AT = abi.SLUICE_ENDS.size - _BEHIND_COUNTS.size - _COUNTS.size
+_COUNTS = struct.Struct("=II")  # begun and answered, in `ends` before its last two words
+_COUNTS_AT = abi.SLUICE_ENDS.size - 2 * _COUNTS.size
 # The record of a finished call ends with the request's head, and of protocols with frames with the reply's behind it.
 _FINISHED = struct.Struct(abi.SLUICE_CALL.format.partition(f"{abi.PathLimit.HEAD_BYTES}s")[0])
 
@@ -331,13 +331,13 @@ class Wheel:
             if prefixes != self._prefixes:
                 for number, prefix in enumerate(prefixes):
                     if number >= len(self._prefixes) or prefix != self._prefixes[number]:
-                        wheels.prefixes.set(_u32(self.index * abi.PathLimit.PREFIXES + number), _prefix(prefix))
+                        wheels.prefixes.set(self._prefix_key(number), _prefix(prefix))
                 for number in range(len(prefixes), len(self._prefixes)):
-                    wheels.prefixes.delete(_u32(self.index * abi.PathLimit.PREFIXES + number))
+                    wheels.prefixes.delete(self._prefix_key(number))
                 self._prefixes = prefixes
             if not self._places:
                 for number in range(places):
-                    wheels.calls.set(_u32(self._place(number)), bytes(abi.SLUICE_CALL.size))
+                    wheels.calls.set(self._call_key(number), bytes(abi.SLUICE_CALL.size))
                 wheels.callers.set(_u64(self._client), _u32(self.index))
                 self._places = places
         except BpfError:  # other connections have all the room
@@ -348,16 +348,19 @@ class Wheel:
     def _give_room_back(self, prefixes: int, places: int) -> None:
         wheels = self._wheels
         for number in range(prefixes):
-            wheels.prefixes.delete(_u32(self.index * abi.PathLimit.PREFIXES + number))
+            wheels.prefixes.delete(self._prefix_key(number))
         for number in range(places):
-            wheels.calls.delete(_u32(self._place(number)))
+            wheels.calls.delete(self._call_key(number))
         if places:
             wheels.callers.delete(_u64(self._client))
         self._prefixes, self._places = (), 0
 
-    def _place(self, number: int) -> int:
-        """The key of a call by its number since we let go of the wheel."""
-        return self.index * abi.PathLimit.PIPELINE + number % (self._places or abi.PathLimit.PIPELINE)
+    def _call_key(self, number: int) -> bytes:
+        """Of a call by its number since we let go of the wheel."""
+        return _u32(self.index * abi.PathLimit.PIPELINE + number % (self._places or abi.PathLimit.PIPELINE))
+
+    def _prefix_key(self, number: int) -> bytes:
+        return _u32(self.index * abi.PathLimit.PREFIXES + number)
 
     def take(self) -> list[Carried]:
         """Take the wheel from the kernel; what there is of calls that it was carrying, oldest first."""
@@ -373,7 +376,7 @@ class Wheel:
             return []
         ends = self._ends()
         numbers = range(ends.answered, ends.answered + (ends.begun - ends.answered & 0xFFFFFFFF))
-        calls = [self._wheels.calls.get(_u32(self._place(number))) for number in numbers]
+        calls = [self._wheels.calls.get(self._call_key(number)) for number in numbers]
         return [_open(call, self._places > 1) for call in calls if call]
 
     @property

@@ -546,18 +546,23 @@ class KafkaParser:
 
     def _reply_error(self, opened: _Open, start: bytes) -> int:
         """What a reply tells that goes by as it is, by its beginning: all of it if it is short."""
-        size = SIZE + _BEGINNING.unpack_from(start)[0]
-        error = 0
-        if size <= KEPT_BYTES:
-            error = replies.first_error(start, opened.api_key, opened.version)
-        elif opened.api_key == _FETCH:
-            found = replies.fetch_start(start, opened.version)
-            if found is None:
-                raise MalformedError("truncated")
-            error = found[0]
+        if SIZE + _BEGINNING.unpack_from(start)[0] <= KEPT_BYTES:
+            error: int | None = replies.first_error(start, opened.api_key, opened.version)
+        else:
+            error = self._first_words(opened, start)
+        if error is None:
+            raise MalformedError("truncated")
         if opened.api_key == _FETCH:
             self._session_answered(opened, start)
         return error
+
+    @staticmethod
+    def _first_words(opened: _Open, data: bytes) -> int | None:
+        """The error that a long reply tells of itself, 0 where it is not looked for; None: more must come first."""
+        if opened.api_key != _FETCH:
+            return 0
+        start = replies.fetch_start(data, opened.version)
+        return None if start is None else start[0]
 
     def _whole_reply(self, opened: _Open, frame: bytes, verbs: list[Verb]) -> None:
         number = opened.number
@@ -591,12 +596,10 @@ class KafkaParser:
     def _long_reply(self, opened: _Open, data: bytes, size: int, verbs: list[Verb]) -> int | None:
         """Most of it goes by unread; of its last byte we are told, and so that it is over."""
         number = opened.number
-        error = replaced = 0
-        if opened.api_key == _FETCH:
-            start = replies.fetch_start(data, opened.version)
-            if start is None:
-                return None
-            error = start[0]
+        replaced = 0
+        error = self._first_words(opened, data)
+        if error is None:
+            return None
         if opened.merged and not error:
             beginning = splits.merge(data, opened.api_key, opened.version, opened.place, opened.merged)
             if beginning is None:

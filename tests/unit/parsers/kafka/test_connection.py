@@ -22,6 +22,7 @@ from parsers.kafka.connection import SUPPORTED, KafkaParser
 from policies.decide import Decision, Verdict
 from proxy.flow import HEAD_TIMEOUT, Close
 from tests.flow_playbook import Dialogue, Policy, Records
+from tests.kafka import raw
 
 SOAK = os.environ.get("SLUICE_SOAK") == "1"
 ORDERS, SECRETS = "orders", "secrets"
@@ -74,11 +75,7 @@ def talk() -> Dialogue:
 
 
 def encoded(message: Any, correlation_id: int, client_id: str | None = "me") -> bytes:
-    if message.is_request():
-        message.with_header(correlation_id=correlation_id, client_id=client_id)
-    else:
-        message.with_header(correlation_id=correlation_id)
-    return bytes(message.encode(header=True, framed=True))
+    return raw.encoded(message, correlation_id, client_id)
 
 
 def produce(correlation_id: int, *topics: str, acks: int = -1, records: bytes = b"r" * 20) -> bytes:
