@@ -18,6 +18,9 @@ from bench.processes import BenchError, Service, StartError, port_is_open, run_c
 
 HERE = Path(__file__).parent
 SLUICE = HERE.parent / ".venv/bin/sluice"
+# What makes a command a client, or a server, that Sluice knows.
+CLIENT_PREFIX = (str(SLUICE), "exec", "bench-client", "--")
+SERVER_PREFIX = (str(SLUICE), "exec", "bench-server", "--")
 
 # Sluice polices the ports of the server, the others have a port of their own in front of servers that nobody polices.
 WEB, SINK, LISTEN = 18080, 18081, 18082
@@ -56,9 +59,9 @@ class Running:
     client: tuple[str, ...]  # prefix of every client command: pinning and workload
 
 
-def _sluice(folder: Path, log: Path, datapath: str) -> list[str]:
+def sluice_command(folder: Path, log: Path, datapath: str, policy: str = "policy.yaml") -> list[str]:
     options = ["--audit", str(log), "--admin", str(folder / "admin.sock"), "--datapath", datapath, "--workers", "1"]
-    return [str(SLUICE), "run", "-f", str(HERE / "policy.yaml"), *options]
+    return [str(SLUICE), "run", "-f", str(HERE / policy), *options]
 
 
 def _envoy(folder: Path, log: Path) -> list[str]:
@@ -86,9 +89,9 @@ def _sluice_by(name: str, datapath: str) -> Contender:
         sink=POLICED_SINK,
         server_web=POLICED_WEB,
         server_sink=POLICED_SINK,
-        client_prefix=(str(SLUICE), "exec", "bench-client", "--"),
-        server_prefix=(str(SLUICE), "exec", "bench-server", "--"),
-        command=functools.partial(_sluice, datapath=datapath),
+        client_prefix=CLIENT_PREFIX,
+        server_prefix=SERVER_PREFIX,
+        command=functools.partial(sluice_command, datapath=datapath),
         ready_word="ready",
         version=("git", "-C", str(HERE), "describe", "--always", "--dirty", "--tags"),
     )

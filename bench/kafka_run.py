@@ -18,7 +18,7 @@ import msgspec
 from confluent_kafka import KafkaException, libversion
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from bench.contenders import HERE, SLUICE, version
+from bench.contenders import CLIENT_PREFIX, SERVER_PREFIX, sluice_command, version
 from bench.kafka import MB, Address, consume, probe, produce
 from bench.layouts import SERVER_APART, UNPINNED, Layout
 from bench.machine import Others
@@ -30,8 +30,6 @@ from tests.kafka import broker as kafka
 from tests.kafka.broker import Broker, Listener
 
 UNPOLICED, POLICED = 18092, 18093  # the same as in kafka_policy.yaml
-SERVER_PREFIX = (str(SLUICE), "exec", "bench-server", "--")
-CLIENT_PREFIX = (str(SLUICE), "exec", "bench-client", "--")
 # As Kafka's own start script has it.
 BROKER_JVM = ("-Xms1g", "-Xmx1g", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-XX:InitiatingHeapOccupancyPercent=35")
 GB = 1000 * MB
@@ -218,14 +216,10 @@ def _warm_up(stage: Stage, plan: KafkaPlan) -> None:
         produce("confluent", _direct(PROBE, ()), topic, _records(most, plan.seconds, size), size)
     for _ in range(WARM_UPS):
         for scenario in plan.scenarios:
+            records = _records(scenario.write_rate, plan.seconds, scenario.size)
             with stage.fresh_topic() as topic:
-                address = _direct(PROBE, ())
-                produce(
-                    scenario.client, address, topic, _records(scenario.write_rate, plan.seconds, scenario.size), scenario.size
-                )
-                consume(
-                    scenario.client, address, topic, _records(scenario.write_rate, plan.seconds, scenario.size), scenario.size
-                )
+                for act in (produce, consume):
+                    act(scenario.client, _direct(PROBE, ()), topic, records, scenario.size)
             print(".", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
 
@@ -271,9 +265,8 @@ def _visit(
 def _enter_proxy(
     stack: contextlib.ExitStack, contender: KafkaContender, folder: Path, log: Path, prefix: Sequence[str]
 ) -> Service:
-    options = ["--audit", str(log), "--admin", str(folder / "admin.sock"), "--datapath", str(contender.datapath)]
-    command = [*prefix, str(SLUICE), "run", "-f", str(HERE / "kafka_policy.yaml"), *options, "--workers", "1"]
-    proxy = stack.enter_context(service(command, folder / "sluice.err"))
+    command = sluice_command(folder, log, str(contender.datapath), "kafka_policy.yaml")
+    proxy = stack.enter_context(service([*prefix, *command], folder / "sluice.err"))
     wait_for_word(proxy, "ready")
     return proxy
 
