@@ -20,7 +20,14 @@ from proxy.commands.observe import observe
 from ..audit.conftest import record
 
 PATIENCE_SECONDS = 20.0
-COMMAND = [sys.executable, "-c", "from proxy.commands.observe import observe; observe()"]
+# As from a terminal: a shell lets what it starts in the background ignore SIGINT, these tests among it.
+PROGRAM = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from proxy.commands.observe import observe
+observe()
+"""
+COMMAND = [sys.executable, "-c", PROGRAM]
 
 WEB_TO_ORDERS = {
     "time": "2026-01-02T12:01:02.123456Z",
