@@ -26,6 +26,7 @@ from policies.match import RuleIndex, UndecidedError, looks_at_path
 from policies.model import (
     DEFAULT_NAMESPACE,
     NAMESPACE_LABEL,
+    Acceleration,
     Address,
     AnyL7Rule,
     Bundle,
@@ -350,7 +351,7 @@ class Pair:
         self,
         sides: Sequence[Side],
         generation: int,
-        acceleration: bool,
+        acceleration: Acceleration,
         remembered: "deque[tuple[dict[ApiCall, Decision], ApiCall]]",
         transport: str = "TCP",
     ) -> None:
@@ -537,10 +538,13 @@ class PolicySet:
             self._side(Direction.EGRESS, subject, peer, port, transport),
             self._side(Direction.INGRESS, peer, subject, port, transport),
         ]
-        workloads = [self._workloads.get(end.workload) for end in (subject, peer) if end.workload is not None]
-        acceleration = all(workload is None or workload.acceleration for workload in workloads)
+        acceleration = min(self._acceleration(end) for end in (subject, peer))
         present = [side for side in sides if side is not None]
         return Pair(present, self.generation, acceleration, self._remembered, transport)
+
+    def _acceleration(self, end: Endpoint) -> Acceleration:
+        workload = self._workloads.get(end.workload) if end.workload is not None else None
+        return Acceleration.AUTO if workload is None else workload.acceleration
 
     def policies_of(self, owner: Endpoint, direction: Direction) -> tuple[Policy, ...]:
         """The policies that police one direction of an endpoint's connections; none when it is no workload."""

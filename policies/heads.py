@@ -44,6 +44,7 @@ from policies.automaton import (
 )
 from policies.decide import Action, Pair
 from policies.demands import HOST, Demands, NotProvableError, Reading, Residue
+from policies.model import Acceleration
 
 # The table's format, which bpf/ shares.
 CLASSES = 64  # cells of a row: one per class of bytes
@@ -157,7 +158,7 @@ def prove(pair: Pair) -> HeadTable | NotProvable:
     """The table of a pair, or why there is none. Pure and bounded; some milliseconds for the policies that people write."""
     if pair.action is not Action.REDIRECT:
         return NotProvable("not-redirected")
-    if not pair.acceleration:
+    if pair.acceleration is Acceleration.OFF:
         return NotProvable("acceleration-off")
     if pair.protocol != "http":
         return NotProvable("protocol")

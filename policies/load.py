@@ -11,6 +11,7 @@ import msgspec
 from policies.model import (
     DEFAULT_NAMESPACE,
     NAMESPACE_LABEL,
+    Acceleration,
     Bundle,
     Direction,
     Network,
@@ -163,13 +164,18 @@ class _DocumentReader:
             labels=self._workload_labels(metadata, node.place),
             cgroups=cgroups,
             addresses=addresses,
-            acceleration="acceleration" not in spec or self.report.boolean(spec["acceleration"], "acceleration", "on", "off"),
+            acceleration=self._acceleration(spec.get("acceleration")),
         )
         other = self._workloads.setdefault(workload.name, workload)
         if other is not workload:
             self.report.error(node.place, "SE007", f"the Workload {workload.name!r} is also defined at {_at(other.place)}")
         if len(self._workloads) == MAX_WORKLOADS + 1:
             self.report.error(node.place, "SE002", f"more than {MAX_WORKLOADS} Workloads")
+
+    def _acceleration(self, node: Node | None) -> Acceleration:
+        if node is None or (isinstance(node, Scalar) and node.text == "auto"):
+            return Acceleration.AUTO
+        return Acceleration.ON if self.report.boolean(node, "acceleration", "on", "off") else Acceleration.OFF
 
     def _workload_labels(self, metadata: _Metadata, place: Place) -> dict[str, str]:
         """A workload's namespace may also be given as the label that Cilium knows it by."""

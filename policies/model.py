@@ -5,7 +5,7 @@ reader of the documents finds the same words. `docs/policies.md` is the referenc
 """
 
 from collections.abc import Mapping
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import msgspec
@@ -268,10 +268,18 @@ class Policy(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         return self.egress if direction is Direction.EGRESS else self.ingress
 
 
+class Acceleration(IntEnum):
+    """Whether the kernel may carry a workload's calls. Of two ends of a connection the lower word counts."""
+
+    OFF = 0
+    AUTO = 1  # where the kernel is right for every program
+    ON = 2  # its programs do not ask how many bytes are unread
+
+
 class Workload(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     """An endpoint: processes of this host (``cgroups``, globs below the cgroup2 mount), or addresses elsewhere, or both.
 
-    ``labels`` contain the namespace under `NAMESPACE_LABEL`. ``acceleration`` False keeps its calls out of the kernel path.
+    ``labels`` contain the namespace under `NAMESPACE_LABEL`.
     """
 
     name: str
@@ -279,7 +287,7 @@ class Workload(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     labels: Mapping[str, str]
     cgroups: tuple[str, ...] = ()
     addresses: tuple[Network, ...] = ()
-    acceleration: bool = True
+    acceleration: Acceleration = Acceleration.AUTO
 
 
 class Bundle(msgspec.Struct, frozen=True, eq=False, kw_only=True):

@@ -27,7 +27,7 @@ from bpf.loader import BpfError, fd_of_map
 from policies.compile import TableLimitError, kernel_tables
 from policies.decide import PolicySet
 from policies.load import LoadError, Source, load
-from policies.model import Network, Workload
+from policies.model import Acceleration, Network, Workload
 from policies.replies import reply_table
 from proxy import guard, hostnet, selftest
 from proxy.admin import Admin, Check, PolicyStatus
@@ -99,6 +99,7 @@ class Agent:
         self._workloads: Sequence[Workload] = ()  # whose cgroups the kernel is told: a step ahead of ``_now`` in ``_install``
         self._watched: frozenset[Path] = frozenset()
         self._kernel: KernelPath | None = None
+        self._accelerate_all = False  # also workloads that do not ask for it
         self._guard: guard.Guard | None = None
         self._left: list[int] = []  # maps of sockets of the agent before us, which may hold bytes that nobody has read yet
         self._beat_at = time.monotonic()
@@ -145,17 +146,19 @@ class Agent:
         hooks = self._hooks = Hooks(port, gateway4, gateway6)
         stack.callback(hooks.close)
         hooks.exclude(own.id)
+        self._kernel = self._kernel_path()
+        if self._kernel:
+            stack.callback(self._kernel.close)
+            self._accelerate_all = options.datapath == "kernel" or selftest.counts_unread_bytes()
         settings = Settings(
             node=platform.node(),
             audit=options.audit,
             port=port,
             netns=netns_cookie(),
             idle_timeout=options.idle_timeout,
+            accelerate_all=self._accelerate_all,
             record_headers=options.record_headers,
         )
-        self._kernel = self._kernel_path()
-        if self._kernel:
-            stack.callback(self._kernel.close)
         stack.callback(self._leave, own.before)
         for index, listeners in enumerate(groups):
             files = self._kernel.files[index] if self._kernel else None
@@ -204,6 +207,8 @@ class Agent:
     def _ready_line(self) -> str:
         bundle = self._now.policies.bundle
         datapath = "kernel" if self._kernel else "relay"
+        if self._kernel and not self._accelerate_all:
+            datapath = "kernel for workloads that ask for it"
         return (
             f"sluice: ready: {len(bundle.policies)} policies for {len(bundle.workloads)} workloads, "
             f"generation {self._now.policies.generation}, datapath {datapath}, {self._options.workers} worker(s), "
@@ -408,8 +413,9 @@ class Agent:
             self._watch.follow(found.watched)
             self._watched = found.watched
         owners = {cgroup: self._ids.of(name) if name else None for cgroup, name in found.cgroups.items()}
-        accelerated = [self._ids.of(workload.name) for workload in self._workloads if workload.acceleration and self._kernel]
-        self._hooks.set_cgroups(owners, found.unsettled, accelerated)
+        least = Acceleration.AUTO if self._accelerate_all else Acceleration.ON
+        able = [workload for workload in self._workloads if self._kernel and workload.acceleration >= least]
+        self._hooks.set_cgroups(owners, found.unsettled, [self._ids.of(workload.name) for workload in able])
 
     # What the admin listener tells.
 

@@ -6,11 +6,13 @@ nothing but sockets that carry our mark, and other agents have other maps, so no
 """
 
 import contextlib
+import fcntl
 import mmap
 import os
 import platform
 import socket
 import sys
+import termios
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +50,19 @@ def kernel_path() -> str | None:
     except (BpfError, OSError, WorkloadError, _SurpriseError) as error:
         return (str(error) or type(error).__name__).splitlines()[0]
     return None
+
+
+def counts_unread_bytes() -> bool:
+    """Whether this kernel tells an application of a socket in the map how many bytes it has not read that came over TCP.
+
+    Linux 6.12.114 does, 6.18.44 says 0 to ``ioctl(FIONREAD)`` (tcp(7)). Programs that believe it wait for
+    ever for what is there: nginx behind a call that was not carried. False also where that cannot be tried.
+    """
+    try:
+        with _Bench() as bench:
+            return bench.unread_bytes() == len(_REQUEST)
+    except (BpfError, OSError, WorkloadError):
+        return False
 
 
 def own_cgroup() -> Path:
@@ -178,6 +193,14 @@ class _Bench:
             os.pwrite(fd, _OTHER, 0)
         finally:
             os.close(fd)
+
+    def unread_bytes(self) -> int:
+        """What the server is told of a request that came over TCP."""
+        self._up.sendall(_REQUEST)
+        self._server.recv(1, socket.MSG_PEEK)  # until it is there
+        told = array("i", [0])
+        fcntl.ioctl(self._server, termios.FIONREAD, told)
+        return told[0]
 
     def _waiting(self) -> int:
         """Memory that waits for the server to read it, as the programs see it."""

@@ -22,7 +22,7 @@ from parsers.contract import Parser
 from parsers.http1 import Http1Parser
 from parsers.opaque import DetectingParser, TunnelParser
 from policies.decide import Action, Pair, PolicySet
-from policies.model import Endpoint
+from policies.model import Acceleration, Endpoint
 from proxy.audit.record import AuditRecord, Party
 from proxy.audit.writer import AuditWriter
 from proxy.datapath import Origin, Origins, is_class, mapped
@@ -61,6 +61,7 @@ class Settings(msgspec.Struct, frozen=True):
     port: int
     netns: int
     idle_timeout: float
+    accelerate_all: bool = False  # also connections between workloads that do not ask for it
     record_headers: tuple[str, ...] = ()
 
 
@@ -363,7 +364,8 @@ class Worker:
         relay.start()
 
     def _wheel(self, origin: Origin, pair: Pair) -> Wheel | NoWheel:
-        if self._wheels is None or not origin.accelerated or not pair.acceleration or pair.protocol not in _CARRIED:
+        least = Acceleration.AUTO if self._settings.accelerate_all else Acceleration.ON
+        if self._wheels is None or not origin.accelerated or pair.acceleration < least or pair.protocol not in _CARRIED:
             return NO_WHEEL
         return self._wheels.wheel(origin.cookie)
 

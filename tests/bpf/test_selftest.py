@@ -1,7 +1,10 @@
 """The self-test of the kernel path: what it says of this kernel, and of kernels that are worse."""
 
+import fcntl
 import os
 import socket
+import termios
+from array import array
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,31 @@ from proxy.wheel import Ring
 
 def test_this_kernel_does_what_the_kernel_path_needs() -> None:
     assert selftest.kernel_path() is None
+
+
+def test_it_tells_whether_unread_bytes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FIONREAD of bytes that came over TCP to a socket in the map: right since 6.12.114, 0 on 6.18.44."""
+    answers = {}
+    for told in (len(selftest._REQUEST), 0):
+        monkeypatch.setattr(selftest._Bench, "unread_bytes", lambda _, told=told: told)
+        answers[told] = selftest.counts_unread_bytes()
+    assert answers == {len(selftest._REQUEST): True, 0: False}
+
+
+def test_it_tries_with_a_socket_that_is_in_the_map() -> None:
+    """The same bytes at a socket like any other are counted."""
+    with selftest._Bench() as bench:
+        in_map = bench.unread_bytes()
+        bench._client.sendall(b"12345")  # its own end is in no map
+        assert bench._down.recv(1, socket.MSG_PEEK) == b"1"
+        assert _unread(bench._down) == 5
+    assert in_map in (0, len(selftest._REQUEST))
+
+
+def _unread(sock: socket.socket) -> int:
+    told = array("i", [0])
+    fcntl.ioctl(sock, termios.FIONREAD, told)
+    return told[0]
 
 
 def test_it_leaves_nothing_behind() -> None:

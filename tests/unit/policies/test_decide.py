@@ -8,7 +8,7 @@ import pytest
 from parsers.contract import ApiCall
 from policies import decide as engine
 from policies.decide import Action, PolicySet, Verdict, decide
-from policies.model import Direction, Endpoint
+from policies.model import Acceleration, Direction, Endpoint
 
 from .words import PARTIES, bundle, get, grpc, http_policy, pair, policy, policy_set, workload
 from .words import decide as decided
@@ -363,13 +363,17 @@ class TestPolicyFlags:
         assert pair(policies).decide(get()).redact_query
 
     def test_acceleration_is_refused_by_either_workload(self) -> None:
-        assert pair(policy_set()).acceleration
+        assert pair(policy_set()).acceleration is Acceleration.AUTO
         for word in ("off", "false"):
             slow = workload("slow", extra=f", acceleration: {word}")
-            assert not pair(policy_set(slow), "slow", "orders").acceleration
-            assert not pair(policy_set(slow), "orders", "slow").acceleration
-        for word in ("on", "true"):
-            assert pair(policy_set(workload("fast", extra=f", acceleration: {word}")), "fast", "orders").acceleration
+            assert pair(policy_set(slow), "slow", "orders").acceleration is Acceleration.OFF
+            assert pair(policy_set(slow), "orders", "slow").acceleration is Acceleration.OFF
+
+    def test_acceleration_is_asked_for_by_both_workloads(self) -> None:
+        for word, meant in (("on", Acceleration.ON), ("true", Acceleration.ON), ("auto", Acceleration.AUTO)):
+            fast = [workload(name, extra=f", acceleration: {word}") for name in ("fast", "faster")]
+            assert pair(policy_set(*fast), "fast", "faster").acceleration is meant
+            assert pair(policy_set(*fast), "fast", "orders").acceleration is Acceleration.AUTO
 
 
 class TestPathFaults:
