@@ -70,7 +70,7 @@ $(STAMP)/kafka-classes: tests/kafka/clients/Client.java $(STAMP)/kafka-jars
 	echo "  JAVAC $<"; \
 	javac -Xlint:all,-processing,-path -Werror -proc:none -cp '$(STAMP)/kafka/lib/*' -d $(STAMP)/kafka/classes $< && touch $@
 
-%.bpf.o: %.bpf.c bpf/sluice.h bpf/common.bpf.h | $(STAMP)/apt-build
+%.bpf.o: %.bpf.c $(wildcard bpf/*.h) | $(STAMP)/apt-build
 	@command -v clang >/dev/null || { echo "make: no clang, $@ is not built" >&2; exit 0; }; echo "  BPF   $@"; \
 	clang -g -O2 -Wall -Wextra -Werror -target bpf -mcpu=v3 -I$(ARCH_INCLUDE) -c $< -o $@
 

@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* identity.bpf.h: who calls, who is called, and what the rules say of the two. */
+#ifndef SLUICE_IDENTITY_BPF_H
+#define SLUICE_IDENTITY_BPF_H
+
+#include "common.bpf.h"
+
+#define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
+
+/* Kernel structures, as far as we read them; CO-RE finds the real offsets on the running kernel. */
+struct kernfs_node {
+	__u64 id;
+} __attribute__((preserve_access_index));
+struct cgroup {
+	int level;
+	struct kernfs_node *kn;
+	struct cgroup *ancestors[];
+} __attribute__((preserve_access_index));
+struct sock_cgroup_data {
+	struct cgroup *cgroup;
+} __attribute__((preserve_access_index));
+struct sock {
+	struct sock_cgroup_data sk_cgrp_data;
+} __attribute__((preserve_access_index));
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, SLUICE_MAX_CGROUPS);
+	__type(key, __u64);
+	__type(value, struct sluice_cgroup);
+} cgroups SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, SLUICE_MAX_ADDRESSES);
+	__type(key, struct sluice_address_key);
+	__type(value, struct sluice_address);
+} addresses SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, SLUICE_MAX_RULES);
+	__type(key, struct sluice_rule_key);
+	__type(value, struct sluice_rule);
+} rules SEC(".maps");
+
+/* Where a socket wants to go, whatever the family of the call. */
+struct destination {
+	__u8 addr[16];
+	__be16 port;
+	__u8 transport;
+	bool v4;
+};
+
+static __always_inline bool is_workload(__u32 identity)
+{
+	return identity >= SLUICE_FIRST_WORKLOAD && identity < SLUICE_UNRESOLVED;
+}
+
+/* The two functions that walk up the cgroup tree are global: the verifier reads them once, not at every place of use. */
+
+/* Who calls. */
+struct caller {
+	__u64 cgroup;
+	__u32 subject;
+	bool unsettled;	/* below a place where workloads appear, in a cgroup that is newer than the agent's last look */
+	bool accelerated;
+};
+
+/* The nearest ancestor of the caller's cgroup that the agent knows says who it is. */
+__noinline int sluice_identify(struct caller *who)
+{
+	struct sluice_cgroup *found;
+	__u64 id;
+
+	if (!who)
+		return 0;
+	id = bpf_get_current_cgroup_id();
+	who->cgroup = id;
+	found = bpf_map_lookup_elem(&cgroups, &id);
+	for (int level = SLUICE_MAX_DEPTH; level >= 0 && !found; level--) {
+		id = bpf_get_current_ancestor_cgroup_id(level);
+		if (!id || id == who->cgroup)
+			continue;
+		found = bpf_map_lookup_elem(&cgroups, &id);
+		who->unsettled = found && found->flags & SLUICE_CGROUP_UNSETTLED;
+	}
+	who->subject = found ? found->subject : SLUICE_HOST;
+	who->accelerated = found && found->flags & SLUICE_CGROUP_ACCELERATE;
+	return 0;
+}
+
+/* Whose socket (an address of struct sock) this is: the same for the cgroup that a socket was made in. */
+__noinline __u32 sluice_owner(__u64 sock)
+{
+	struct sock *sk = (struct sock *)sock;
+	struct cgroup *of = BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
+	int level = BPF_CORE_READ(of, level);
+
+	if (level > SLUICE_MAX_DEPTH)
+		level = SLUICE_MAX_DEPTH;
+	for (int i = SLUICE_MAX_DEPTH; i >= 0; i--) {
+		struct sluice_cgroup *found;
+		struct cgroup *ancestor;
+		__u64 id;
+
+		if (i > level)
+			continue;
+		ancestor = BPF_CORE_READ(of, ancestors[i]);
+		id = BPF_CORE_READ(ancestor, kn, id);
+		found = bpf_map_lookup_elem(&cgroups, &id);
+		if (found)
+			return i < level && found->flags & SLUICE_CGROUP_UNSETTLED ? SLUICE_UNRESOLVED : found->subject;
+	}
+	return SLUICE_HOST;
+}
+
+/* Who listens at a local address. A socket that does not exist can be nobody's; in another namespace only the agent knows. */
+static __always_inline __u32 listener(struct bpf_sock_addr *ctx, const struct destination *to)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *sk;
+	__u32 who, size;
+	__u64 sock;
+
+	if (to->v4) {
+		__builtin_memcpy(&tuple.ipv4.daddr, to->addr + 12, 4);
+		tuple.ipv4.dport = to->port;
+		size = sizeof(tuple.ipv4);
+	} else {
+		__builtin_memcpy(tuple.ipv6.daddr, to->addr, 16);
+		tuple.ipv6.dport = to->port;
+		size = sizeof(tuple.ipv6);
+	}
+	if (to->transport == IPPROTO_TCP)
+		sk = bpf_sk_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	else
+		sk = bpf_sk_lookup_udp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return bpf_get_netns_cookie(ctx) == config.agent_netns ? SLUICE_HOST : SLUICE_UNRESOLVED;
+	/* The verifier knows what sk points to and forbids to look further; as a plain number it can be probed. */
+	bpf_probe_read_kernel(&sock, sizeof(sock), &sk);
+	who = sluice_owner(sock);
+	bpf_sk_release(sk);
+	return who;
+}
+
+/* Who is called. Every generation knows every address: SLUICE_ANY means that it is gone. */
+static __always_inline __u32 peer(struct bpf_sock_addr *ctx, const struct destination *to, __u32 generation)
+{
+	struct sluice_address_key key = {.prefixlen = 160, .generation = generation};
+	struct sluice_address *class;
+	__u32 who;
+
+	__builtin_memcpy(key.addr, to->addr, 16);
+	class = bpf_map_lookup_elem(&addresses, &key);
+	if (!class)
+		return SLUICE_ANY;
+	if (!(class->flags & SLUICE_ADDRESS_LOCAL))
+		return class->identity;
+	who = listener(ctx, to);
+	/* Nobody's cgroup: then whoever owns the address. */
+	return who == SLUICE_HOST && is_workload(class->identity) ? class->identity : who;
+}
+
+static __always_inline struct sluice_rule *rule(__u32 generation, __u32 subject, __u32 whom, const struct destination *to)
+{
+	struct sluice_rule_key key = {
+		.prefixlen = 128,
+		.generation = generation,
+		.subject = subject,
+		.peer = whom,
+		.transport = to->transport,
+		.port = to->port,
+	};
+	struct sluice_rule *found = bpf_map_lookup_elem(&rules, &key);
+
+	if (found)
+		return found;
+	key.peer = SLUICE_ANY;
+	return bpf_map_lookup_elem(&rules, &key);
+}
+
+#endif
