@@ -23,7 +23,9 @@ class Event(IntEnum):
     EV_UNSETTLED = 0x5
     EV_NO_GATEWAY = 0x6
     EV_NO_ROOM = 0x7
-    EV_MAX = 0x8
+    EV_SYN_REFUSED = 0x8
+    EV_SYN_UNKNOWN = 0x9
+    EV_MAX = 0xA
 
 
 class Fallback(IntEnum):

@@ -149,15 +149,21 @@ static __always_inline __u32 listener(struct bpf_sock_addr *ctx, const struct de
 	return who;
 }
 
-/* Who is called. Every generation knows every address: SLUICE_ANY means that it is gone. */
-static __always_inline __u32 peer(struct bpf_sock_addr *ctx, const struct destination *to, __u32 generation)
+/* What an address is. Every generation knows every address: NULL means that it is gone. */
+static __always_inline struct sluice_address *class_of(const struct destination *to, __u32 generation)
 {
 	struct sluice_address_key key = {.prefixlen = 160, .generation = generation};
-	struct sluice_address *class;
-	__u32 who;
 
 	__builtin_memcpy(key.addr, to->addr, 16);
-	class = bpf_map_lookup_elem(&addresses, &key);
+	return bpf_map_lookup_elem(&addresses, &key);
+}
+
+/* Who is called; SLUICE_ANY: the generation is gone. */
+static __always_inline __u32 peer(struct bpf_sock_addr *ctx, const struct destination *to, __u32 generation)
+{
+	struct sluice_address *class = class_of(to, generation);
+	__u32 who;
+
 	if (!class)
 		return SLUICE_ANY;
 	if (!(class->flags & SLUICE_ADDRESS_LOCAL))
@@ -183,6 +189,18 @@ static __always_inline struct sluice_rule *rule(__u32 generation, __u32 subject,
 		return found;
 	key.peer = SLUICE_ANY;
 	return bpf_map_lookup_elem(&rules, &key);
+}
+
+/* Where no rule says anything, the host is free, and whoever has rules is not. */
+static __always_inline __u32 action_of(const struct sluice_rule *found, __u32 subject)
+{
+	return found ? found->action : subject == SLUICE_HOST ? SLUICE_NATIVE : SLUICE_REFUSE;
+}
+
+/* Whether the agent lives. */
+static __always_inline bool beats(const struct sluice_control *now)
+{
+	return (__s64)(bpf_ktime_get_ns() - now->heartbeat_ns) < (__s64)config.heartbeat_limit_ns;
 }
 
 #endif

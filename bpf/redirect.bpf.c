@@ -5,25 +5,25 @@
  *   recvmsg4/6               who wrote to a UDP socket, and so may be answered
  *   sock_create              no sockets of protocols that the other hooks do not see, for those who may not speak freely
  *   sock_ops                 tells the agent, before the SYN leaves, what the connection that it will accept really asked for
+ *   ingress                  a SYN that nobody has judged reaches no policed listener (arrive.bpf.h)
  *   getpeername4/6           lets the application go on seeing the peer that it asked for
  *
  * Doubt is a refusal. The hooks outlive a killed agent (see proxy/guard.py); a stale heartbeat then refuses what is policed.
  */
 #include "identity.bpf.h"
+#include "outcome.bpf.h"
+#include "arrive.bpf.h"
 
 #define AF_INET6 10
 #define SOCK_STREAM 1
 #define SOCK_DGRAM 2
 #define SOL_SOCKET 1
 #define SO_BINDTODEVICE 25
-#define LOOPBACK_IFINDEX 1
 #define EPERM 1
 #define EAGAIN 11
 #define EPROTONOSUPPORT 93
 #define ECONNREFUSED 111
 
-#define ALLOW 1
-#define DENY 0
 #define POINT 2	/* allow, after pointing the socket at the agent (never seen by the kernel) */
 
 struct {
@@ -40,21 +40,6 @@ struct {
 	__type(key, struct sluice_writer);
 	__type(value, __u8);
 } writers SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, SLUICE_EV_MAX);
-	__type(key, __u32);
-	__type(value, __u64);
-} events SEC(".maps");
-
-static __always_inline void count(__u32 event)
-{
-	__u64 *n = bpf_map_lookup_elem(&events, &event);
-
-	if (n)
-		(*n)++;
-}
 
 static __always_inline int refuse(__u32 event, int error)
 {
@@ -151,6 +136,21 @@ static __always_inline int redirect(struct bpf_sock_addr *ctx, const struct dest
 	return POINT;
 }
 
+/* Let a socket go its own way. Where a SYN of it arrives, it is judged once more, for the same subject. */
+static __always_inline int pass(struct bpf_sock_addr *ctx, const struct destination *to, __u32 subject, __u32 event)
+{
+	bpf_sk_storage_delete(&origins, ctx->sk);
+	if (to->transport == IPPROTO_TCP) {
+		__u32 *kept = bpf_sk_storage_get(&natives, ctx->sk, &subject, BPF_SK_STORAGE_GET_F_CREATE);
+
+		if (!kept)
+			return refuse(SLUICE_EV_NO_ROOM, EAGAIN);
+		*kept = subject;	/* a socket may connect again */
+	}
+	count(event);
+	return ALLOW;
+}
+
 static __always_inline int judge(struct bpf_sock_addr *ctx, const struct destination *to, __u8 *addr)
 {
 	struct sluice_origin origin = {.port = to->port, .v4 = to->v4};
@@ -158,7 +158,6 @@ static __always_inline int judge(struct bpf_sock_addr *ctx, const struct destina
 	struct sluice_control *now;
 	struct sluice_rule *found;
 	__u32 zero = 0, action, flags;
-	bool fresh;
 
 	now = bpf_map_lookup_elem(&control, &zero);
 	if (!now)
@@ -177,7 +176,6 @@ static __always_inline int judge(struct bpf_sock_addr *ctx, const struct destina
 	}
 	if (!origin.generation)	/* before the first policy is in: not attached to anyone yet */
 		return ALLOW;
-	fresh = (__s64)(bpf_ktime_get_ns() - now->heartbeat_ns) < (__s64)config.heartbeat_limit_ns;
 	if (who.unsettled)
 		return refuse(SLUICE_EV_UNSETTLED, EAGAIN);
 	origin.peer = peer(ctx, to, origin.generation);
@@ -187,7 +185,7 @@ static __always_inline int judge(struct bpf_sock_addr *ctx, const struct destina
 	/* Held up for so long that our generation is gone: its entries are no answer any more, and no entry would mean native. */
 	if (!found && *(volatile __u32 *)&now->generation != origin.generation)
 		return refuse(SLUICE_EV_UNSETTLED, EAGAIN);
-	action = found ? found->action : origin.subject == SLUICE_HOST ? SLUICE_NATIVE : SLUICE_REFUSE;
+	action = action_of(found, origin.subject);
 	flags = found ? found->flags : 0;
 	if (action == SLUICE_NATIVE && is_multicast(to)) {
 		__u32 hearer = listener(ctx, to);
@@ -198,17 +196,12 @@ static __always_inline int judge(struct bpf_sock_addr *ctx, const struct destina
 		}
 	}
 
-	if (action == SLUICE_NATIVE || is_answer(ctx, to)) {
-		bpf_sk_storage_delete(&origins, ctx->sk);
-		count(SLUICE_EV_NATIVE);
-		return ALLOW;
-	}
-	if (action == SLUICE_REDIRECT && !fresh) {
+	if (action == SLUICE_NATIVE || is_answer(ctx, to))
+		return pass(ctx, to, origin.subject, SLUICE_EV_NATIVE);
+	if (action == SLUICE_REDIRECT && !beats(now)) {
 		if (!(flags & SLUICE_RULE_FAIL_OPEN))
 			return refuse(SLUICE_EV_STALE_REFUSED, ECONNREFUSED);
-		bpf_sk_storage_delete(&origins, ctx->sk);
-		count(SLUICE_EV_STALE_OPEN);
-		return ALLOW;
+		return pass(ctx, to, origin.subject, SLUICE_EV_STALE_OPEN);
 	}
 	if (action != SLUICE_REDIRECT || to->transport != IPPROTO_TCP)
 		return refuse(SLUICE_EV_REFUSED, EPERM);

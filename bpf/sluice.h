@@ -34,6 +34,8 @@ enum sluice_event {
 	SLUICE_EV_UNSETTLED,		/* a cgroup so new that the agent has not looked at it */
 	SLUICE_EV_NO_GATEWAY,		/* client in another network namespace, and no address of ours leads there */
 	SLUICE_EV_NO_ROOM,		/* a map was full */
+	SLUICE_EV_SYN_REFUSED,		/* a SYN arrived at a listener that its sender may not reach past the agent */
+	SLUICE_EV_SYN_UNKNOWN,		/* a SYN of this host arrived at a policed listener, and no socket is known to have sent it */
 	SLUICE_EV_MAX,
 };
 

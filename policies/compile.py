@@ -6,6 +6,9 @@ ports in which the answer cannot change.
 The hook looks an address up in ``addresses`` (longest prefix), which gives the peer's identity, and then in ``rules`` (longest
 prefix on the port) under (subject, peer), then under (subject, `ANY_PEER`). When neither has an entry, subject `LOCAL` is
 native and every other subject is refused.
+
+Subject `UNRESOLVED` is a sender of TCP on this host that nobody can tell: what all subjects agree on where the peer has ingress
+policies, else native.
 """
 
 from bisect import bisect_left
@@ -186,6 +189,9 @@ def _rules(
         if workload.cgroups
     }
     peers = {LOCAL: on_this_host[LOCAL]} | workloads | dict(classes)
+    candidates = on_this_host.keys() | (workloads.keys() & set(owners_here))
+    policed = {peer_id for peer_id in candidates if policy_set.policies_of(peers[peer_id], Direction.INGRESS)}
+    anybody: dict[int, _Ranges] = {}  # what all subjects agree on over TCP, by peer
     for subject_id, subject in on_this_host.items():
         # What is in audit mode stops nothing: neither datagrams nor sockets of protocols that nobody reads.
         restricted = any(not policy.audit for policy in policy_set.policies_of(subject, Direction.EGRESS))
@@ -195,11 +201,22 @@ def _rules(
                 yield RuleEntry(subject_id, ANY_PEER, number, 0, 0, Action.NATIVE, False)
         for transport, number in _TRANSPORTS.items():
             ranges = {peer_id: _ranges(policy_set, subject, peer, transport) for peer_id, peer in peers.items()}
-            candidates = on_this_host.keys() | (workloads.keys() & set(owners_here))
             ranges[UNRESOLVED] = _any_of([ranges[peer_id] for peer_id in candidates])
             for peer_id, of_peer in ranges.items():
                 for port, bits, value in _prefixes(of_peer, missing):
                     yield RuleEntry(subject_id, peer_id, number, port, bits, value.action, value.fail_open)
+                if peer_id in policed and transport == "TCP":
+                    anybody[peer_id] = _any_of([of_peer, anybody.get(peer_id, of_peer)])
+    yield from _of_anybody(anybody)
+
+
+def _of_anybody(policed: Mapping[int, _Ranges]) -> Iterator[RuleEntry]:
+    """What holds for a SYN whose sender cannot be told, where the peer has policies of its own."""
+    yield RuleEntry(UNRESOLVED, ANY_PEER, _TRANSPORTS["TCP"], 0, 0, Action.NATIVE, False)
+    somebody = {UNRESOLVED: _any_of([*policed.values(), [(0, _LAST_PORT, _NATIVE)]])} if policed else {}
+    for peer_id, ranges in {**policed, **somebody}.items():
+        for port, bits, value in _prefixes(ranges, _NATIVE):
+            yield RuleEntry(UNRESOLVED, peer_id, _TRANSPORTS["TCP"], port, bits, value.action, value.fail_open)
 
 
 def _ranges(policy_set: PolicySet, subject: Endpoint, peer: Endpoint, transport: str) -> _Ranges:

@@ -28,7 +28,7 @@ PENDING_LIMIT = 120.0
 
 PROGRAMS = (
     "connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6",
-    "sock_create", "getpeername4", "getpeername6", "sock_ops",
+    "sock_create", "getpeername4", "getpeername6", "sock_ops", "ingress",
 )  # fmt: skip
 
 _SO_NETNS_COOKIE = 71

@@ -185,7 +185,7 @@ def self_test() -> Result:
     """Redirect one connection in a cgroup of its own to a socket of our own, and look at it from both ends."""
     began = time.perf_counter()
     try:
-        with _own_cgroup() as cgroup, socket.create_server(("127.0.0.1", 0)) as agent:
+        with socket.create_server(("127.0.0.1", 0)) as agent, _own_cgroup() as cgroup:
             _redirect_once(cgroup, agent)
     except (BpfError, OSError, _SurpriseError) as error:
         return Result("self-test", False, "a connection was not redirected as it should", str(error) or type(error).__name__)

@@ -93,10 +93,13 @@ class Rig:
         self.base = Cgroup(cgroup2_mount() / "sluice" / f"rig{os.getpid()}-{next(_unique)}")
         self._stack.callback(self.base.remove)
         hosts = ["127.0.0.1", "::1", *(host for host in (gateway4, gateway6) if host)]
-        self.listeners = self._listen(hosts, backlog)
+        self.agent = self.base.sub("agent")
+        with self.agent.inside():
+            self.listeners = self._listen(hosts, backlog)
         self.port: int = self.listeners[0].getsockname()[1]
         self.hooks = Hooks(self.port, IPv4Address(gateway4) if gateway4 else None, IPv6Address(gateway6) if gateway6 else None)
         self._stack.callback(self.hooks.close)
+        self.hooks.exclude(self.agent.id)
         self._cgroups: dict[int, int | None] = {}
         self.accelerated: set[int] = set()  # subjects whose connections the kernel may carry
         self._generation = 0

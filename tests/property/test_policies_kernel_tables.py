@@ -16,7 +16,7 @@ from policies.compile import (
 )
 from policies.decide import Action, PolicySet
 from policies.load import LoadError, Source, load
-from policies.model import Endpoint
+from policies.model import Direction, Endpoint
 
 from .policies_words import NAMES, documents, workload_documents
 
@@ -75,6 +75,12 @@ def test_a_lookup_in_the_tables_equals_the_decision_of_the_pair(policies: list[s
             assert action is (actions.pop() if len(actions) == 1 else Action.REDIRECT)
             if fail_open:
                 assert all(p.action is Action.NATIVE or (p.action is Action.REDIRECT and p.fail_open) for p in pairs)
+    for here_id, here in hooked.items():
+        for port in PORTS:
+            native = all(policy_set.pair(subject, here, port, "TCP").action is Action.NATIVE for subject in hooked.values())
+            policed = policy_set.policies_of(here, Direction.INGRESS)
+            action, _ = lookup_rule(tables, UNRESOLVED, here_id, 6, port)
+            assert (action is Action.NATIVE) is (native or not policed)
 
 
 def _same(

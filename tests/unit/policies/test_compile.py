@@ -28,8 +28,9 @@ def rules(found: KernelTables, subject: int, peer: int, transport: int = TCP) ->
 
 def test_without_policies_every_workload_has_one_native_rule_per_transport() -> None:
     found = compiled()
-    assert {(rule.subject, rule.peer, rule.action) for rule in found.rules} == {(n, ANY_PEER, Action.NATIVE) for n in (1, 2, 3)}
-    assert len(found.rules) == 6
+    everybody = {(n, ANY_PEER, Action.NATIVE) for n in (1, 2, 3, UNRESOLVED)}
+    assert {(rule.subject, rule.peer, rule.action) for rule in found.rules} == everybody
+    assert len(found.rules) == 7
 
 
 def test_a_policed_port_is_one_rule_beside_the_refusal_of_all_others() -> None:
@@ -102,10 +103,21 @@ def test_the_servers_of_this_host_are_no_part_of_a_workload_whose_addresses_cont
 
 def test_fail_open_is_a_property_of_redirects() -> None:
     found = compiled(http_policy("[{}]", extra="failOpen: true"))
-    assert {(rule.action, rule.fail_open) for rule in found.rules if rule.peer == IDS["orders"]} == {
+    to_orders = [rule for rule in found.rules if rule.peer == IDS["orders"]]
+    assert {(rule.action, rule.fail_open) for rule in to_orders if rule.subject != UNRESOLVED} == {
         (Action.REDIRECT, True),
         (Action.REFUSE, False),
     }
+    # Not all of those that it might be are redirected.
+    assert {rule.fail_open for rule in to_orders if rule.subject == UNRESOLVED} == {False}
+
+
+def test_a_sender_that_cannot_be_told_passes_only_what_everybody_passes() -> None:
+    found = compiled(http_policy("[{}]"))
+    assert rules(found, UNRESOLVED, ANY_PEER) == [(0, 0, Action.NATIVE)]
+    assert rules(found, UNRESOLVED, IDS["orders"]) == [(0, 0, Action.REFUSE), (8080, 16, Action.REDIRECT)]
+    assert rules(found, UNRESOLVED, IDS["batch"]) == rules(found, UNRESOLVED, LOCAL) == []
+    assert rules(found, UNRESOLVED, UNRESOLVED) == [(0, 0, Action.REDIRECT)]
 
 
 def test_the_tables_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
