@@ -70,6 +70,7 @@ class Identity(IntEnum):
 
 class Limit(IntEnum):
     MAX_DEPTH = 0x10
+    MAX_GROUP = 0x100
     MAX_CGROUPS = 0x10000
     MAX_ADDRESSES = 0x40000
     MAX_RULES = 0x100000

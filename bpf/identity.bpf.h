@@ -20,8 +20,13 @@ struct cgroup {
 struct sock_cgroup_data {
 	struct cgroup *cgroup;
 } __attribute__((preserve_access_index));
+struct sock_reuseport {
+	__u16 num_socks;
+	struct sock *socks[];
+} __attribute__((preserve_access_index));
 struct sock {
 	struct sock_cgroup_data sk_cgrp_data;
+	struct sock_reuseport *sk_reuseport_cb;
 } __attribute__((preserve_access_index));
 
 struct {
@@ -119,6 +124,31 @@ __noinline __u32 sluice_owner(__u64 sock)
 	return SLUICE_HOST;
 }
 
+/* The same of a listening socket. Where several share a port (SO_REUSEPORT), who gets a connection is chosen later, maybe by a
+ * program of one of them: it is the port of all of them, or it cannot be told whose it is.
+ */
+__noinline __u32 sluice_owner_of_port(__u64 sock)
+{
+	struct sock *sk = (struct sock *)sock;
+	struct sock_reuseport *group = BPF_CORE_READ(sk, sk_reuseport_cb);
+	struct cgroup *of = BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
+	__u32 who = sluice_owner(sock);
+	__u16 members;
+
+	if (!group)
+		return who;
+	members = BPF_CORE_READ(group, num_socks);
+	if (members > SLUICE_MAX_GROUP)
+		return SLUICE_UNRESOLVED;
+	for (int i = 0; i < SLUICE_MAX_GROUP && i < members; i++) {
+		struct sock *member = BPF_CORE_READ(group, socks[i]);
+
+		if (BPF_CORE_READ(member, sk_cgrp_data.cgroup) != of && sluice_owner((__u64)member) != who)
+			return SLUICE_UNRESOLVED;
+	}
+	return who;
+}
+
 /* Who listens at a local address. A socket that does not exist can be nobody's; in another namespace only the agent knows. */
 static __always_inline __u32 listener(struct bpf_sock_addr *ctx, const struct destination *to)
 {
@@ -144,7 +174,7 @@ static __always_inline __u32 listener(struct bpf_sock_addr *ctx, const struct de
 		return bpf_get_netns_cookie(ctx) == config.agent_netns ? SLUICE_HOST : SLUICE_UNRESOLVED;
 	/* The verifier knows what sk points to and forbids to look further; as a plain number it can be probed. */
 	bpf_probe_read_kernel(&sock, sizeof(sock), &sk);
-	who = sluice_owner(sock);
+	who = sluice_owner_of_port(sock);
 	bpf_sk_release(sk);
 	return who;
 }

@@ -42,6 +42,7 @@ enum sluice_event {
 /* Sizes. Maps are not preallocated: a limit costs nothing until it is used. */
 enum sluice_limit {
 	SLUICE_MAX_DEPTH = 16,		/* cgroups are looked up to this depth; the agent refuses workloads below it */
+	SLUICE_MAX_GROUP = 256,		/* sockets of one port (SO_REUSEPORT), one a CPU of a large host; of more, nobody can tell whose */
 	SLUICE_MAX_CGROUPS = 65536,
 	SLUICE_MAX_ADDRESSES = 262144,	/* two generations of prefixes */
 	SLUICE_MAX_RULES = 1048576,	/* two generations of rules */

@@ -1,14 +1,17 @@
 """Who is at each end of a connection: the cgroup of the caller, and the cgroup of the socket that listens."""
 
+import ctypes
 import errno
 import os
 import socket
+import struct
 import subprocess
 import sys
 from ipaddress import ip_network
 
 import pytest
 
+from bpf import abi
 from policies.compile import AddressEntry
 from tests.bpf.rig import (
     AGENT,
@@ -20,12 +23,16 @@ from tests.bpf.rig import (
     REDIRECT,
     REFUSE,
     SERVER,
+    TCP,
+    UDP,
     UNRESOLVED,
     WORLD,
+    Cgroup,
     Rig,
     free,
     rule,
 )
+from tests.harness import eventually
 
 
 def test_a_process_in_a_sub_cgroup_is_its_workload(rig: Rig) -> None:
@@ -198,6 +205,70 @@ def test_a_group_of_listeners_on_one_port_is_their_workload(rig: Rig) -> None:
     for _ in range(8):
         rig.connect(None, "127.0.0.1", port)
         assert rig.origin().peer == SERVER
+
+
+def _group(rig: Rig, *owners: Cgroup, kind: int = socket.SOCK_STREAM) -> list[socket.socket]:
+    """Sockets that share a port; the kernel, or a program of any of them, chooses who gets a connection."""
+    members: list[socket.socket] = []
+    for owner in owners:
+        member = rig.client(owner, socket.AF_INET, kind)
+        member.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        member.bind(("127.0.0.1", members[0].getsockname()[1] if members else 0))
+        if kind == socket.SOCK_STREAM:
+            member.listen()
+        members.append(member)
+    return members
+
+
+def _choose(group: list[socket.socket], index: int) -> None:
+    """Let a classic BPF program say who gets what comes (SO_ATTACH_REUSEPORT_CBPF, which needs no privileges)."""
+    code = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, index))  # return index
+    group[0].setsockopt(socket.SOL_SOCKET, 51, struct.pack("HxxxxxxQ", 1, ctypes.addressof(code)))
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_port_that_a_workload_shares_with_others_is_nobodys(rig: Rig, kind: int, turned: bool) -> None:
+    """Otherwise some, or by a program all, connections that were judged for another would reach the policed one."""
+    web, orders, thief = rig.cgroup("web", CLIENT), rig.cgroup("orders", SERVER), rig.cgroup("thief", OTHER)
+    rig.attach(*(rule(CLIENT, UNRESOLVED, REFUSE, transport=number) for number in (TCP, UDP)), free(CLIENT))
+    group = _group(rig, *([thief, orders] if turned else [orders, thief, thief, thief]), kind=kind)
+    for index in range(len(group)):
+        _choose(group, index)
+        for _ in range(4):
+            with pytest.raises(PermissionError):
+                rig.connect(web, *group[0].getsockname(), kind=kind)
+    thief_alone = _group(rig, thief, thief, kind=kind)
+    rig.connect(web, *thief_alone[0].getsockname(), kind=kind)
+
+
+def test_whatever_a_program_of_a_shared_port_chooses_is_judged_for_whom_it_chose(rig: Rig) -> None:
+    web, orders, thief = rig.cgroup("web", CLIENT), rig.cgroup("orders", SERVER), rig.cgroup("thief", OTHER)
+    rig.attach(free(CLIENT), rule(CLIENT, SERVER, REFUSE))
+    group = _group(rig, thief, orders)
+    _choose(group, 0)
+    rig.connect(web, *group[0].getsockname())
+    assert group[0].accept()[1]
+    _choose(group, 1)
+    before = rig.event("syn_refused")
+    client = rig.client(web, socket.AF_INET)
+    client.setblocking(False)
+    with web.inside():
+        client.connect_ex(group[0].getsockname())
+    eventually(lambda: rig.event("syn_refused") > before, "the SYN is dropped")
+    group[1].settimeout(0.05)
+    with pytest.raises(TimeoutError):
+        group[1].accept()
+
+
+def test_of_a_port_that_more_share_than_are_looked_at_nobody_can_tell_whose_it_is(rig: Rig) -> None:
+    web, orders = rig.cgroup("web", CLIENT), rig.cgroup("orders", SERVER)
+    rig.attach(free(CLIENT), rule(CLIENT, UNRESOLVED, REFUSE))
+    group = _group(rig, *[orders] * abi.Limit.MAX_GROUP)
+    rig.connect(web, *group[0].getsockname())
+    more = _group(rig, *[orders] * (abi.Limit.MAX_GROUP + 1))
+    with pytest.raises(PermissionError):
+        rig.connect(web, *more[0].getsockname())
 
 
 def test_a_multipath_listener_is_its_workload(rig: Rig) -> None:
