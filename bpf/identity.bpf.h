@@ -7,12 +7,17 @@
 
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
+#define CSS_ONLINE 2	/* of the kernel: unset as soon as a cgroup is removed */
 
 /* Kernel structures, as far as we read them; CO-RE finds the real offsets on the running kernel. */
 struct kernfs_node {
 	__u64 id;
 } __attribute__((preserve_access_index));
+struct cgroup_subsys_state {
+	unsigned int flags;
+} __attribute__((preserve_access_index));
 struct cgroup {
+	struct cgroup_subsys_state self;
 	int level;
 	struct kernfs_node *kn;
 	struct cgroup *ancestors[];
@@ -36,6 +41,14 @@ struct {
 	__type(key, __u64);
 	__type(value, struct sluice_cgroup);
 } cgroups SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, SLUICE_MAX_GRAVES);
+	__type(key, __u64);
+	__type(value, struct sluice_cgroup);
+} graves SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
@@ -99,25 +112,35 @@ __noinline int sluice_identify(struct caller *who)
 	return 0;
 }
 
-/* Whose socket (an address of struct sock) this is: the same for the cgroup that a socket was made in. */
+/* Whose socket (an address of struct sock) this is: the same for the cgroup that a socket was made in. A socket may outlive that
+ * cgroup, which may be made anew under its name: it stays its workload's as long as anybody knows whose it was.
+ */
 __noinline __u32 sluice_owner(__u64 sock)
 {
 	struct sock *sk = (struct sock *)sock;
 	struct cgroup *of = BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
 	int level = BPF_CORE_READ(of, level);
+	bool removed = false;
 
 	if (level > SLUICE_MAX_DEPTH)
 		level = SLUICE_MAX_DEPTH;
 	for (int i = SLUICE_MAX_DEPTH; i >= 0; i--) {
 		struct sluice_cgroup *found;
 		struct cgroup *ancestor;
+		bool gone;
 		__u64 id;
 
 		if (i > level)
 			continue;
 		ancestor = BPF_CORE_READ(of, ancestors[i]);
 		id = BPF_CORE_READ(ancestor, kn, id);
+		gone = !(BPF_CORE_READ(ancestor, self.flags) & CSS_ONLINE);
+		if (removed && !gone)	/* and nobody remembers it */
+			return SLUICE_UNRESOLVED;
+		removed = gone;
 		found = bpf_map_lookup_elem(&cgroups, &id);
+		if (!found && gone)
+			found = bpf_map_lookup_elem(&graves, &id);
 		if (found)
 			return i < level && found->flags & SLUICE_CGROUP_UNSETTLED ? SLUICE_UNRESOLVED : found->subject;
 	}

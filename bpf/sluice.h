@@ -44,6 +44,7 @@ enum sluice_limit {
 	SLUICE_MAX_DEPTH = 16,		/* cgroups are looked up to this depth; the agent refuses workloads below it */
 	SLUICE_MAX_GROUP = 256,		/* sockets of one port (SO_REUSEPORT), one a CPU of a large host; of more, nobody can tell whose */
 	SLUICE_MAX_CGROUPS = 65536,
+	SLUICE_MAX_GRAVES = 16384,	/* removed cgroups of workloads, whose sockets may live; the oldest give way, and are nobody's */
 	SLUICE_MAX_ADDRESSES = 262144,	/* two generations of prefixes */
 	SLUICE_MAX_RULES = 1048576,	/* two generations of rules */
 	SLUICE_MAX_PENDING = 65536,	/* redirected connections that the agent has not accepted yet */
@@ -74,6 +75,8 @@ struct sluice_cgroup {
 	__u32 subject;
 	__u32 flags;
 };
+
+/* graves: the same of cgroups that are gone. Their ids are never given again. */
 
 /* addresses: longest prefix -> identity. */
 struct sluice_address_key {

@@ -98,9 +98,13 @@ class Origins:
         return Origin(unmapped(addr, bool(v4)), socket.ntohs(port), subject, peer, cookie, cgroup, accelerated)
 
     def reached(self, sock: socket.SocketType) -> int | None:
-        """The identity of whom a socket of ours has connected to, noted by the hook when ``connect`` was called."""
+        """The identity of whom a socket of ours has connected to, noted by the hook when ``connect`` was called.
+
+        None: nobody can tell.
+        """
         value = self._sockets.get(sock.fileno().to_bytes(4, sys.byteorder))
-        return abi.Origin._make(abi.SLUICE_ORIGIN.unpack(value)).peer if value else None
+        peer = abi.Origin._make(abi.SLUICE_ORIGIN.unpack(value)).peer if value else abi.Identity.UNRESOLVED
+        return None if peer == abi.Identity.UNRESOLVED else peer
 
     @classmethod
     def inherited(cls, fds: tuple[int, int], netns: int, port: int) -> "Origins":
@@ -142,6 +146,8 @@ class Hooks:
         self._control = control.memory(abi.SLUICE_CONTROL.size)
         self._generation = 0
         self._known: dict[int, tuple[int, int]] = {}
+        self._graves = self._object.map("graves")
+        self._buried: dict[bytes, None] = {}  # the oldest first
         self._own: set[int] = set()
         self.origins = Origins(self._pending, self._object.map("origins"), self.netns, port)
 
@@ -167,6 +173,8 @@ class Hooks:
     ) -> None:
         """Who each cgroup is: cgroup id to subject. Entries that are not named any more are removed.
 
+        Whose those were is still known of sockets that outlive their cgroup.
+
         ``accelerated`` are the subjects whose connections the kernel may carry.
         """
         open_ended = set(unsettled)
@@ -183,8 +191,21 @@ class Hooks:
         changed = [item for item in wanted.items() if self._known.get(item[0]) != item[1]]
         self._cgroups.set_all((cgroup.to_bytes(8, sys.byteorder), abi.SLUICE_CGROUP.pack(*entry)) for cgroup, entry in changed)
         for cgroup in self._known.keys() - wanted.keys():
-            self._cgroups.delete(cgroup.to_bytes(8, sys.byteorder))
+            key = cgroup.to_bytes(8, sys.byteorder)
+            self._bury(key, self._known[cgroup][0])
+            self._cgroups.delete(key)
         self._known = wanted
+
+    def _bury(self, cgroup: bytes, subject: int) -> None:
+        """The hooks ask here only of cgroups that are removed, so one that is merely not named any more does no harm."""
+        if subject == abi.Identity.HOST:
+            return
+        if len(self._buried) >= abi.Limit.MAX_GRAVES:
+            oldest = next(iter(self._buried))
+            del self._buried[oldest]
+            self._graves.delete(oldest)
+        self._graves.set(cgroup, abi.SLUICE_CGROUP.pack(subject, 0))
+        self._buried[cgroup] = None
 
     def install(self, tables: KernelTables, generation: int) -> None:
         """Make ``tables`` the ones that connect() is judged by: all at once, when the last entry is in."""

@@ -61,10 +61,7 @@ class Cgroup:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
-
-    @property
-    def id(self) -> int:
-        return self.path.stat().st_ino
+        self.id = path.stat().st_ino  # is never given to another
 
     def sub(self, name: str) -> "Cgroup":
         return Cgroup(self.path / name)
@@ -126,6 +123,11 @@ class Rig:
             self._cgroups[made.id] = subject
             self.hooks.set_cgroups(self._cgroups, [], self.accelerated)
         return made
+
+    def forget(self, cgroup: Cgroup) -> None:
+        """Nobody says any more whose a cgroup is."""
+        del self._cgroups[cgroup.id]
+        self.hooks.set_cgroups(self._cgroups, [], self.accelerated)
 
     def install(self, *rules: RuleEntry | Iterable[RuleEntry], addresses: Iterable[AddressEntry] = ()) -> None:
         """The next generation."""

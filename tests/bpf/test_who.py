@@ -313,6 +313,76 @@ def test_where_nobody_listens_the_kernel_itself_refuses(rig: Rig) -> None:
     assert rig.nobody_came()
 
 
+# Cgroups that go while sockets that were made in them stay: with systemd's fd store, or a server that hands its socket on.
+
+
+@pytest.mark.parametrize("where", ["itself", "below"])
+def test_a_listener_whose_cgroup_is_removed_and_made_anew_stays_its_workloads(rig: Rig, where: str) -> None:
+    orders = rig.cgroup("orders", SERVER)
+    rig.attach(rule(HOST, SERVER, REDIRECT))
+    server = rig.server(orders if where == "itself" else orders.sub("below"))
+    orders.remove()
+    rig.connect(None, *server.getsockname())  # before the agent knows
+    assert rig.origin().peer == SERVER
+    rig.forget(orders)
+    rig.connect(None, *server.getsockname())
+    assert rig.origin().peer == SERVER
+    anew = rig.cgroup("orders", OTHER)
+    assert anew.id != orders.id
+    rig.connect(None, *server.getsockname())
+    assert rig.origin().peer == SERVER
+
+
+def test_a_listener_whose_cgroup_was_gone_before_the_agent_came_is_nobodys_that_can_be_told(rig: Rig) -> None:
+    web, orders, above = rig.cgroup("web", CLIENT), rig.base.sub("above").sub("orders"), rig.cgroup("above", OTHER)
+    server = rig.server(orders)
+    orders.remove()
+    rig.attach(free(CLIENT), rule(CLIENT, UNRESOLVED, REFUSE))
+    with pytest.raises(PermissionError):
+        rig.connect(web, *server.getsockname())
+    alive = rig.server(above)
+    rig.connect(web, *alive.getsockname())
+
+
+def test_a_listener_in_a_removed_cgroup_takes_no_unjudged_syn(rig: Rig) -> None:
+    orders = rig.cgroup("orders", SERVER)
+    server = rig.client(orders, socket.AF_INET)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")  # so that connect() finds nobody
+    server.bind(("127.0.0.1", 0))
+    server.listen()
+    orders.remove()
+    rig.attach(rule(HOST, SERVER, REFUSE))
+    rig.forget(orders)
+    client = rig.client(None, socket.AF_INET)
+    client.setblocking(False)
+    client.connect_ex(server.getsockname())
+    eventually(lambda: rig.event("syn_refused") > 0, "the SYN is dropped")
+
+
+def test_a_live_cgroup_that_is_no_workload_any_more_is_nobodys(rig: Rig) -> None:
+    orders = rig.cgroup("orders", SERVER)
+    rig.attach(rule(HOST, SERVER, REFUSE))
+    server = rig.server(orders)
+    rig.forget(orders)
+    rig.connect(None, *server.getsockname())
+
+
+def test_of_removed_cgroups_the_oldest_are_forgotten_first(rig: Rig) -> None:
+    rig.attach(rule(HOST, SERVER, REDIRECT), rule(HOST, UNRESOLVED, REFUSE))
+    servers = []
+    for name in ("first", "second"):
+        orders = rig.cgroup(name, SERVER)
+        servers.append(rig.server(orders))
+        orders.remove()
+        rig.forget(orders)
+    for number in range(abi.Limit.MAX_GRAVES - 1):
+        rig.hooks._bury((1 << 60 | number).to_bytes(8, sys.byteorder), SERVER)
+    with pytest.raises(PermissionError):
+        rig.connect(None, *servers[0].getsockname())
+    rig.connect(None, *servers[1].getsockname())
+    assert rig.origin().peer == SERVER
+
+
 def test_a_listener_that_its_maker_handed_to_another_process_stays_its_makers(rig: Rig) -> None:
     """Socket activation: systemd makes the socket, so documents must name the cgroup that made it."""
     orders = rig.cgroup("orders", SERVER)
