@@ -23,9 +23,10 @@ class Event(IntEnum):
     EV_UNSETTLED = 0x5
     EV_NO_GATEWAY = 0x6
     EV_NO_ROOM = 0x7
-    EV_SYN_REFUSED = 0x8
-    EV_SYN_UNKNOWN = 0x9
-    EV_MAX = 0xA
+    EV_CLOSED = 0x8
+    EV_SYN_REFUSED = 0x9
+    EV_SYN_UNKNOWN = 0xA
+    EV_MAX = 0xB
 
 
 class Fallback(IntEnum):
@@ -53,6 +54,7 @@ class Flag(IntEnum):
     RULE_FAIL_OPEN = 0x1
     CGROUP_ACCELERATE = 0x2
     ORIGIN_ACCELERATE = 0x1
+    CONTROL_TRANSLATED = 0x1
 
 
 class Framing(IntEnum):
@@ -73,6 +75,7 @@ class Limit(IntEnum):
     MAX_GROUP = 0x100
     MAX_CGROUPS = 0x10000
     MAX_GRAVES = 0x4000
+    MAX_PORTS = 0x10000
     MAX_ADDRESSES = 0x40000
     MAX_RULES = 0x100000
     MAX_PENDING = 0x10000
@@ -180,7 +183,7 @@ SLUICE_CONFIG = Struct("=QQ16s16sH6s")
 class Control(NamedTuple):
     heartbeat_ns: int
     generation: int
-    zero: int
+    flags: int
 
 
 SLUICE_CONTROL = Struct("=QII")

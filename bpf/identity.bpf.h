@@ -172,8 +172,10 @@ __noinline __u32 sluice_owner_of_port(__u64 sock)
 	return who;
 }
 
-/* Who listens at a local address. A socket that does not exist can be nobody's; in another namespace only the agent knows. */
-static __always_inline __u32 listener(struct bpf_sock_addr *ctx, const struct destination *to)
+/* Who listens at a local address; `closed`: nobody does. A socket that does not exist can be nobody's; in another namespace only
+ * the agent knows.
+ */
+static __always_inline __u32 listener(struct bpf_sock_addr *ctx, const struct destination *to, bool *closed)
 {
 	struct bpf_sock_tuple tuple = {};
 	struct bpf_sock *sk;
@@ -193,8 +195,10 @@ static __always_inline __u32 listener(struct bpf_sock_addr *ctx, const struct de
 		sk = bpf_sk_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
 	else
 		sk = bpf_sk_lookup_udp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-	if (!sk)
-		return bpf_get_netns_cookie(ctx) == config.agent_netns ? SLUICE_HOST : SLUICE_UNRESOLVED;
+	if (!sk) {
+		*closed = bpf_get_netns_cookie(ctx) == config.agent_netns;
+		return *closed ? SLUICE_HOST : SLUICE_UNRESOLVED;
+	}
 	/* The verifier knows what sk points to and forbids to look further; as a plain number it can be probed. */
 	bpf_probe_read_kernel(&sock, sizeof(sock), &sk);
 	who = sluice_owner_of_port(sock);
@@ -212,7 +216,7 @@ static __always_inline struct sluice_address *class_of(const struct destination 
 }
 
 /* Who is called; SLUICE_ANY: the generation is gone. */
-static __always_inline __u32 peer(struct bpf_sock_addr *ctx, const struct destination *to, __u32 generation)
+static __always_inline __u32 peer(struct bpf_sock_addr *ctx, const struct destination *to, __u32 generation, bool *closed)
 {
 	struct sluice_address *class = class_of(to, generation);
 	__u32 who;
@@ -221,7 +225,7 @@ static __always_inline __u32 peer(struct bpf_sock_addr *ctx, const struct destin
 		return SLUICE_ANY;
 	if (!(class->flags & SLUICE_ADDRESS_LOCAL))
 		return class->identity;
-	who = listener(ctx, to);
+	who = listener(ctx, to, closed);
 	/* Nobody's cgroup: then whoever owns the address. */
 	return who == SLUICE_HOST && is_workload(class->identity) ? class->identity : who;
 }

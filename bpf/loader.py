@@ -47,6 +47,9 @@ def _libbpf() -> ctypes.CDLL:
         ("bpf_program__fd", c_int, [c_void_p]),
         ("bpf_prog_attach", c_int, [c_int, c_int, c_int, c_uint32]),
         ("bpf_prog_test_run_opts", c_int, [c_int, c_void_p]),
+        ("bpf_prog_query", c_int, [c_int, c_int, c_uint32, c_void_p, c_void_p, POINTER(c_uint32)]),
+        ("bpf_prog_get_fd_by_id", c_int, [c_uint32]),
+        ("bpf_obj_get_info_by_fd", c_int, [c_int, c_void_p, POINTER(c_uint32)]),
         ("bpf_link__fd", c_int, [c_void_p]),
         ("bpf_link__destroy", c_int, [c_void_p]),
         ("libbpf_num_possible_cpus", c_int, []),
@@ -288,6 +291,9 @@ class Routine:
 
 
 _SK_MSG_VERDICT = 7  # enum bpf_attach_type
+CONNECT4, CONNECT6 = 10, 11  # of the same
+_MOST_PROGRAMS = 64  # BPF_CGROUP_MAX_PROGS: the kernel attaches no more to a cgroup
+_INFO_NAME = slice(64, 80)  # of struct bpf_prog_info
 _RINGBUF = 27  # enum bpf_map_type
 
 
@@ -298,6 +304,26 @@ def new_ring(name: str, size: int) -> Map:
     if fd < 0:
         raise BpfError(f"cannot make the ring buffer {name}: {_hint(ctypes.get_errno())}")
     return Map(lib, name, fd, 0, 0)
+
+
+def programs_at(cgroup_fd: int, hook: int) -> list[str]:
+    """The names of the programs, of anybody, that are attached to a cgroup at ``hook`` (enum bpf_attach_type)."""
+    lib = _libbpf()
+    count = c_uint32(_MOST_PROGRAMS)
+    numbers = (c_uint32 * _MOST_PROGRAMS)()
+    if lib.bpf_prog_query(cgroup_fd, hook, 0, None, numbers, byref(count)) != 0:
+        raise BpfError(f"cannot ask for the programs of a cgroup: {_hint(ctypes.get_errno())}")
+    names = []
+    for number in numbers[: count.value]:
+        fd = lib.bpf_prog_get_fd_by_id(number)
+        if fd < 0:
+            continue  # gone meanwhile
+        info, size = ctypes.create_string_buffer(_INFO_NAME.stop), c_uint32(_INFO_NAME.stop)
+        if lib.bpf_obj_get_info_by_fd(fd, info, byref(size)) != 0:
+            info.raw = bytes(_INFO_NAME.stop)
+        os.close(fd)
+        names.append(info.raw[_INFO_NAME].rstrip(b"\0").decode())
+    return names
 
 
 def fd_of_map(number: int) -> int | None:

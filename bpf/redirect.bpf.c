@@ -34,6 +34,15 @@ struct {
 	__type(value, struct sluice_origin);
 } pending SEC(".maps");
 
+/* Ports at which a socket that is bound to a device has ever listened: the connect hook does not find those. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, SLUICE_MAX_PORTS);
+	__type(key, __be16);
+	__type(value, __u8);
+} device_ports SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, SLUICE_MAX_WRITERS);
@@ -139,9 +148,11 @@ static __always_inline int redirect(struct bpf_sock_addr *ctx, const struct dest
 /* Let a socket go its own way. Where a SYN of it arrives, it is judged once more, for the same subject. */
 static __always_inline int pass(struct bpf_sock_addr *ctx, const struct destination *to, __u32 subject, __u32 event)
 {
-	bpf_sk_storage_delete(&origins, ctx->sk);
+	struct bpf_sock *sk = ctx->sk;
+
+	bpf_sk_storage_delete(&origins, sk);
 	if (to->transport == IPPROTO_TCP) {
-		__u32 *kept = bpf_sk_storage_get(&natives, ctx->sk, &subject, BPF_SK_STORAGE_GET_F_CREATE);
+		__u32 *kept = bpf_sk_storage_get(&natives, sk, &subject, BPF_SK_STORAGE_GET_F_CREATE);
 
 		if (!kept)
 			return refuse(SLUICE_EV_NO_ROOM, EAGAIN);
@@ -151,6 +162,19 @@ static __always_inline int pass(struct bpf_sock_addr *ctx, const struct destinat
 	return ALLOW;
 }
 
+/* Nobody listens. Where somebody might whom the subject may not reach past the agent, say at once what the kernel is about to
+ * say: whoever comes up meanwhile would drop the SYN, and its sender would wait for long.
+ */
+static __always_inline bool stays_closed(const struct sluice_control *now, __u32 generation, __u32 subject,
+					 const struct destination *to)
+{
+	__be16 port = to->port;
+
+	return to->transport == IPPROTO_TCP && !(now->flags & SLUICE_CONTROL_TRANSLATED) &&
+	       !bpf_map_lookup_elem(&device_ports, &port) &&
+	       action_of(rule(generation, subject, SLUICE_UNRESOLVED, to), subject) != SLUICE_NATIVE;
+}
+
 static __always_inline int judge(struct bpf_sock_addr *ctx, const struct destination *to, __u8 *addr)
 {
 	struct sluice_origin origin = {.port = to->port, .v4 = to->v4};
@@ -158,6 +182,7 @@ static __always_inline int judge(struct bpf_sock_addr *ctx, const struct destina
 	struct sluice_control *now;
 	struct sluice_rule *found;
 	__u32 zero = 0, action, flags;
+	bool closed = false;
 
 	now = bpf_map_lookup_elem(&control, &zero);
 	if (!now)
@@ -169,7 +194,7 @@ static __always_inline int judge(struct bpf_sock_addr *ctx, const struct destina
 	origin.flags = who.accelerated ? SLUICE_ORIGIN_ACCELERATE : 0;
 	if (who.subject == SLUICE_AGENT) {
 		/* Tell the agent whom it has really reached, before it sends a byte. */
-		origin.peer = peer(ctx, to, origin.generation);
+		origin.peer = peer(ctx, to, origin.generation, &closed);
 		__builtin_memcpy(origin.addr, to->addr, 16);
 		bpf_sk_storage_get(&origins, ctx->sk, &origin, BPF_SK_STORAGE_GET_F_CREATE);
 		return ALLOW;
@@ -178,7 +203,7 @@ static __always_inline int judge(struct bpf_sock_addr *ctx, const struct destina
 		return ALLOW;
 	if (who.unsettled)
 		return refuse(SLUICE_EV_UNSETTLED, EAGAIN);
-	origin.peer = peer(ctx, to, origin.generation);
+	origin.peer = peer(ctx, to, origin.generation, &closed);
 	if (origin.peer == SLUICE_ANY)
 		return refuse(SLUICE_EV_UNSETTLED, EAGAIN);
 	found = rule(origin.generation, origin.subject, origin.peer, to);
@@ -188,7 +213,7 @@ static __always_inline int judge(struct bpf_sock_addr *ctx, const struct destina
 	action = action_of(found, origin.subject);
 	flags = found ? found->flags : 0;
 	if (action == SLUICE_NATIVE && is_multicast(to)) {
-		__u32 hearer = listener(ctx, to);
+		__u32 hearer = listener(ctx, to, &closed);
 
 		if (is_workload(hearer) && hearer != origin.subject) {
 			found = rule(origin.generation, origin.subject, hearer, to);
@@ -196,6 +221,8 @@ static __always_inline int judge(struct bpf_sock_addr *ctx, const struct destina
 		}
 	}
 
+	if (closed && action != SLUICE_REFUSE && stays_closed(now, origin.generation, origin.subject, to))
+		return refuse(SLUICE_EV_CLOSED, ECONNREFUSED);
 	if (action == SLUICE_NATIVE || is_answer(ctx, to))
 		return pass(ctx, to, origin.subject, SLUICE_EV_NATIVE);
 	if (action == SLUICE_REDIRECT && !beats(now)) {
@@ -392,6 +419,13 @@ static __always_inline void name(const volatile struct bpf_sock_ops *ctx, bool v
 	tuple->agent_port = config.agent_port;
 }
 
+static __always_inline void note_device_port(__be16 port)
+{
+	__u8 yes = 1;
+
+	bpf_map_update_elem(&device_ports, &port, &yes, BPF_ANY);
+}
+
 SEC("sockops")
 int sluice_sock_ops(struct bpf_sock_ops *ctx)
 {
@@ -402,6 +436,10 @@ int sluice_sock_ops(struct bpf_sock_ops *ctx)
 	if (!sk)
 		return ALLOW;
 	switch (ctx->op) {
+	case BPF_SOCK_OPS_TCP_LISTEN_CB:
+		if (sk->bound_dev_if)
+			note_device_port(bpf_htons(ctx->local_port));
+		break;
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 		origin = bpf_sk_storage_get(&origins, sk, 0, 0);
 		if (!origin) {

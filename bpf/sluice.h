@@ -34,6 +34,7 @@ enum sluice_event {
 	SLUICE_EV_UNSETTLED,		/* a cgroup so new that the agent has not looked at it */
 	SLUICE_EV_NO_GATEWAY,		/* client in another network namespace, and no address of ours leads there */
 	SLUICE_EV_NO_ROOM,		/* a map was full */
+	SLUICE_EV_CLOSED,		/* nobody listens there, and who might is policed: ECONNREFUSED */
 	SLUICE_EV_SYN_REFUSED,		/* a SYN arrived at a listener that its sender may not reach past the agent */
 	SLUICE_EV_SYN_UNKNOWN,		/* a SYN of this host arrived at a policed listener, and no socket is known to have sent it */
 	SLUICE_EV_MAX,
@@ -45,6 +46,7 @@ enum sluice_limit {
 	SLUICE_MAX_GROUP = 256,		/* sockets of one port (SO_REUSEPORT), one a CPU of a large host; of more, nobody can tell whose */
 	SLUICE_MAX_CGROUPS = 65536,
 	SLUICE_MAX_GRAVES = 16384,	/* removed cgroups of workloads, whose sockets may live; the oldest give way, and are nobody's */
+	SLUICE_MAX_PORTS = 65536,	/* all there are */
 	SLUICE_MAX_ADDRESSES = 262144,	/* two generations of prefixes */
 	SLUICE_MAX_RULES = 1048576,	/* two generations of rules */
 	SLUICE_MAX_PENDING = 65536,	/* redirected connections that the agent has not accepted yet */
@@ -58,6 +60,7 @@ enum sluice_flag {
 	SLUICE_RULE_FAIL_OPEN = 1,	/* native instead of refused while the agent is dead */
 	SLUICE_CGROUP_ACCELERATE = 2,	/* its workload's connections may be carried by the kernel */
 	SLUICE_ORIGIN_ACCELERATE = 1,	/* the same of one connection */
+	SLUICE_CONTROL_TRANSLATED = 1,	/* something on this host may lead a local address elsewhere (NAT) */
 };
 
 /* config: fixed by the loader before the programs are loaded. */
@@ -313,7 +316,7 @@ struct sluice_take {
 struct sluice_control {
 	__u64 heartbeat_ns;	/* CLOCK_MONOTONIC of the agent's last breath */
 	__u32 generation;	/* of addresses and rules; switched when the new ones are all in */
-	__u32 zero;
+	__u32 flags;
 };
 
 #endif

@@ -36,6 +36,7 @@ from proxy.documents import read_sources
 from proxy.metrics import Snapshot, merge
 from proxy.pool import LocalMember, Member, ProcessMember, WorkerError
 from proxy.reload import fingerprint
+from proxy.translation import translates
 from proxy.wheel import KernelPath
 from proxy.worker import Settings, Worker
 from proxy.workloads import Ids, Watch, WorkloadError, cgroup2_mount, prepare, scan
@@ -173,6 +174,7 @@ class Agent:
         stack.callback(self._watch.close)
         self._local = hostnet.local_networks()
         stack.callback(self._end_beat)
+        hooks.translated = translates(self._mount)
         self._beat(loop)
         await self._install(generation)
         admin = Admin(self, options.admin)
@@ -249,6 +251,7 @@ class Agent:
             await self._reload()
         elif await self._changed_and_settled():
             await self._reload()
+        self._hooks.translated = await asyncio.to_thread(translates, self._mount)
         local = hostnet.local_networks()
         if local != self._local:
             self._local = local

@@ -145,6 +145,8 @@ class Hooks:
         self.shared = (control, self._object.map("origins"))  # with the programs of the kernel path
         self._control = control.memory(abi.SLUICE_CONTROL.size)
         self._generation = 0
+        # Whether a local address at which nobody listens may be led elsewhere (proxy/translation.py). Told with the next beat.
+        self.translated = True
         self._known: dict[int, tuple[int, int]] = {}
         self._graves = self._object.map("graves")
         self._buried: dict[bytes, None] = {}  # the oldest first
@@ -254,7 +256,9 @@ class Hooks:
         self._object.close()
 
     def _write_control(self) -> None:
-        self._control[: abi.SLUICE_CONTROL.size] = abi.SLUICE_CONTROL.pack(time.monotonic_ns(), self._generation, 0)
+        self._control[: abi.SLUICE_CONTROL.size] = abi.SLUICE_CONTROL.pack(
+            time.monotonic_ns(), self._generation, abi.Flag.CONTROL_TRANSLATED if self.translated else 0
+        )
 
 
 def _address_key(generation: int, network: IPv4Network | IPv6Network) -> bytes:

@@ -97,6 +97,7 @@ class Rig:
         self.hooks = Hooks(self.port, IPv4Address(gateway4) if gateway4 else None, IPv6Address(gateway6) if gateway6 else None)
         self._stack.callback(self.hooks.close)
         self.hooks.exclude(self.agent.id)
+        self.hooks.translated = False
         self._cgroups: dict[int, int | None] = {}
         self.accelerated: set[int] = set()  # subjects whose connections the kernel may carry
         self._generation = 0

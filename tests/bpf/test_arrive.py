@@ -311,7 +311,7 @@ def test_a_syn_behind_ipv6_extension_headers_is_judged(rig: Rig) -> None:
 
 def test_multipath_tcp_that_may_pass_arrives(rig: Rig) -> None:
     web, orders = rig.cgroup("web", CLIENT), rig.cgroup("orders", SERVER)
-    rig.attach(free(CLIENT), rule(HOST, SERVER, REFUSE))
+    rig.attach(free(CLIENT), free(SERVER), rule(HOST, SERVER, REFUSE))
     try:
         client = rig.client(web, socket.AF_INET, protocol=socket.IPPROTO_MPTCP)
         server = rig.server(orders, protocol=socket.IPPROTO_MPTCP)

@@ -183,6 +183,78 @@ def test_a_dual_stack_listener_is_found_from_ipv4_and_from_mapped_addresses(rig:
         assert rig.origin().peer == SERVER
 
 
+# Where nobody listens.
+
+
+def _closed_port(rig: Rig) -> tuple[str, int]:
+    server = rig.server()
+    address: tuple[str, int] = server.getsockname()
+    server.close()
+    return address
+
+
+@pytest.mark.parametrize("to_host", [NATIVE, REDIRECT])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::ffff:127.0.0.1", "0.0.0.0"])
+def test_a_port_at_which_nobody_listens_is_closed_at_once_where_a_policed_server_might_come_up(
+    rig: Rig, host: str, to_host: int
+) -> None:
+    """Judged as native, its SYN would be dropped by whoever comes up meanwhile, and the caller would wait for seconds."""
+    web = rig.cgroup("web", CLIENT)
+    rig.attach(rule(CLIENT, HOST, to_host), rule(CLIENT, UNRESOLVED, REDIRECT), rule(CLIENT, SERVER, REDIRECT))
+    before = rig.event("closed")
+    _, port = _closed_port(rig)
+    with pytest.raises(ConnectionRefusedError):
+        rig.connect(web, host, port)
+    client = rig.client(web, socket.AF_INET6 if ":" in host else socket.AF_INET)
+    client.setblocking(False)
+    with web.inside():
+        assert client.connect_ex((host, port)) == errno.ECONNREFUSED
+    assert rig.event("closed") == before + 2
+    assert rig.nobody_came()
+    server = rig.server(rig.cgroup("orders", SERVER), host.removeprefix("::ffff:"), port=port)
+    client.settimeout(PATIENCE)
+    with web.inside():
+        client.connect((host, port))  # the same socket may try again
+    assert rig.origin().peer == SERVER
+    assert client.getpeername()[1] == server.getsockname()[1]
+
+
+def test_a_port_at_which_nobody_listens_is_left_to_the_kernel_where_nothing_is_policed(rig: Rig) -> None:
+    web = rig.cgroup("web", CLIENT)
+    rig.attach(free(CLIENT), rule(CLIENT, WORLD, REDIRECT))
+    before = rig.event("native")
+    with pytest.raises(ConnectionRefusedError):
+        rig.connect(web, *_closed_port(rig))
+    assert rig.event("native") > before
+
+
+def test_who_may_not_reach_this_host_is_refused_also_where_nobody_listens(rig: Rig) -> None:
+    web = rig.cgroup("web", CLIENT)
+    rig.attach(rule(CLIENT, HOST, REFUSE), rule(CLIENT, UNRESOLVED, REFUSE))
+    with pytest.raises(PermissionError):
+        rig.connect(web, *_closed_port(rig))
+
+
+def test_where_addresses_are_translated_a_port_at_which_nobody_listens_is_not_closed(rig: Rig) -> None:
+    web = rig.cgroup("web", CLIENT)
+    rig.attach(rule(CLIENT, HOST, REDIRECT), rule(CLIENT, UNRESOLVED, REDIRECT))
+    rig.hooks.translated = True
+    rig.hooks.beat()
+    rig.connect(web, *_closed_port(rig))
+    assert rig.origin().peer == HOST
+
+
+def test_a_server_of_the_host_that_is_bound_to_a_device_is_not_taken_for_a_closed_port(rig: Rig) -> None:
+    web = rig.cgroup("web", CLIENT)
+    rig.attach(rule(CLIENT, HOST, NATIVE), rule(CLIENT, UNRESOLVED, REDIRECT))
+    server = rig.client(None, socket.AF_INET)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+    server.bind(("127.0.0.1", 0))
+    server.listen()
+    rig.connect(web, *server.getsockname())
+    assert server.accept()[1]
+
+
 def test_a_listener_that_was_there_before_the_hooks_is_known(rig: Rig) -> None:
     orders = rig.cgroup("orders", SERVER)
     server = rig.server(orders)
