@@ -1,8 +1,8 @@
 """May a connection to an address of this host end up elsewhere than at the socket that listens there?
 
-Where nothing translates addresses, a local port at which nobody listens is closed, and the connect hook can say so. Doubt counts
-as translation. Looked at are NAT and TPROXY of netfilter, IPVS, and the connect hooks of other products; a rule of nftables that
-rewrites addresses in another chain by itself (``ip daddr set``) is not noticed.
+Where nothing translates addresses, a local port at which nobody listens is closed, and the connect hook can say so. Doubt
+counts as translation. Looked at are NAT and TPROXY of netfilter, IPVS, and the connect hooks of other products; a rule of
+nftables that rewrites addresses in another chain by itself (``ip daddr set``) is not noticed.
 """
 
 import errno

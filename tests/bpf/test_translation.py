@@ -24,8 +24,8 @@ def _attribute(kind: int, value: bytes) -> bytes:
 
 def _nftables(*messages: tuple[int, bytes]) -> None:
     """One batch of nfnetlink(7); there may be no nft program here."""
-    batch = [(0x10, struct.pack("!BBH", 0, 0, 10), b""), *((10 << 8 | kind, bytes([IPV4, 0, 0, 0]), body) for kind, body in messages)]
-    batch.append((0x11, struct.pack("!BBH", 0, 0, 10), b""))
+    batch = [(10 << 8 | kind, bytes([IPV4, 0, 0, 0]), body) for kind, body in messages]
+    batch = [(0x10, struct.pack("!BBH", 0, 0, 10), b""), *batch, (0x11, struct.pack("!BBH", 0, 0, 10), b"")]
     data = b""
     for number, (kind, head, body) in enumerate(batch):
         flags = 0x405 if 0 < number < len(batch) - 1 else 1  # create, acknowledge
