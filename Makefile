@@ -9,7 +9,7 @@ APT_try := nginx-light curl iproute2 util-linux wrk
 APT_bench := haproxy
 APT_kafka := default-jdk-headless maven kcat
 FUZZ_TARGET := http1
-BPF_OBJECTS := bpf/redirect.bpf.o bpf/verdict.bpf.o
+BPF_OBJECTS := bpf/redirect.bpf.o bpf/verdict.bpf.o bpf/existing.bpf.o
 ARCH_INCLUDE := /usr/include/$(shell uname -m)-linux-gnu
 
 .PHONY: help demo test lint type bench soak image bpf abi layouts setup kafka fuzz clean

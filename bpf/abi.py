@@ -75,6 +75,7 @@ class Limit(IntEnum):
     MAX_GROUP = 0x100
     MAX_CGROUPS = 0x10000
     MAX_GRAVES = 0x4000
+    MAX_DOOMED = 0x10000
     MAX_PORTS = 0x10000
     MAX_ADDRESSES = 0x40000
     MAX_RULES = 0x100000
@@ -298,6 +299,21 @@ class RuleKey(NamedTuple):
 
 
 SLUICE_RULE_KEY = Struct("=IIIIBBH")
+
+
+class Socket(NamedTuple):
+    local: bytes
+    remote: bytes
+    local_port: int
+    remote_port: int
+    state: int
+    caller: int
+    owner: int
+    subject: int
+    cookie: int
+
+
+SLUICE_SOCKET = Struct("=16s16sHHHHIIQ")
 
 
 class Table(NamedTuple):

@@ -14,6 +14,7 @@
 #define SLUICE_ARRIVE_BPF_H
 
 #include "identity.bpf.h"
+#include "natives.bpf.h"
 #include "outcome.bpf.h"
 
 #define LOOPBACK_IFINDEX 1
@@ -27,14 +28,6 @@
 #define TCP_FLAG_SYN 0x02
 #define TCP_FLAG_RST 0x04
 #define TCP_FLAG_ACK 0x10
-
-/* Who called connect(), kept with a socket that was let go its own way. */
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, __u32);
-} natives SEC(".maps");
 
 /* Where the TCP header begins; 0 if it cannot be found. */
 static __always_inline __u32 tcp_offset(struct __sk_buff *skb, bool v4)

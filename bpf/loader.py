@@ -44,6 +44,8 @@ def _libbpf() -> ctypes.CDLL:
         ("bpf_map_get_next_key", c_int, [c_int, c_void_p, c_void_p]),
         ("bpf_map_update_batch", c_int, [c_int, c_void_p, c_void_p, POINTER(c_uint32), c_void_p]),
         ("bpf_program__attach_cgroup", c_void_p, [c_void_p, c_int]),
+        ("bpf_program__attach_iter", c_void_p, [c_void_p, c_void_p]),
+        ("bpf_iter_create", c_int, [c_int]),
         ("bpf_program__fd", c_int, [c_void_p]),
         ("bpf_prog_attach", c_int, [c_int, c_int, c_int, c_uint32]),
         ("bpf_prog_test_run_opts", c_int, [c_int, c_void_p]),
@@ -227,6 +229,18 @@ class Object:
         """Let a program see every message that is sent by the sockets in a map. It stays as long as the map does."""
         if self._lib.bpf_prog_attach(self._lib.bpf_program__fd(self._program(program)), sockets.fd, _SK_MSG_VERDICT, 0) != 0:
             raise self._error(f"cannot attach {program} to the map {sockets.name}")
+
+    def iterate(self, program: str) -> bytes:
+        """Run an iterator over all that it iterates over, in our network namespace; what it has written."""
+        link = self._lib.bpf_program__attach_iter(self._program(program), None)
+        if not link:
+            raise self._error(f"cannot attach {program}")
+        fd = self._lib.bpf_iter_create(self._lib.bpf_link__fd(link))
+        self._lib.bpf_link__destroy(link)
+        if fd < 0:
+            raise self._error(f"cannot run {program}")
+        with open(fd, "rb", buffering=0) as iterator:
+            return iterator.readall()
 
     def routine(self, program: str) -> "Routine":
         """A program that is called, and not attached."""

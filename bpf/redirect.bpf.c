@@ -34,15 +34,6 @@ struct {
 	__type(value, struct sluice_origin);
 } pending SEC(".maps");
 
-/* Ports at which a socket that is bound to a device has ever listened: the connect hook does not find those. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, SLUICE_MAX_PORTS);
-	__type(key, __be16);
-	__type(value, __u8);
-} device_ports SEC(".maps");
-
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, SLUICE_MAX_WRITERS);
@@ -417,13 +408,6 @@ static __always_inline void name(const volatile struct bpf_sock_ops *ctx, bool v
 	addresses_of(ctx, v4, tuple->client, tuple->agent);
 	tuple->client_port = bpf_htons(ctx->local_port);
 	tuple->agent_port = config.agent_port;
-}
-
-static __always_inline void note_device_port(__be16 port)
-{
-	__u8 yes = 1;
-
-	bpf_map_update_elem(&device_ports, &port, &yes, BPF_ANY);
 }
 
 SEC("sockops")

@@ -46,6 +46,7 @@ enum sluice_limit {
 	SLUICE_MAX_GROUP = 256,		/* sockets of one port (SO_REUSEPORT), one a CPU of a large host; of more, nobody can tell whose */
 	SLUICE_MAX_CGROUPS = 65536,
 	SLUICE_MAX_GRAVES = 16384,	/* removed cgroups of workloads, whose sockets may live; the oldest give way, and are nobody's */
+	SLUICE_MAX_DOOMED = 65536,	/* connections that are ended at once; of more, the others a moment later */
 	SLUICE_MAX_PORTS = 65536,	/* all there are */
 	SLUICE_MAX_ADDRESSES = 262144,	/* two generations of prefixes */
 	SLUICE_MAX_RULES = 1048576,	/* two generations of rules */
@@ -130,6 +131,19 @@ struct sluice_tuple {
 	__be16 client_port;
 	__be16 agent_port;
 	__u32 zero;
+};
+
+/* What existing.bpf.c tells of a TCP socket. */
+struct sluice_socket {
+	__u8 local[16];
+	__u8 remote[16];
+	__be16 local_port;
+	__be16 remote_port;
+	__u16 state;		/* enum of the kernel: BPF_TCP_* */
+	__u16 caller;		/* it is known to have called connect() */
+	__u32 owner;		/* whose the cgroup is that it was made in */
+	__u32 subject;		/* who called connect(), where that is known; else the owner */
+	__u64 cookie;
 };
 
 /* writers: from where a datagram came to a UDP socket. The socket may answer there, whatever its policy. */

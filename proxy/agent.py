@@ -24,7 +24,7 @@ from typing import TypeVar
 import msgspec
 
 from bpf.loader import BpfError, fd_of_map
-from policies.compile import TableLimitError, kernel_tables
+from policies.compile import KernelTables, TableLimitError, kernel_tables
 from policies.decide import PolicySet
 from policies.load import LoadError, Source, load
 from policies.model import Acceleration, Network, Workload
@@ -33,6 +33,7 @@ from proxy import guard, hostnet, selftest
 from proxy.admin import Admin, Check, PolicyStatus
 from proxy.datapath import HEARTBEAT_INTERVAL, HEARTBEAT_LIMIT, Hooks, netns_cookie
 from proxy.documents import read_sources
+from proxy.existing import Existing
 from proxy.metrics import Snapshot, merge
 from proxy.pool import LocalMember, Member, ProcessMember, WorkerError
 from proxy.reload import fingerprint
@@ -75,6 +76,7 @@ class Options(msgspec.Struct, frozen=True):
     drain_timeout: float
     record_headers: tuple[str, ...]
     hold_on_exit: bool
+    existing: str  # "keep", "reset" or "reset-denied"
     datapath: str  # "auto", "kernel" or "relay"
 
 
@@ -102,6 +104,10 @@ class Agent:
         self._kernel: KernelPath | None = None
         self._accelerate_all = False  # also workloads that do not ask for it
         self._guard: guard.Guard | None = None
+        self._links: list[int] = []
+        self._existing: Existing | None = None
+        self._tables: KernelTables | None = None  # in force
+        self._dropped = 0  # SYNs, when their senders were last looked at
         self._left: list[int] = []  # maps of sockets of the agent before us, which may hold bytes that nobody has read yet
         self._beat_at = time.monotonic()
         self._beating: asyncio.TimerHandle | None = None
@@ -174,7 +180,11 @@ class Agent:
         stack.callback(self._watch.close)
         self._local = hostnet.local_networks()
         stack.callback(self._end_beat)
-        hooks.translated = translates(self._mount)
+        self._existing = self._existing_connections()
+        if self._existing:
+            stack.callback(self._existing.close)
+            self._existing.survey()  # the hooks learn where listening sockets are bound to a device
+        self._look_for_translation()
         self._beat(loop)
         await self._install(generation)
         admin = Admin(self, options.admin)
@@ -184,6 +194,7 @@ class Agent:
         self._links = hooks.attach(self._mount)
         if self._kernel:
             self._links.append(self._kernel.attach(self._mount))
+        await self._end_existing()
         self._take_over(loop)
         self._guard = self._hold()
         if not options.hold_on_exit:
@@ -205,6 +216,42 @@ class Agent:
             raise StartError(f"the kernel path does not work here: {missing}")
         sys.stderr.write(f"sluice: calls are relayed, the kernel path does not work here: {missing}\n")
         return None
+
+    def _existing_connections(self) -> Existing | None:
+        try:
+            return Existing(self._hooks)
+        except BpfError as error:
+            if self._options.existing != "keep":
+                sys.stderr.write(
+                    f"sluice: connections that exist already keep their path, whatever policy says: this kernel cannot end "
+                    f"them (Linux 6.5 or later can; or say --existing keep): {error}\n"
+                )
+            return None
+
+    def _look_for_translation(self) -> None:
+        # Where nobody can tell who listened before us, a port may be open that looks closed.
+        self._hooks.translated = self._existing is None or translates(self._mount)
+
+    async def _end_existing(self) -> None:
+        """End connections that were judged by other rules than those in force, or by nobody."""
+        if self._existing is None or self._tables is None or self._options.existing == "keep":
+            return
+        try:
+            ended = await asyncio.to_thread(self._existing.end, self._tables, self._options.existing == "reset")
+        except (BpfError, OSError) as error:
+            self._tell("existing", error)
+            return
+        self._troubles.pop("existing", None)
+        if ended:
+            sys.stderr.write(f"sluice: ended {ended} connections that policy does not let pass any more\n")
+
+    async def _end_refused(self) -> None:
+        """End connects whose SYN was refused where it arrived: they would send it again for minutes, in vain."""
+        dropped = self._hooks.events()["syn_refused"]
+        if self._existing is None or self._tables is None or dropped == self._dropped:
+            return
+        self._dropped = dropped
+        await asyncio.to_thread(self._existing.end, self._tables, connecting=True)
 
     def _ready_line(self) -> str:
         bundle = self._now.policies.bundle
@@ -251,7 +298,8 @@ class Agent:
             await self._reload()
         elif await self._changed_and_settled():
             await self._reload()
-        self._hooks.translated = await asyncio.to_thread(translates, self._mount)
+        await asyncio.to_thread(self._look_for_translation)
+        await self._end_refused()
         local = hostnet.local_networks()
         if local != self._local:
             self._local = local
@@ -380,7 +428,9 @@ class Agent:
                 self._workloads = before
                 self._enter()
             raise
-        self._now = generation
+        self._now, self._tables = generation, tables
+        if self._links:
+            await self._end_existing()
 
     async def _apply(self, generation: Generation) -> None:
         names = {number: name for name, number in self._ids.all().items()}
@@ -444,7 +494,10 @@ class Agent:
             "hooks": Check(self._guard is not None, None if self._guard else "not attached yet"),
             "workers": Check(not absent, f"{absent} of {len(self._members)} are being replaced" if absent else None),
             "audit": Check(trouble is None, trouble),
-            **{what: Check(what not in self._troubles, self._troubles.get(what)) for what in ("policy", "workloads", "upkeep")},
+            **{
+                what: Check(what not in self._troubles, self._troubles.get(what))
+                for what in ("policy", "workloads", "upkeep", "existing")
+            },
         }
 
     async def policy(self) -> PolicyStatus:

@@ -143,6 +143,9 @@ class Hooks:
         self._events = self._object.map("events")
         control = self._object.map("control")
         self.shared = (control, self._object.map("origins"))  # with the programs of the kernel path
+        self.survey = [
+            self._object.map(name) for name in ("cgroups", "graves", "natives", "device_ports")
+        ]  # with those of existing.py
         self._control = control.memory(abi.SLUICE_CONTROL.size)
         self._generation = 0
         # Whether a local address at which nobody listens may be led elsewhere (proxy/translation.py). Told with the next beat.

@@ -26,6 +26,7 @@ from policies.compile import ANY_PEER, FIRST_ADDRESS_CLASS, FIRST_WORKLOAD, Addr
 from policies.decide import Action
 from proxy import guard, hostnet, selftest
 from proxy.datapath import Hooks, mapped, object_file
+from proxy.existing import Existing
 from proxy.workloads import OWN_FOLDER, WorkloadError, cgroup2_mount
 
 # The first long-term kernel with everything that the hooks use, getpeername and retval in cgroup programs among them.
@@ -65,6 +66,7 @@ def preflight(run_dir: Path) -> list[Result]:
         descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
         _after(ready, "self-test", self_test),
         _after(ready, "kernel path", kernel_path),
+        _after(ready, "old connections", old_connections),
     ]
 
 
@@ -231,6 +233,19 @@ def kernel_path() -> Result:
         return Result("kernel path", True, carried)
     hint = "give acceleration: on to workloads whose programs do not use it (not nginx, nor Java's available())"
     return Result("kernel path", True, f"{carried}, but FIONREAD is wrong here: only for workloads that ask for it", hint)
+
+
+def old_connections() -> Result:
+    """Without it connections that are there already keep their path: policy reaches new ones only."""
+    try:
+        hooks = Hooks(0, None, None)
+        with contextlib.closing(hooks):
+            Existing(hooks).close()
+    except BpfError as error:
+        first = str(error).splitlines()[0]
+        hint = "Linux 6.5 or later can; else restart servers that are to be policed after the agent"
+        return Result("old connections", True, f"not ended when policy comes, this kernel cannot: {first}", hint)
+    return Result("old connections", True, "ended when policy comes that would not let them pass")
 
 
 @contextlib.contextmanager

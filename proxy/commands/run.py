@@ -71,6 +71,14 @@ def _addresses(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) ->
     "--record-header", "record_headers", multiple=True, metavar="NAME", help="Record the values of this request header."
 )
 @click.option(
+    "--existing",
+    type=click.Choice(["keep", "reset", "reset-denied"]),
+    default="reset-denied",
+    show_default=True,
+    help="Connections older than the agent or the policy: end those that policy would not let pass natively, all of policed "
+    "workloads, or none.",
+)
+@click.option(
     "--hold-on-exit", is_flag=True, help="Go on refusing policed connections after a clean stop, until the next agent."
 )
 def run(
@@ -84,6 +92,7 @@ def run(
     idle_timeout: float,
     drain_timeout: float,
     record_headers: tuple[str, ...],
+    existing: str,
     hold_on_exit: bool,
 ) -> None:
     """Enforce the documents in PATH... and record every call, until SIGTERM.
@@ -115,6 +124,7 @@ def run(
         drain_timeout=drain_timeout,
         record_headers=record_headers,
         hold_on_exit=hold_on_exit,
+        existing=existing,
         datapath=datapath,
     )
     try:

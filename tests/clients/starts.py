@@ -1,8 +1,9 @@
 """A server that starts again and again, and those who call it meanwhile: ``starts.py serve|deny|late|call HOST PORT ...``.
 
-``serve`` binds and listens ROUNDS times, each time for a few milliseconds, then stays up until its input ends. It prints "ready"
-before the last start, and at the end what it was asked for. ``deny`` and ``late`` (whose SYN leaves when it sends) call until they are
-killed, as uid nobody. ``call`` goes on calling until its input ends, and prints what it got and how long the longest try took.
+``serve`` binds and listens ROUNDS times, each time for a few milliseconds, then stays up until it is told to end. It prints
+"ready" at the last start, and at the end what it was asked for. ``deny`` and ``late`` (whose SYN leaves when it sends) call
+until they are killed, as uid nobody. ``call`` calls until it is told to end, and prints what it got and how long the longest
+try took.
 """
 
 import collections

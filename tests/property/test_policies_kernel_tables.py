@@ -16,6 +16,7 @@ from policies.compile import (
 )
 from policies.decide import Action, PolicySet
 from policies.load import LoadError, Source, load
+from policies.lookup import Lookup
 from policies.model import Direction, Endpoint
 
 from .policies_words import NAMES, documents, workload_documents
@@ -24,6 +25,11 @@ IDS = {name: number for number, name in enumerate(NAMES, 1)}
 OUTSIDE = ["10.0.0.1", "10.0.0.200", "10.1.2.3", "10.9.0.1", "192.0.2.1", "8.8.8.8", "2001:db8::1", "2001:db8:1::1", "fd00::1"]
 HOST_NETWORKS = [ip_network("127.0.0.0/8"), ip_network("10.0.0.1/32"), ip_network("::1/128")]
 PORTS = [1, 52, 53, 54, 79, 80, 81, 1023, 1024, 8079, 8080, 8081, 8090, 9000, 40000, 65535]
+
+
+def mapped(address: str) -> bytes:
+    parsed = ip_address(address)
+    return parsed.packed if parsed.version == 6 else b"\0" * 10 + b"\xff\xff" + parsed.packed
 
 
 def lookup_address(tables: KernelTables, address: str) -> AddressEntry:
@@ -55,6 +61,7 @@ def test_a_lookup_in_the_tables_equals_the_decision_of_the_pair(policies: list[s
         return
     tables = kernel_tables(policy_set, IDS, HOST_NETWORKS)
     assert len({(e.subject, e.peer, e.transport, e.port, e.prefix_bits) for e in tables.rules}) == len(tables.rules)
+    lookup = Lookup(tables)
     hooked = {LOCAL: Endpoint(local=True)} | {
         IDS[workload.name]: policy_set.endpoint(workload.name) for workload in policy_set.bundle.workloads if workload.cgroups
     }
@@ -62,6 +69,7 @@ def test_a_lookup_in_the_tables_equals_the_decision_of_the_pair(policies: list[s
         transport = data.draw(st.sampled_from([("TCP", 6), ("UDP", 17)]))
         for address in OUTSIDE:
             entry, port = lookup_address(tables, address), data.draw(st.sampled_from(PORTS))
+            assert lookup.address(mapped(address)) == entry
             if not entry.local:
                 owner = policy_set.workload_of_address(address)
                 away = policy_set.endpoint(owner.name) if owner is not None else Endpoint(address=address)
@@ -71,6 +79,11 @@ def test_a_lookup_in_the_tables_equals_the_decision_of_the_pair(policies: list[s
             _same(tables, policy_set, (subject_id, subject), (here_id, hooked[here_id]), port, transport)
             pairs = [policy_set.pair(subject, peer, port, transport[0]) for peer in hooked.values()]
             action, fail_open = lookup_rule(tables, subject_id, UNRESOLVED, transport[1], port)
+            assert lookup.action(subject_id, UNRESOLVED, transport[1], port) is action
+            assert (
+                lookup.action(subject_id, here_id, transport[1], port)
+                is lookup_rule(tables, subject_id, here_id, transport[1], port)[0]
+            )
             actions = {pair.action for pair in pairs}
             assert action is (actions.pop() if len(actions) == 1 else Action.REDIRECT)
             if fail_open:
