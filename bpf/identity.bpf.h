@@ -112,6 +112,14 @@ __noinline int sluice_identify(struct caller *who)
 	return 0;
 }
 
+/* The id of the cgroup that a socket (an address of struct sock) was made in. */
+static __always_inline __u64 cgroup_of(__u64 sock)
+{
+	struct sock *sk = (struct sock *)sock;
+
+	return BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
+}
+
 /* Whose socket (an address of struct sock) this is: the same for the cgroup that a socket was made in. A socket may outlive that
  * cgroup, which may be made anew under its name: it stays its workload's as long as anybody knows whose it was.
  */

@@ -5,7 +5,7 @@
 
 #include "common.bpf.h"
 
-/* Who called connect(), kept with the socket. */
+/* Who called connect(), kept with the socket where that is not whose the socket's cgroup is. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

@@ -136,15 +136,23 @@ static __always_inline int redirect(struct bpf_sock_addr *ctx, const struct dest
 	return POINT;
 }
 
-/* Let a socket go its own way. Where a SYN of it arrives, it is judged once more, for the same subject. */
-static __always_inline int pass(struct bpf_sock_addr *ctx, const struct destination *to, __u32 subject, __u32 event)
+/* Let a socket go its own way. Where a SYN of it arrives, it is judged once more, for the same subject: whose the socket's cgroup
+ * is, unless somebody else has called connect().
+ */
+static __always_inline int pass(struct bpf_sock_addr *ctx, const struct destination *to, const struct sluice_origin *origin,
+				__u32 event)
 {
 	struct bpf_sock *sk = ctx->sk;
+	__u32 *kept, subject;
+	__u64 sock;
 
 	bpf_sk_storage_delete(&origins, sk);
-	if (to->transport == IPPROTO_TCP) {
-		__u32 *kept = bpf_sk_storage_get(&natives, sk, &subject, BPF_SK_STORAGE_GET_F_CREATE);
-
+	bpf_probe_read_kernel(&sock, sizeof(sock), &sk);
+	if (to->transport != IPPROTO_TCP || cgroup_of(sock) == origin->cgroup) {
+		bpf_sk_storage_delete(&natives, sk);
+	} else {
+		subject = origin->subject;
+		kept = bpf_sk_storage_get(&natives, sk, &subject, BPF_SK_STORAGE_GET_F_CREATE);
 		if (!kept)
 			return refuse(SLUICE_EV_NO_ROOM, EAGAIN);
 		*kept = subject;	/* a socket may connect again */
@@ -215,11 +223,11 @@ static __always_inline int judge(struct bpf_sock_addr *ctx, const struct destina
 	if (closed && action != SLUICE_REFUSE && stays_closed(now, origin.generation, origin.subject, to))
 		return refuse(SLUICE_EV_CLOSED, ECONNREFUSED);
 	if (action == SLUICE_NATIVE || is_answer(ctx, to))
-		return pass(ctx, to, origin.subject, SLUICE_EV_NATIVE);
+		return pass(ctx, to, &origin, SLUICE_EV_NATIVE);
 	if (action == SLUICE_REDIRECT && !beats(now)) {
 		if (!(flags & SLUICE_RULE_FAIL_OPEN))
 			return refuse(SLUICE_EV_STALE_REFUSED, ECONNREFUSED);
-		return pass(ctx, to, origin.subject, SLUICE_EV_STALE_OPEN);
+		return pass(ctx, to, &origin, SLUICE_EV_STALE_OPEN);
 	}
 	if (action != SLUICE_REDIRECT || to->transport != IPPROTO_TCP)
 		return refuse(SLUICE_EV_REFUSED, EPERM);

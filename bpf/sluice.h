@@ -140,7 +140,7 @@ struct sluice_socket {
 	__be16 local_port;
 	__be16 remote_port;
 	__u16 state;		/* enum of the kernel: BPF_TCP_* */
-	__u16 caller;		/* it is known to have called connect() */
+	__u16 caller;		/* it is known to have called connect(), and by whom */
 	__u32 owner;		/* whose the cgroup is that it was made in */
 	__u32 subject;		/* who called connect(), where that is known; else the owner */
 	__u64 cookie;
