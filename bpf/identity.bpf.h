@@ -120,6 +120,37 @@ static __always_inline __u64 cgroup_of(__u64 sock)
 	return BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
 }
 
+/* The search for the nearest ancestor of a cgroup that the agent knows. */
+struct search {
+	struct cgroup *of;
+	int level;
+	bool removed;	/* the cgroup below is gone, and nobody remembers it */
+	__u32 who;
+};
+
+static long look_at_ancestor(__u32 index, struct search *search)
+{
+	int level = search->level - index;
+	struct cgroup *of = search->of;
+	struct cgroup *ancestor = BPF_CORE_READ(of, ancestors[level]);
+	bool gone = !(BPF_CORE_READ(ancestor, self.flags) & CSS_ONLINE);
+	__u64 id = BPF_CORE_READ(ancestor, kn, id);
+	struct sluice_cgroup *found;
+
+	if (search->removed && !gone) {
+		search->who = SLUICE_UNRESOLVED;
+		return 1;
+	}
+	search->removed = gone;
+	found = bpf_map_lookup_elem(&cgroups, &id);
+	if (!found && gone)
+		found = bpf_map_lookup_elem(&graves, &id);
+	if (!found)
+		return 0;
+	search->who = index && found->flags & SLUICE_CGROUP_UNSETTLED ? SLUICE_UNRESOLVED : found->subject;
+	return 1;
+}
+
 /* Whose socket (an address of struct sock) this is: the same for the cgroup that a socket was made in. A socket may outlive that
  * cgroup, which may be made anew under its name: it stays its workload's as long as anybody knows whose it was.
  */
@@ -127,57 +158,51 @@ __noinline __u32 sluice_owner(__u64 sock)
 {
 	struct sock *sk = (struct sock *)sock;
 	struct cgroup *of = BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
-	int level = BPF_CORE_READ(of, level);
-	bool removed = false;
+	struct search search = {.of = of, .who = SLUICE_HOST};
 
-	if (level > SLUICE_MAX_DEPTH)
-		level = SLUICE_MAX_DEPTH;
-	for (int i = SLUICE_MAX_DEPTH; i >= 0; i--) {
-		struct sluice_cgroup *found;
-		struct cgroup *ancestor;
-		bool gone;
-		__u64 id;
+	search.level = BPF_CORE_READ(of, level);
+	if (search.level > SLUICE_MAX_DEPTH)
+		search.level = SLUICE_MAX_DEPTH;
+	bpf_loop(search.level + 1, look_at_ancestor, &search, 0);
+	return search.who;
+}
 
-		if (i > level)
-			continue;
-		ancestor = BPF_CORE_READ(of, ancestors[i]);
-		id = BPF_CORE_READ(ancestor, kn, id);
-		gone = !(BPF_CORE_READ(ancestor, self.flags) & CSS_ONLINE);
-		if (removed && !gone)	/* and nobody remembers it */
-			return SLUICE_UNRESOLVED;
-		removed = gone;
-		found = bpf_map_lookup_elem(&cgroups, &id);
-		if (!found && gone)
-			found = bpf_map_lookup_elem(&graves, &id);
-		if (found)
-			return i < level && found->flags & SLUICE_CGROUP_UNSETTLED ? SLUICE_UNRESOLVED : found->subject;
-	}
-	return SLUICE_HOST;
+/* Sockets that share a port, and whether all are the same one's. */
+struct sharing {
+	struct sock_reuseport *group;
+	struct cgroup *of;
+	__u32 who;
+};
+
+static long look_at_member(__u32 index, struct sharing *sharing)
+{
+	struct sock_reuseport *group = sharing->group;
+	struct sock *member = BPF_CORE_READ(group, socks[index]);
+
+	if (BPF_CORE_READ(member, sk_cgrp_data.cgroup) == sharing->of || sluice_owner((__u64)member) == sharing->who)
+		return 0;
+	sharing->who = SLUICE_UNRESOLVED;
+	return 1;
 }
 
 /* The same of a listening socket. Where several share a port (SO_REUSEPORT), who gets a connection is chosen later, maybe by a
  * program of one of them: it is the port of all of them, or it cannot be told whose it is.
  */
-__noinline __u32 sluice_owner_of_port(__u64 sock)
+static __always_inline __u32 owner_of_port(__u64 sock)
 {
 	struct sock *sk = (struct sock *)sock;
 	struct sock_reuseport *group = BPF_CORE_READ(sk, sk_reuseport_cb);
 	struct cgroup *of = BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
-	__u32 who = sluice_owner(sock);
+	struct sharing sharing = {.group = group, .of = of, .who = sluice_owner(sock)};
 	__u16 members;
 
 	if (!group)
-		return who;
+		return sharing.who;
 	members = BPF_CORE_READ(group, num_socks);
 	if (members > SLUICE_MAX_GROUP)
 		return SLUICE_UNRESOLVED;
-	for (int i = 0; i < SLUICE_MAX_GROUP && i < members; i++) {
-		struct sock *member = BPF_CORE_READ(group, socks[i]);
-
-		if (BPF_CORE_READ(member, sk_cgrp_data.cgroup) != of && sluice_owner((__u64)member) != who)
-			return SLUICE_UNRESOLVED;
-	}
-	return who;
+	bpf_loop(members, look_at_member, &sharing, 0);
+	return sharing.who;
 }
 
 /* Who listens at a local address; `closed`: nobody does. A socket that does not exist can be nobody's; in another namespace only
@@ -209,7 +234,7 @@ static __always_inline __u32 listener(struct bpf_sock_addr *ctx, const struct de
 	}
 	/* The verifier knows what sk points to and forbids to look further; as a plain number it can be probed. */
 	bpf_probe_read_kernel(&sock, sizeof(sock), &sk);
-	who = sluice_owner_of_port(sock);
+	who = owner_of_port(sock);
 	bpf_sk_release(sk);
 	return who;
 }

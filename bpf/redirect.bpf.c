@@ -164,14 +164,16 @@ static __always_inline int pass(struct bpf_sock_addr *ctx, const struct destinat
 /* Nobody listens. Where somebody might whom the subject may not reach past the agent, say at once what the kernel is about to
  * say: whoever comes up meanwhile would drop the SYN, and its sender would wait for long.
  */
-static __always_inline bool stays_closed(const struct sluice_control *now, __u32 generation, __u32 subject,
-					 const struct destination *to)
+__noinline bool sluice_stays_closed(__u32 generation, __u32 subject, __u32 port)
 {
-	__be16 port = to->port;
+	struct destination to = {.port = port, .transport = IPPROTO_TCP};
+	struct sluice_control *now;
+	__be16 key = port;
+	__u32 zero = 0;
 
-	return to->transport == IPPROTO_TCP && !(now->flags & SLUICE_CONTROL_TRANSLATED) &&
-	       !bpf_map_lookup_elem(&device_ports, &port) &&
-	       action_of(rule(generation, subject, SLUICE_UNRESOLVED, to), subject) != SLUICE_NATIVE;
+	now = bpf_map_lookup_elem(&control, &zero);
+	return now && !(now->flags & SLUICE_CONTROL_TRANSLATED) && !bpf_map_lookup_elem(&device_ports, &key) &&
+	       action_of(rule(generation, subject, SLUICE_UNRESOLVED, &to), subject) != SLUICE_NATIVE;
 }
 
 static __always_inline int judge(struct bpf_sock_addr *ctx, const struct destination *to, __u8 *addr)
@@ -220,7 +222,8 @@ static __always_inline int judge(struct bpf_sock_addr *ctx, const struct destina
 		}
 	}
 
-	if (closed && action != SLUICE_REFUSE && stays_closed(now, origin.generation, origin.subject, to))
+	if (closed && action != SLUICE_REFUSE && to->transport == IPPROTO_TCP &&
+	    sluice_stays_closed(origin.generation, origin.subject, to->port))
 		return refuse(SLUICE_EV_CLOSED, ECONNREFUSED);
 	if (action == SLUICE_NATIVE || is_answer(ctx, to))
 		return pass(ctx, to, &origin, SLUICE_EV_NATIVE);
