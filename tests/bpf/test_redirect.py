@@ -182,6 +182,7 @@ def test_the_longest_prefix_of_the_port_decides(rig: Rig, port: int, action: int
         with pytest.raises(PermissionError):
             rig.connect(web, "127.0.0.77", port)
     elif action == REDIRECT:
+        rig.server(None, "127.0.0.77", port=port)
         rig.connect(web, "127.0.0.77", port)
         assert rig.origin().port == port
     else:

@@ -34,7 +34,7 @@ def everything_is_acknowledged(sock: socket.socket) -> bool:
     return fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0" * 4) == b"\0" * 4
 
 
-def test_a_port_where_nobody_listens_is_a_502(stage: Stage) -> None:
+def test_a_port_where_nobody_listens_is_closed_and_a_server_that_goes_down_after_the_connect_is_a_502(stage: Stage) -> None:
     caller, port = stage.workload("caller"), free_port()
     stage.agent.reload(
         stage.documents
@@ -50,7 +50,11 @@ spec:
       rules: {{http: [{{}}]}}
 """
     )
-    with Line(caller.connect(port)) as client:
+    with pytest.raises(ConnectionRefusedError):  # as without an agent: nobody has asked anything of anybody yet
+        caller.connect(port)
+    with socket.create_server(("127.0.0.1", port)):
+        connection = caller.connect(port)
+    with Line(connection) as client:
         assert client.send(GET).reply()[0] == 502
     assert outcome(stage) == (502, "upstream-unreachable")
 
