@@ -175,7 +175,8 @@ int sluice_ingress(struct __sk_buff *skb)
 
 	if (!sk || sk->state != BPF_TCP_LISTEN)
 		return ALLOW;
-	return judge_syn(skb, sk);
+	sk = bpf_sk_fullsock(sk);
+	return sk && sk->protocol == IPPROTO_TCP ? judge_syn(skb, sk) : ALLOW;
 }
 
 #endif

@@ -68,11 +68,13 @@ def unwanted(sockets: Iterable[abi.Socket], lookup: Lookup, everything: bool = F
     found = []
     for one in ends.values():
         other = ends.get((one.remote, one.remote_port, one.local, one.local_port))
-        # Who called is known of sockets that the hook has judged. Of others, whoever's port is listened at was called; where
-        # nobody listens any more, either may have called, and both are asked about.
-        if not one.caller and (listener(one.local, one.local_port) or (other and other.caller)):
+        # Who called is known of some. Of others, whoever's port is listened at was called; where nobody listens any more, or
+        # somebody does at both ports (which he may have opened later), either may have called, and both are asked about.
+        there = listener(one.remote, one.remote_port)
+        was_called = listener(one.local, one.local_port) and not (other and there)
+        if not one.caller and (was_called or (other and other.caller)):
             continue
-        peer = _peer(one, other, lookup, listener(one.remote, one.remote_port))
+        peer = _peer(one, other, lookup, there)
         if peer is None or abi.Identity.AGENT in (one.owner, peer):
             continue
         port = socket.ntohs(one.remote_port)

@@ -62,6 +62,12 @@ def test_where_nobody_listens_any_more_both_may_have_called() -> None:
     assert ended(end(ORDERS, CLIENT, SERVER), end(WEB, SERVER, CLIENT)) == [SERVER]
 
 
+def test_a_caller_that_listens_at_its_own_port_is_still_asked_about() -> None:
+    """With SO_REUSEADDR it may open that port after the connect."""
+    both = (listener(ORDERS), end(ORDERS, SERVER, CLIENT), end(BATCH, CLIENT, SERVER), listener(BATCH, port=CLIENT))
+    assert CLIENT in ended(*both)
+
+
 def test_the_agents_own_connections_and_redirected_ones_are_left_alone() -> None:
     assert ended(listener(ORDERS), end(ORDERS, SERVER, CLIENT), end(AGENT, CLIENT, SERVER)) == []
     assert ended(listener(AGENT), end(AGENT, SERVER, CLIENT), end(ORDERS, CLIENT, SERVER)) == []
