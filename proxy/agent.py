@@ -476,6 +476,8 @@ class Agent:
         merged = merge(await self._ask_all(lambda member: member.snapshot()))
         if self._kernel:
             merged["series"]["sluice_kernel_fallbacks"] = [([reason], n) for reason, n in self._kernel.fallbacks().items()]
+        if self._hooks.forgotten:
+            merged["series"]["sluice_limits"] = [*merged["series"]["sluice_limits"], (["MAX_GRAVES"], self._hooks.forgotten)]
         merged["series"]["sluice_connects"] = [([outcome], count) for outcome, count in self._hooks.events().items()]
         return merged
 

@@ -153,6 +153,7 @@ class Hooks:
         self._known: dict[int, tuple[int, int]] = {}
         self._graves = self._object.map("graves")
         self._buried: dict[bytes, None] = {}  # the oldest first
+        self.forgotten = 0  # how often the limit MAX_GRAVES was reached
         self._own: set[int] = set()
         self.origins = Origins(self._pending, self._object.map("origins"), self.netns, port)
 
@@ -209,6 +210,7 @@ class Hooks:
             oldest = next(iter(self._buried))
             del self._buried[oldest]
             self._graves.delete(oldest)
+            self.forgotten += 1
         self._graves.set(cgroup, abi.SLUICE_CGROUP.pack(subject, 0))
         self._buried[cgroup] = None
 

@@ -449,6 +449,7 @@ def test_of_removed_cgroups_the_oldest_are_forgotten_first(rig: Rig) -> None:
         rig.forget(orders)
     for number in range(abi.Limit.MAX_GRAVES - 1):
         rig.hooks._bury((1 << 60 | number).to_bytes(8, sys.byteorder), SERVER)
+    assert rig.hooks.forgotten == 1
     with pytest.raises(PermissionError):
         rig.connect(None, *servers[0].getsockname())
     rig.connect(None, *servers[1].getsockname())
