@@ -47,7 +47,7 @@ enum sluice_limit {
 	SLUICE_MAX_CGROUPS = 65536,
 	SLUICE_MAX_GRAVES = 16384,	/* removed cgroups of workloads, whose sockets may live; the oldest give way, and are nobody's */
 	SLUICE_MAX_DOOMED = 65536,	/* connections that are ended at once; of more, the others a moment later */
-	SLUICE_MAX_PORTS = 65536,	/* all there are */
+	SLUICE_MAX_PORTS = 65536,	/* at which a socket bound to a device has listened: all that there are */
 	SLUICE_MAX_ADDRESSES = 262144,	/* two generations of prefixes */
 	SLUICE_MAX_RULES = 1048576,	/* two generations of rules */
 	SLUICE_MAX_PENDING = 65536,	/* redirected connections that the agent has not accepted yet */

@@ -143,9 +143,8 @@ class Hooks:
         self._events = self._object.map("events")
         control = self._object.map("control")
         self.shared = (control, self._object.map("origins"))  # with the programs of the kernel path
-        self.survey = [
-            self._object.map(name) for name in ("cgroups", "graves", "natives", "device_ports")
-        ]  # with those of existing.py
+        names = "cgroups", "graves", "natives", "device_ports"
+        self.survey = [self._object.map(name) for name in names]  # with the programs of existing.bpf.c
         self._control = control.memory(abi.SLUICE_CONTROL.size)
         self._generation = 0
         # Whether a local address at which nobody listens may be led elsewhere (proxy/translation.py). Told with the next beat.
@@ -206,6 +205,7 @@ class Hooks:
         """The hooks ask here only of cgroups that are removed, so one that is merely not named any more does no harm."""
         if subject == abi.Identity.HOST:
             return
+        self._buried.pop(cgroup, None)
         if len(self._buried) >= abi.Limit.MAX_GRAVES:
             oldest = next(iter(self._buried))
             del self._buried[oldest]

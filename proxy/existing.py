@@ -5,6 +5,7 @@ ended: its sockets get ECONNABORTED, the other end a reset. What the agent carri
 """
 
 import socket
+import sys
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -41,7 +42,7 @@ class Existing:
             sockets = [told for told in sockets if told.state in (SYN_SENT, LISTEN)]
         doomed = unwanted(sockets, Lookup(tables), everything)
         for start in range(0, len(doomed), abi.Limit.MAX_DOOMED):
-            keys = [cookie.to_bytes(8, "little") for cookie in doomed[start : start + abi.Limit.MAX_DOOMED]]
+            keys = [cookie.to_bytes(8, sys.byteorder) for cookie in doomed[start : start + abi.Limit.MAX_DOOMED]]
             self._doomed.set_all((key, b"\1") for key in keys)
             self._object.iterate("sluice_destroy")
             for key in keys:

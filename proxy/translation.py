@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from bpf.loader import CONNECT4, CONNECT6, BpfError, programs_at
@@ -49,7 +50,10 @@ def _tables() -> bool:
 
 
 def _virtual_servers() -> bool:
-    return _IPVS.exists() and len(_IPVS.read_text().splitlines()) > _IPVS_HEAD
+    if not _IPVS.exists():
+        return False
+    with _IPVS.open() as lines:  # there may be thousands
+        return len(list(islice(lines, _IPVS_HEAD + 1))) > _IPVS_HEAD
 
 
 def _neighbours(mount: Path) -> bool:
