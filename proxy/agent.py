@@ -220,11 +220,11 @@ class Agent:
     def _existing_connections(self) -> Existing | None:
         try:
             return Existing(self._hooks)
-        except BpfError as error:
+        except BpfError:
             if self._options.existing != "keep":
                 sys.stderr.write(
-                    f"sluice: connections that exist already keep their path, whatever policy says: this kernel cannot end "
-                    f"them (Linux 6.5 or later can; or say --existing keep): {error}\n"
+                    "sluice: connections that exist already keep their path, whatever policy says: this kernel cannot end them "
+                    "(Linux 6.5 or later can; --existing keep says that you know)\n"
                 )
             return None
 
