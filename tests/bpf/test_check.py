@@ -5,6 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from bpf.loader import BpfError
+from proxy import preflight
+from proxy.datapath import Hooks
 from proxy.workloads import cgroup2_mount
 from tests.harness import ROOT, SLUICE
 
@@ -27,6 +32,18 @@ def test_scripts_get_the_same_as_json(tmp_path: Path) -> None:
     checks = {each["name"]: each for each in told["checks"]}
     assert checks["self-test"]["ok"] is True
     assert checks["kernel path"]["detail"].startswith("a call carried in")
+
+
+def test_a_kernel_that_cannot_end_connections_is_told_so_and_is_fit_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert preflight.old_connections().detail.startswith("ended")
+
+    def refuse(hooks: Hooks) -> None:
+        raise BpfError("extern (func ksym) 'bpf_sock_destroy': not found")
+
+    monkeypatch.setattr(preflight, "Existing", refuse)
+    told = preflight.old_connections()
+    assert told.ok
+    assert told.detail == "not ended when policy comes: this kernel cannot"
 
 
 def test_without_root_the_exit_code_is_one_and_the_hint_says_what_is_missing(tmp_path: Path) -> None:
