@@ -14,6 +14,8 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 NAMESPACE_LABEL = "io.kubernetes.pod.namespace"
+# How Cilium shows a namespace's own labels on its endpoints: this, and then the label.
+NAMESPACE_LABELS = "io.cilium.k8s.namespace.labels."
 DEFAULT_NAMESPACE = "default"
 ANY_PORT = 0
 

@@ -7,6 +7,7 @@ from ipaddress import IPv6Network, ip_network
 from policies.model import (
     ANY_PORT,
     NAMESPACE_LABEL,
+    NAMESPACE_LABELS,
     AnyL7Rule,
     CidrRule,
     Direction,
@@ -186,8 +187,17 @@ class SpecReader:
                     self._report.error(node.place, "SE009", f"endpointSelector leaves the namespace {self._namespace!r}")
         return self._in_namespace(selector)
 
+    def _peer(self, node: Node, what: str) -> Selector:
+        """A peer's selector. As in Cilium, one that says anything of namespaces or of their labels speaks of all of them: it is
+        not narrowed to the policy's own, where a deny rule about other namespaces would deny nobody."""
+        selector = self._selector(node, what)
+        keys = [requirement.key for requirement in selector.requirements]
+        if NAMESPACE_LABEL in keys or any(key.startswith(NAMESPACE_LABELS) for key in keys):
+            return selector
+        return self._in_namespace(selector)
+
     def _in_namespace(self, selector: Selector) -> Selector:
-        if self._namespace is None or any(requirement.key == NAMESPACE_LABEL for requirement in selector.requirements):
+        if self._namespace is None:
             return selector
         return Selector((*selector.requirements, Requirement(NAMESPACE_LABEL, Operator.IN, (self._namespace,))))
 
@@ -238,8 +248,7 @@ class SpecReader:
         field, node = given[0], fields[given[0]]
         items = self._report.items(node, field)
         if field.endswith("Endpoints"):
-            selectors = [self._selector(item, f"an entry of {field}") for item in items]
-            return Peers(endpoints=tuple(self._in_namespace(selector) for selector in selectors))
+            return Peers(endpoints=tuple(self._peer(item, f"an entry of {field}") for item in items))
         if field.endswith("Entities"):
             entities = [self._entity(item, field) for item in items]
             return Peers(entities=tuple(entity for entity in entities if entity is not None))
