@@ -21,7 +21,7 @@ from typing import TypeVar
 import msgspec
 
 from parsers.contract import ApiCall, HeaderEdit
-from policies.kafka import GROUP, PROTOCOL, TOPIC, TRANSACTIONAL_ID, KafkaIndex, pieces
+from policies.kafka import PROTOCOL, TOPIC, KafkaIndex, pieces
 from policies.match import RuleIndex, UndecidedError, looks_at_path
 from policies.model import (
     DEFAULT_NAMESPACE,
@@ -661,7 +661,7 @@ class _Granting:
         if not resource.startswith(TOPIC):
             all_topics = self._call.all_topics and self._call.separate  # each of the groups with all topics
         elif not self._call.separate:  # a rule may be about this topic for that group
-            resources += tuple(one for one in self._call.resources if one.startswith((GROUP, TRANSACTIONAL_ID)))
+            resources += tuple(one for one in self._call.resources if not one.startswith(TOPIC))
         call = msgspec.structs.replace(self._call, resources=resources, all_topics=all_topics)
         try:
             judged = [side.enforced.judge(piece).rank for piece in pieces(call) for side in self._sides]

@@ -11,7 +11,7 @@ import msgspec
 from parsers.contract import ApiCall
 from policies.decide import Action, Decision, Pair, PolicySet, Side, Verdict
 from policies.heads import NotProvable, prove, run
-from policies.kafka import PROTOCOL, KafkaIndex, pieces
+from policies.kafka import PROTOCOL, KafkaIndex, Reach, asked_of, pieces, reach_of_call
 from policies.match import RuleIndex
 from policies.model import Direction, Endpoint, Place, Policy, PortRule, Rule
 
@@ -158,10 +158,21 @@ def _mismatch(index: RuleIndex | KafkaIndex, order: int, pieces: Sequence[ApiCal
     """A rule's first mismatch, and a note if it matches only some of the pieces of a call that are judged one by one."""
     found = [(piece, index.mismatch(order, piece)) for piece in pieces]
     held = [piece for piece, mismatch in found if mismatch is None]
-    if len(held) in (0, len(found)):
-        return found[0][1], ""
+    if not held:
+        return found[0][1], _too_far(index, order, found[0][0], found[0][1])
+    if len(held) == len(found):
+        return None, ""
     names = dict.fromkeys(" ".join(piece.resources) or "all topics" for piece in held)
     return None, f"matches for {', '.join(names)}"
+
+
+def _too_far(index: RuleIndex | KafkaIndex, order: int, piece: ApiCall, mismatch: str | None) -> str:
+    """Why a rule of Kafka does not allow what Kafka authorises on something else than what the rule has conditions on."""
+    if not isinstance(index, KafkaIndex) or not index.goes_too_far(order, piece):
+        return ""
+    asks = " and ".join(asked_of(piece))
+    needed = "name the API by apiKey" + ", without topic, group and id," * (reach_of_call(piece) is Reach.CLUSTER)
+    return f"no match: {mismatch} (Kafka asks for {asks}: a rule has to {needed} or to have no condition)"
 
 
 def _effect(deny: bool, audit: bool) -> str:

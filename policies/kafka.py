@@ -3,15 +3,20 @@
 A call (``ApiCall``) of Kafka names its API by ``attributes["apiKey"]`` and what it touches by ``resources``, each of them
 ``topic:NAME``, ``group:NAME`` or ``transactionalId:NAME``. Rules are asked about one topic, one group and one transactional id
 at a time (`pieces`), so that what a call asks for is allowed by the union of rules, and refused piece by piece.
+
+What Kafka authorises on something else than these (kafka_acls.py: the cluster, users, delegation tokens, lists of what belongs to
+others) is not meant by a rule that has only such conditions: a rule has to say so (`Reach`).
 """
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from enum import IntEnum
 from itertools import product
 
 import msgspec
 
 from parsers.contract import ApiCall
+from policies.kafka_acls import ASKS, BEYOND_NAMES, PARTLY_OF_THE_CLUSTER
 from policies.match import Match, PatternTable
 from policies.model import KafkaRole, KafkaRule, TopicKind
 
@@ -88,6 +93,50 @@ ROLES: dict[KafkaRole, frozenset[int]] = {
 MAX_PIECES = 10_000
 
 TOPIC, GROUP, TRANSACTIONAL_ID = "topic:", "group:", "transactionalId:"
+# What rules have conditions on. Anything else that a call names (a broker's configuration, what only brokers ask) is the
+# cluster's.
+_CONDITIONED = (TOPIC, GROUP, TRANSACTIONAL_ID)
+
+
+class Reach(IntEnum):
+    """How far calls go, and how far an allow rule does: it allows nothing that goes farther.
+
+    A deny rule means whatever meets its conditions.
+    """
+
+    NAMES = 0  # topics, groups and transactional ids
+    API = 1  # an API that Kafka authorises on something else: any rule that names it by ``apiKey``, or has no condition
+    CLUSTER = 2  # things of the cluster in a request that may as well be about topics: such a rule, if it has none on these
+    UNKNOWN = 3  # an API of which nobody has said what Kafka asks: no rule
+
+
+_REACHES = {key: Reach.API if name in BEYOND_NAMES else Reach.NAMES for name, key in APIS.items() if name in ASKS}
+
+
+def reach_of_call(call: ApiCall) -> Reach:
+    reach = _REACHES.get(_key(call), Reach.UNKNOWN)
+    for name in call.resources:
+        if not name.startswith(_CONDITIONED):
+            return max(reach, Reach.CLUSTER)
+    return reach
+
+
+def asked_of(call: ApiCall) -> tuple[str, ...]:
+    """What Kafka's authorizer asks of who makes the call."""
+    reach = reach_of_call(call)
+    if reach is Reach.UNKNOWN:
+        return ("nobody knows what",)
+    api = NAMES_BY_KEY[_key(call)]
+    return ("CLUSTER",) if reach is Reach.CLUSTER and api in PARTLY_OF_THE_CLUSTER else ASKS[api]
+
+
+def reach_of_rule(rule: KafkaRule) -> Reach:
+    about_names = rule.topic is not None or rule.group is not None or rule.transactional_id is not None
+    if rule.role is None and rule.keys is not None:
+        return Reach.API if about_names else Reach.CLUSTER
+    plain = rule.keys is None and rule.api_version is None and rule.client_id is None and not about_names
+    return Reach.CLUSTER if plain else Reach.NAMES
+
 
 
 def of_kind(resources: Iterable[str], kind: str) -> list[str]:
@@ -106,7 +155,8 @@ def pieces(call: ApiCall) -> Iterator[ApiCall]:
         for name in call.resources:
             yield msgspec.structs.replace(call, resources=(name,))
         return
-    kinds = [[name for name in call.resources if name.startswith(kind)] for kind in (TOPIC, GROUP, TRANSACTIONAL_ID)]
+    kinds = [[name for name in call.resources if name.startswith(kind)] for kind in _CONDITIONED]
+    others = tuple(name for name in call.resources if not name.startswith(_CONDITIONED))
     if all(len(names) <= 1 for names in kinds) and not (kinds[0] and call.all_topics):
         yield call
         return
@@ -115,7 +165,7 @@ def pieces(call: ApiCall) -> Iterator[ApiCall]:
     if len(topics_and_all) * len(groups) * len(ids) > MAX_PIECES:
         raise ValueError("too many combinations of resources in one call")
     for topic, group, id_ in product(topics_and_all, groups, ids):
-        yield msgspec.structs.replace(call, resources=topic + group + id_, all_topics=call.all_topics and not topic)
+        yield msgspec.structs.replace(call, resources=topic + group + id_ + others, all_topics=call.all_topics and not topic)
 
 
 def _each(names: list[str]) -> list[tuple[str, ...]]:
@@ -161,7 +211,7 @@ class KafkaIndex:
         self.rules = rules
         self._deny = deny
         self._patterns = PatternTable(dot_nl=deny)
-        # By APIs, version, client, group and transactional id.
+        # By reach, APIs, version, client, group and transactional id.
         self._buckets: dict[tuple[object, ...], _Bucket] = {}
         self._of_client: dict[str | None, int] = {}  # the first rule about each client: who may do anything may say who he is
         for order, rule in enumerate(rules):
@@ -169,7 +219,8 @@ class KafkaIndex:
             # What has no group passes a rule that allows one, and is not meant by a rule that denies one.
             groups = (rule.group,) if deny else (rule.group, _WHATEVER)
             ids = (rule.transactional_id,) if deny else (rule.transactional_id, _WHATEVER)
-            for names in product((rule.keys,), (rule.api_version,), (rule.client_id,), groups, ids):
+            reaches = (Reach.NAMES,) if deny else tuple(reach for reach in Reach if reach <= reach_of_rule(rule))
+            for names in product(reaches, (rule.keys,), (rule.api_version,), (rule.client_id,), groups, ids):
                 self._add(self._buckets.setdefault(names, _Bucket(_NOBODY, _NOBODY, {}, {}, {})), order, rule)
         self._patterns.compile()
         # Which conditions there are at all, so that no others are looked up.
@@ -210,6 +261,7 @@ class KafkaIndex:
         held = self._patterns.matching(_latin(topic)) if topic is not None else ()
         without = None if self._deny else _WHATEVER
         conditions = product(
+            (Reach.NAMES if self._deny else reach_of_call(call),),
             self._of_api.get(_key(call), self._any_api),
             _present(call.attributes.get("apiVersion"), self._versions),
             _present(client, self._clients),
@@ -240,6 +292,8 @@ class KafkaIndex:
             return "clientID"
         if handshake:
             return None
+        if self.goes_too_far(order, call):
+            return self._what_is_too_much(rule)
         if rule.api_version is not None and call.attributes.get("apiVersion") != rule.api_version:
             return "apiVersion"
         if not self._about_topics(order, call):
@@ -254,6 +308,21 @@ class KafkaIndex:
             if wanted is not None and (wanted not in names if self._deny else any(name != wanted for name in names)):
                 return field
         return None
+
+    def goes_too_far(self, order: int, call: ApiCall) -> bool:
+        """Whether a call is of a rule's APIs and needs one of farther reach, whatever the conditions say."""
+        rule = self.rules[order]
+        asked = rule.keys is None or _key(call) in rule.keys
+        return asked and not (self._deny or _is_handshake(call)) and reach_of_call(call) > reach_of_rule(rule)
+
+    @staticmethod
+    def _what_is_too_much(rule: KafkaRule) -> str:
+        """The condition that keeps a rule from reaching farther."""
+        if rule.keys is None or rule.role is not None:
+            return "apiKey"
+        if rule.topic is not None:
+            return rule.topic.kind.value
+        return "transactionalID" if rule.group is None and rule.transactional_id is not None else "group"
 
     def _about_topics(self, order: int, call: ApiCall) -> bool:
         condition = self.rules[order].topic

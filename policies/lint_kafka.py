@@ -4,13 +4,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import product
 
-from policies.kafka import APIS, RETIRED
+from policies.kafka import APIS, RETIRED, Reach, reach_of_rule
+from policies.kafka_acls import BEYOND_NAMES, PARTLY_OF_THE_CLUSTER
 from policies.match import PatternTable, UndecidedError, is_literal
 from policies.model import KafkaRule, TopicKind, TopicMatch
 from policies.nodes import Finding
 from policies.rules import is_topic
 
 _ANY_TOPIC = (".*", ".+", "^.*$", "^.+$")
+_BEYOND_NAMES = frozenset(APIS[name] for name in BEYOND_NAMES)
+_PARTLY_OF_THE_CLUSTER = frozenset(APIS[name] for name in PARTLY_OF_THE_CLUSTER)
 _RETIRED_NAMES = {key: name for name, key in RETIRED.items()}
 
 # The APIs whose requests name things of each kind, in some version. Of the others, no condition on that kind says anything.
@@ -75,16 +78,25 @@ def _of_rule(rule: KafkaRule) -> Iterator[Finding]:
         if condition is not None and rule.keys is not None and rule.keys.isdisjoint(keys):
             what = "matches no request" if rule.deny else f"allows them whatever its condition on {kind} says"
             yield _at(rule, "SL015", f"requests of this API name no {kind}: the rule {what}", "leave the condition out")
+    if _means_everything(rule):
+        what = "does not allow what Kafka authorises on the cluster, on users or on tokens, such as AlterClientQuotas"
+        yield _at(rule, "SL017", what, "name these by apiKey, or leave all conditions out")
     if rule.topic is None or rule.topic.kind is not TopicKind.PATTERN:
         return
     text = rule.topic.text
     if text in _ANY_TOPIC:
-        hint = "leave the field out; then also requests about all topics are meant"
+        hint = "leave the field out; then also requests about all topics are meant, and with no other condition those of the cluster"
         yield _at(rule, "SL006", f"topicPattern: {text!r} matches every topic", hint)
     elif is_literal(text) and not is_topic(text):
         yield _at(
             rule, "SL007", f"topicPattern: {text!r} never matches: no topic has such a name", "a-z, A-Z, 0-9, '.', '_', '-'"
         )
+
+
+def _means_everything(rule: KafkaRule) -> bool:
+    """Whether a rule's conditions look as if nothing was to be left out, and it leaves out what has to be said by name."""
+    conditions = (rule.keys, rule.topic, rule.group, rule.transactional_id)
+    return not rule.deny and all(one is None for one in conditions) and reach_of_rule(rule) is Reach.NAMES
 
 
 def _pointless(rules: Sequence[KafkaRule]) -> Iterator[Finding]:
@@ -159,7 +171,17 @@ def _says_more(rules: Sequence[KafkaRule], wide_order: int, order: int) -> str |
 
 def _covers(wide: KafkaRule, narrow: KafkaRule) -> bool:
     """Whether ``wide``, which the finder has found for ``narrow``, matches whatever ``narrow`` matches."""
+    if not (wide.deny or narrow.deny) and _reach_used(narrow) > reach_of_rule(wide):
+        return False
     return wide.keys is None or (narrow.keys is not None and narrow.keys <= wide.keys)
+
+
+def _reach_used(rule: KafkaRule) -> Reach:
+    """How far the requests go that an allow rule allows."""
+    reach = reach_of_rule(rule)
+    if rule.keys is None or (reach is Reach.CLUSTER and rule.keys & _PARTLY_OF_THE_CLUSTER):
+        return reach
+    return min(reach, Reach.API if rule.keys & _BEYOND_NAMES else Reach.NAMES)
 
 
 def _at(rule: KafkaRule, code: str, message: str, hint: str = "") -> Finding:

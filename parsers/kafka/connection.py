@@ -41,7 +41,7 @@ from parsers.kafka import denials, replies, splits
 from parsers.kafka.frame import API_VERSIONS, SIZE, MalformedError, UnsupportedError
 from parsers.kafka.layouts import REQUESTS
 from parsers.kafka.prefixes import CARRIED, is_carriable, prefix_of
-from parsers.kafka.request import Request, Topic, look, skim
+from parsers.kafka.request import CLUSTER, Request, Topic, look, skim
 from parsers.kafka.sasl import Login
 from parsers.kafka.sessions import FINAL_EPOCH, INITIAL_EPOCH, Partitions, Session, Sessions
 from parsers.kafka.wire import message, varint
@@ -130,7 +130,7 @@ class _Asked(msgspec.Struct):
     data: bytes  # the frame, or the beginning of it that was looked at
     names: tuple[str, ...] = ()  # of request.topics
     resources: tuple[str, ...] = ()
-    elements: tuple[str | None, ...] = ()  # of request.elements, as resources
+    elements: tuple[str, ...] = ()  # of request.elements, as resources
     session: Session | None = None  # of an incremental Fetch
     unknown: tuple[int, ...] = ()  # positions of topics whose ids nobody knows
     instead: tuple[bytes, str] | None = None  # our words, whatever the ruling, with their status
@@ -307,6 +307,7 @@ class KafkaParser:
                     *topics,
                     *(f"group:{group}" for group in request.groups),
                     *(f"transactionalId:{name}" for name in request.transactional_ids),
+                    *(one.resource for one in request.named),
                 )
             )
         )
@@ -367,7 +368,7 @@ class KafkaParser:
         refused: dict[int, int] = {}
         if ruling.allowed or request.api_key == _ADD_PARTITIONS:  # of what is denied as a whole nobody else asks which
             named = enumerate(asked.elements)
-            refused = {i: denials.code_of(one) for i, one in named if one is not None and not ruling.grants(one)}
+            refused = {i: denials.code_of(one) for i, one in named if not ruling.grants(one)}
         # Whether what nobody knows is allowed, nobody can tell.
         refused |= dict.fromkeys(asked.unknown, denials.UNKNOWN_TOPIC_ID)
         nothing_left = bool(refused) and len(refused) == len(asked.elements) and not _has_remainder(request)
@@ -646,8 +647,6 @@ class KafkaParser:
 
 def _has_remainder(request: Request) -> bool:
     """Whether a request makes sense without all that policy may refuse of it."""
-    if request.named:
-        return any(one.resource is None for one in request.named)
     # In version 0 of Metadata no topics are all topics.
     return request.api_key == _METADATA and request.version > 0 and request.array is not None
 
@@ -659,6 +658,8 @@ def _may_be_filtered(request: Request) -> bool:
 
 def call_of(request: Request, resources: tuple[str, ...], principal: str | None = None) -> ApiCall:
     """A request as policy is asked about it. ``resources``: what it names, all topics by their names."""
+    if request.of_brokers:
+        resources = (*resources, CLUSTER)
     make = _kept_call if len(resources) <= _KEPT_RESOURCES_MAX else _call
     divisible = _may_be_filtered(request) or (bool(request.topics or request.named) and splits.may_be_split(request))
     more = divisible, bool(request.named), request.all_topics, _has_remainder(request)

@@ -58,7 +58,6 @@ _RESOURCE_CODES = {
     32: GROUP_DENIED,
 }  # of a configuration: a topic's, a group's; anything else is the cluster's
 PRODUCE, FETCH, ADD_PARTITIONS = 0, 1, 24
-_BROKERS_ONLY = 4  # AddPartitionsToTxn from this version on
 _SASL = (17, 36)
 # WriteTxnMarkers, AlterReplicaLogDirs, DescribeLogDirs, ElectLeaders, AlterPartitionReassignments, ListPartitionReassignments,
 # DescribeQuorum: they name topics, but to a broker it is the cluster that they are about.
@@ -85,14 +84,16 @@ def told_code(request: Request, code: int) -> int:
     """The code that a denial of ``request`` has where ``code`` is what is denied."""
     if request.api_key in _SASL:
         return SASL_FAILED
-    if request.api_key in _CLUSTER_APIS or (request.api_key == ADD_PARTITIONS and request.version >= _BROKERS_ONLY):
+    if request.api_key in _CLUSTER_APIS or (request.of_brokers and request.api_key != FETCH):
         return CLUSTER_DENIED
+    if request.of_brokers and code == CLUSTER_DENIED:
+        return TOPIC_DENIED  # so a broker answers who fetches as a follower and is none
     return code
 
 
 def code_of(resource: str) -> int:
-    """The code of a topic, a group or a transactional id that is denied."""
-    return _KINDS[resource.partition(":")[0]]
+    """The code of a topic, a group, a transactional id or something of the cluster that is denied."""
+    return _KINDS.get(resource.partition(":")[0], CLUSTER_DENIED)
 
 
 def denied_code(resources: Collection[str], grants: Callable[[str], bool]) -> int:

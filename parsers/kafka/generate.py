@@ -38,6 +38,8 @@ KIO_ENTITIES = {"TopicName": "topicName", "GroupId": "groupId", "TransactionalId
 # What policy needs and no entityType tells. Key: API, then the field's path.
 MEANINGS = {
     "Produce Acks": "acks",  # 0: there is no reply
+    "Fetch ReplicaId": "replica",  # a broker's number: it fetches as a follower, which Kafka authorises on the cluster
+    "Fetch ReplicaState.ReplicaId": "replica",
     "Fetch SessionId": "sessionId",
     "Fetch SessionEpoch": "sessionEpoch",
     "Fetch Topics.Partitions.Partition": "partition",  # what a session consists of (KIP-227)
@@ -222,7 +224,7 @@ class _Writer:
                     word = str(int(words.pop()) + int(word))
                 words.append(word)
         tagged = {field.tag: self.word(field, f"{path}{field.name}") for field in fields if field.tag is not None}
-        if any("=" in word for word in tagged.values()):
+        if any("=" in word.replace("replica=", "") for word in tagged.values()):  # the walk looks for that one alone
             raise Unclassified(f"generate: {self._api.name} {path}: a tagged field that policy must know")
         words += [f"<{tag}: {word}>" for tag, word in sorted(tagged.items())]
         return " ".join(words)
@@ -280,7 +282,7 @@ A layout is a list of words, each of which is a field, or several that are skipp
 * ``[…]``: an array of structures. ``[…;]``: an array of plain values. ``(…)``: a structure.
 * ``?`` behind a word: it may be null. ``~``: null means all topics. ``!``: empty means all topics.
 * ``name=``: what policy calls it: ``topic``, ``topicId``, ``group``, ``transactional``, ``partition`` (with numbers kept),
-  ``acks``, ``sessionId``, ``sessionEpoch``; ``key`` and ``keyType`` (FindCoordinator), ``kind`` and ``name`` (resources that
+  ``acks``, ``replica`` (a broker that follows), ``sessionId``, ``sessionEpoch``; ``key`` and ``keyType`` (FindCoordinator), ``kind`` and ``name`` (resources that
   have a configuration), ``regex`` (topics by pattern); ``topics=`` and ``forgotten=`` (arrays whose elements are topics).
 * ``<7: …>``: the tagged field 7. It has to be as long as it says: Kafka's own reader does not look at the length of those
   that it knows, and must not be led to bytes that we have skipped.

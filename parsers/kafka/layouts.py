@@ -6,7 +6,7 @@ A layout is a list of words, each of which is a field, or several that are skipp
 * ``[…]``: an array of structures. ``[…;]``: an array of plain values. ``(…)``: a structure.
 * ``?`` behind a word: it may be null. ``~``: null means all topics. ``!``: empty means all topics.
 * ``name=``: what policy calls it: ``topic``, ``topicId``, ``group``, ``transactional``, ``partition`` (with numbers kept),
-  ``acks``, ``sessionId``, ``sessionEpoch``; ``key`` and ``keyType`` (FindCoordinator), ``kind`` and ``name`` (resources that
+  ``acks``, ``replica`` (a broker that follows), ``sessionId``, ``sessionEpoch``; ``key`` and ``keyType`` (FindCoordinator), ``kind`` and ``name`` (resources that
   have a configuration), ``regex`` (topics by pattern); ``topics=`` and ``forgotten=`` (arrays whose elements are topics).
 * ``<7: …>``: the tagged field 7. It has to be as long as it says: Kafka's own reader does not look at the length of those
   that it knows, and must not be led to bytes that we have skipped.
@@ -40,37 +40,49 @@ REQUESTS: dict[int, Api] = {
         "Fetch",
         12,
         (
-            (0, 2, "12 topics=[topic=s [partition=4 12]]"),
-            (3, 3, "16 topics=[topic=s [partition=4 12]]"),
-            (4, 4, "17 topics=[topic=s [partition=4 12]]"),
-            (5, 6, "17 topics=[topic=s [partition=4 20]]"),
-            (7, 8, "17 sessionId=4 sessionEpoch=4 topics=[topic=s [partition=4 20]] forgotten=[topic=s partition=[4;]]"),
-            (9, 10, "17 sessionId=4 sessionEpoch=4 topics=[topic=s [partition=4 24]] forgotten=[topic=s partition=[4;]]"),
-            (11, 11, "17 sessionId=4 sessionEpoch=4 topics=[topic=s [partition=4 24]] forgotten=[topic=s partition=[4;]] s"),
+            (0, 2, "replica=4 8 topics=[topic=s [partition=4 12]]"),
+            (3, 3, "replica=4 12 topics=[topic=s [partition=4 12]]"),
+            (4, 4, "replica=4 13 topics=[topic=s [partition=4 12]]"),
+            (5, 6, "replica=4 13 topics=[topic=s [partition=4 20]]"),
+            (
+                7,
+                8,
+                "replica=4 13 sessionId=4 sessionEpoch=4 topics=[topic=s [partition=4 20]] forgotten=[topic=s partition=[4;]]",
+            ),
+            (
+                9,
+                10,
+                "replica=4 13 sessionId=4 sessionEpoch=4 topics=[topic=s [partition=4 24]] forgotten=[topic=s partition=[4;]]",
+            ),
+            (
+                11,
+                11,
+                "replica=4 13 sessionId=4 sessionEpoch=4 topics=[topic=s [partition=4 24]] forgotten=[topic=s partition=[4;]] s",
+            ),
             (
                 12,
                 12,
-                "17 sessionId=4 sessionEpoch=4 topics=[topic=s [partition=4 28]] forgotten=[topic=s partition=[4;]] s <0: s?>",
+                "replica=4 13 sessionId=4 sessionEpoch=4 topics=[topic=s [partition=4 28]] forgotten=[topic=s partition=[4;]] s <0: s?>",
             ),
             (
                 13,
                 14,
-                "17 sessionId=4 sessionEpoch=4 topics=[topicId=16 [partition=4 28]] forgotten=[topicId=16 partition=[4;]] s <0: s?>",
+                "replica=4 13 sessionId=4 sessionEpoch=4 topics=[topicId=16 [partition=4 28]] forgotten=[topicId=16 partition=[4;]] s <0: s?>",
             ),
             (
                 15,
                 16,
-                "13 sessionId=4 sessionEpoch=4 topics=[topicId=16 [partition=4 28]] forgotten=[topicId=16 partition=[4;]] s <0: s?> <1: (12)>",
+                "13 sessionId=4 sessionEpoch=4 topics=[topicId=16 [partition=4 28]] forgotten=[topicId=16 partition=[4;]] s <0: s?> <1: (replica=4 8)>",
             ),
             (
                 17,
                 17,
-                "13 sessionId=4 sessionEpoch=4 topics=[topicId=16 [partition=4 28 <0: 16>]] forgotten=[topicId=16 partition=[4;]] s <0: s?> <1: (12)>",
+                "13 sessionId=4 sessionEpoch=4 topics=[topicId=16 [partition=4 28 <0: 16>]] forgotten=[topicId=16 partition=[4;]] s <0: s?> <1: (replica=4 8)>",
             ),
             (
                 18,
                 18,
-                "13 sessionId=4 sessionEpoch=4 topics=[topicId=16 [partition=4 28 <0: 16> <1: 8>]] forgotten=[topicId=16 partition=[4;]] s <0: s?> <1: (12)>",
+                "13 sessionId=4 sessionEpoch=4 topics=[topicId=16 [partition=4 28 <0: 16> <1: 8>]] forgotten=[topicId=16 partition=[4;]] s <0: s?> <1: (replica=4 8)>",
             ),
         ),
     ),

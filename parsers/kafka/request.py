@@ -37,6 +37,7 @@ from parsers.kafka.shapes import (
     PARTITIONS,
     PLAIN,
     REGEX,
+    REPLICA,
     SESSION_EPOCH,
     SESSION_ID,
     SKIP,
@@ -63,12 +64,18 @@ _NO_ID = bytes(16)
 _STRING_MAX = 0x7FFF  # bytes; Kafka refuses longer ones where the length is a varint, too
 _VARINT_MAX = 0x7FFFFFFF  # a length beyond that would be a negative number to Kafka, which could mean null
 _EPOCHS_ALIKE = 1 << 24  # session epochs whose first byte is zero
-_TOPIC, _GROUP = 2, 32  # kinds of resources that have a configuration: ConfigResource.Type
+# Kinds of resources that have a configuration (ConfigResource.Type), by what policy calls them; any other is the cluster's, too.
+_TOPIC, _GROUP = 2, 32
+_CONFIGURED = {_TOPIC: "topic", 4: "broker", 8: "brokerLogger", 16: "clientMetrics", _GROUP: "group"}
+# What only brokers ask, and Kafka authorises on the cluster, in APIs that clients have as well.
+CLUSTER = "cluster:kafka-cluster"
 _KEY_GROUP, _KEY_TRANSACTION, _KEY_SHARE = 0, 1, 2  # FindCoordinatorRequest.CoordinatorType
+# APIs of clients that only brokers have in newer versions: AddPartitionsToTxn from 4 on (KIP-890).
+OF_BROKERS_FROM = {24: 4}
 # Share coordinators are asked for by brokers alone, and refused as a whole.
 _KEYS = {_KEY_GROUP: "group", _KEY_TRANSACTION: "transactionalId"}
 # Where a walk keeps the numbers that it finds.
-_NUMBERS = {ACKS: "acks", SESSION_ID: "session_id", SESSION_EPOCH: "session_epoch", KIND: "kind", KEY_TYPE: "key_type"}
+_NUMBERS = {REPLICA: "replica", ACKS: "acks", SESSION_ID: "session_id", SESSION_EPOCH: "session_epoch", KIND: "kind", KEY_TYPE: "key_type"}
 
 
 class Topic(msgspec.Struct, frozen=True):
@@ -88,11 +95,10 @@ class Topic(msgspec.Struct, frozen=True):
 class Named(msgspec.Struct, frozen=True):
     """One element of an array of groups, of transactional ids, or of resources that have a configuration.
 
-    ``resource`` is what policy calls it ("group:g"), or None for a configuration that is neither a topic's nor a group's.
-    ``start`` and ``end`` as of a topic.
+    ``resource`` is what policy calls it ("group:g", "broker:1"). ``start`` and ``end`` as of a topic.
     """
 
-    resource: str | None
+    resource: str
     start: int
     end: int
 
@@ -102,7 +108,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     ``size``: bytes of the frame with its size field. ``array``: (start, end of the count, number) of the one array whose
     ``elements`` can be told apart, when it is one. ``named``: these elements where they are not just topics; they are among
-    the topics, groups and transactional ids as well. ``determined``: length in bytes of the prefix of the frame behind which
+    the topics, groups and transactional ids as well, if they are such. ``of_brokers``: only brokers ask such a thing of each
+    other: a Fetch of a follower, AddPartitionsToTxn from version 4 on, a coordinator of share groups. ``determined``: length in bytes of the prefix of the frame behind which
     nothing can change any field but the ends of ranges.
     """
 
@@ -121,6 +128,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     forgotten: tuple[Topic, ...] = ()
     acks: int | None = None
     session: tuple[int, int] | None = None
+    of_brokers: bool = False
     determined: int = 0
 
     @property
@@ -142,6 +150,7 @@ class _Walk:
 
     # What most requests do not have is not set for each.
     key_type = _KEY_GROUP
+    replica = -1  # the broker that fetches, as it calls itself; negative: a client
     all_topics = False
     array: tuple[int, int, int] | None = None
     topic_arrays = 0
@@ -412,14 +421,11 @@ class _Walk:
         into, start = self.pending
         self.pending = None
         if self.kind is not None:
-            resource = None
             if self.kind == _GROUP:
                 self.groups.append(self.name or "")
-                resource = f"group:{self.name or ''}"
             elif self.kind == _TOPIC:
                 into.append(Topic(self.name, None, start, end))
-                resource = f"topic:{self.name}"
-            self.add_named(resource, start, end)
+            self.add_named(f"{_CONFIGURED.get(self.kind, 'cluster')}:{self.name or ''}", start, end)
             return
         if self.name is not None and self.topic_id is not None:
             # A broker takes one and forgets the other, and which one is nothing to rely on.
@@ -459,7 +465,7 @@ class _Walk:
         for group, start, end in zip(self.groups, self.group_starts, ends, strict=False):
             self.add_named(f"group:{group}", start, end)
 
-    def add_named(self, resource: str | None, start: int, end: int) -> None:
+    def add_named(self, resource: str, start: int, end: int) -> None:
         if isinstance(self.named, tuple):
             self.named = []
         self.named.append(Named(resource, start, end))
@@ -529,8 +535,16 @@ class _Walk:
             session=None if self.session_id is None else (self.session_id, self.session_epoch),
             determined=self.determined,
         )
-        # Most requests have none, and a field less is set faster.
+        # Most requests have none of these, and a field less is set faster.
+        if self.is_of_brokers():
+            request = msgspec.structs.replace(request, of_brokers=True)
         return msgspec.structs.replace(request, named=tuple(named)) if named else request
+
+    def is_of_brokers(self) -> bool:
+        if self.replica >= 0 or self.key_type == _KEY_SHARE:
+            return True
+        first = OF_BROKERS_FROM.get(self.header.api_key)
+        return first is not None and self.header.version >= first
 
 
 def _walk(data: bytes, header: Header, whole: bool) -> Request:

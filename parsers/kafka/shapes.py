@@ -34,10 +34,11 @@ from parsers.kafka.layouts import REQUESTS
     EVERYTHING,
     KEY_TYPE,
     KIND,
+    REPLICA,
     ACKS,
     SESSION_ID,
     SESSION_EPOCH,
-) = range(25)
+) = range(26)
 NUMBERS = KEY_TYPE
 
 # Marks of TOPICS.
@@ -54,6 +55,7 @@ _MEANINGS = {
     "keyType": KEY_TYPE,
     "kind": KIND,
     "regex": REGEX,
+    "replica": REPLICA,
     "acks": ACKS,
     "sessionId": SESSION_ID,
     "sessionEpoch": SESSION_EPOCH,
@@ -152,7 +154,7 @@ class _Text:
 
     def _least(self, step: Step) -> int:
         match step.code:
-            case c if c in (SKIP, PARTITION, TOPIC_ID, KEY_TYPE, KIND, ACKS, SESSION_ID, SESSION_EPOCH):
+            case c if c in (SKIP, PARTITION, TOPIC_ID, KEY_TYPE, KIND, REPLICA, ACKS, SESSION_ID, SESSION_EPOCH):
                 return step.n
             case c if c in (STRUCT, TOPIC_STRUCT):
                 return 1 if step.null or step.inner is None else step.inner.least
@@ -168,6 +170,8 @@ class _Text:
 def _wanted(step: Step) -> bool:
     if step.code in (ARRAY, STRUCT):
         return step.inner is not None and step.inner.wanted
+    if step.code == TAGS:
+        return step.inner is not None and any(block.wanted for block in step.inner.tagged.values())
     return step.code not in _SKIPS
 
 

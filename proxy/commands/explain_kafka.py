@@ -8,7 +8,7 @@ import click
 from parsers.contract import ApiCall
 from parsers.kafka.connection import SUPPORTED, call_of
 from parsers.kafka.layouts import REQUESTS
-from parsers.kafka.request import Named, Request, Topic
+from parsers.kafka.request import OF_BROKERS_FROM, Named, Request, Topic
 from policies.kafka import APIS, GROUP, RETIRED, TOPIC, TRANSACTIONAL_ID
 
 # What else people call an API.
@@ -52,7 +52,8 @@ def kafka_call(words: str, options: Options) -> ApiCall:
     api, *topics = words.split() or [""]
     key = _key(api)
     lowest, highest = SUPPORTED.get(key, (1, 0))
-    version = highest if options.api_version is None else options.api_version
+    of_brokers_from = OF_BROKERS_FROM.get(key, highest + 1)
+    version = of_brokers_from - 1 if options.api_version is None else options.api_version  # the newest that a client asks in
     if key not in REQUESTS:
         raise UnsupportedRequestError("unsupported-api")
     if not lowest <= version <= highest:
@@ -92,6 +93,7 @@ def kafka_call(words: str, options: Options) -> ApiCall:
         all_topics=all_topics,
         array=(0, 0, len(named or topics)) if named or topics else None,
         named=named,
+        of_brokers=version >= of_brokers_from,
     )
     return call_of(request, resources)
 

@@ -47,8 +47,11 @@ CALLED = [
         "FindCoordinator",
     ),
     *("Heartbeat", "EndTxn", "DescribeGroups", "DescribeConfigs", "ListGroups", "ApiVersions", "SaslHandshake"),
-    *("DescribeCluster", "DescribeTopicPartitions"),
+    *("DescribeCluster", "DescribeTopicPartitions", "AlterUserScramCredentials", "ListTransactions", "ElectLeaders"),
 ]
+# Kafka asks for rights to something else for these than to the topics, groups and transactional ids that they name.
+BEYOND_NAMES = {"ListGroups", "AlterUserScramCredentials", "ListTransactions", "ElectLeaders"}
+OTHERS = ["broker:1", "clientMetrics:m", "cluster:kafka-cluster"]
 TOPICS = ["a", "a-1", "a-2", "ab", "b", "b-1", "A", "a.1", "?AAAA"]
 GROUPS, IDS, CLIENTS, VERSIONS = ["g", "h", "gg"], ["t", "u"], ["me", "you", None], [0, 3, 7]
 WORKLOADS = "---\n".join(
@@ -65,7 +68,8 @@ WORKLOADS = "---\n".join(
 )
 
 
-# The evaluator. A piece is (api, version, client, topic or None, all topics?, group or None, transactional id or None).
+# The evaluator. A piece is (api, version, client, topic or None, all topics?, group or None, transactional id or None, anything
+# else?).
 
 
 class Reference:
@@ -112,9 +116,14 @@ class Reference:
         all_topics: bool,
         group: str | None,
         id_: str | None,
+        others: bool,
     ) -> bool:
         if api in HANDSHAKE:
             return "clientID" not in rule or rule["clientID"] == client
+        about_names = self._has_topic_condition(rule) or "group" in rule or "transactionalID" in rule
+        says_so = "apiKey" in rule or not rule
+        if (api in BEYOND_NAMES and not says_so) or (others and (not says_so or about_names)):
+            return False
         if not self._is_of(rule, api, version, client):
             return False
         if self._has_topic_condition(rule) and (all_topics if topic is None else not self._is_about(rule, topic)):
@@ -133,6 +142,7 @@ class Reference:
         all_topics: bool,
         group: str | None,
         id_: str | None,
+        others: bool,
     ) -> bool:
         if not self._is_of(rule, api, version, client):
             return False
@@ -147,6 +157,7 @@ def expected(sides: list[list[Rule]], call: ApiCall) -> tuple[str, dict[str, str
     """The verdict, and where it is PARTIAL that of each topic, or of each thing that is judged by itself."""
     references = [Reference(rules) for rules in sides]
     topics, groups, ids = (names(call, kind) for kind in ("topic", "group", "transactionalId"))
+    others = any(one in OTHERS for one in call.resources)
     if call.separate:
         alone = {one: expected(sides, about(call, (one,), call.all_topics))[0] for one in call.resources}
         whole = alone or {"": expected(sides, about(call, (), call.all_topics))[0]}
@@ -158,7 +169,10 @@ def expected(sides: list[list[Rule]], call: ApiCall) -> tuple[str, dict[str, str
     def allowed(topic: str | None, all_topics: bool) -> bool:
         return all(
             side.allows(
-                (call.method, call.attributes["apiVersion"], call.attributes.get("clientId"), topic, all_topics, group, id_)
+                (
+                    *(call.method, call.attributes["apiVersion"], call.attributes.get("clientId")),
+                    *(topic, all_topics, group, id_, others),
+                )
             )
             for side in references
             for group, id_ in product(groups or [None], ids or [None])
@@ -233,6 +247,8 @@ def some_call(random: Random) -> ApiCall:
         for kind, known, most in (("topic", TOPICS, 4), ("group", GROUPS, 2), ("transactionalId", IDS, 2))
         for name in random.sample(known, random.choice([0, 1, 1, most]))
     ]
+    if random.random() < 0.15:
+        resources.append(random.choice(OTHERS))
     client = random.choice(CLIENTS)
     all_topics = random.random() < 0.2
     return ApiCall(
@@ -389,7 +405,9 @@ def test_of_every_rule_it_can_be_told_whether_it_matches_and_the_first_that_does
                 for piece in pieces(call):
                     topic, group, id_ = ((names(piece, kind) or [None])[0] for kind in ("topic", "group", "transactionalId"))
                     about = (piece.method, piece.attributes["apiVersion"], piece.attributes.get("clientId"))
-                    matching = [i for i, rule in enumerate(asked) if holds(rule, *about, topic, piece.all_topics, group, id_)]
+                    others = any(one in OTHERS for one in piece.resources)
+                    things = (topic, piece.all_topics, group, id_, others)
+                    matching = [i for i, rule in enumerate(asked) if holds(rule, *about, *things)]
                     told = [i for i in range(len(asked)) if listed.index.mismatch(i, piece) is None]
                     first = [match.order for match in listed.index.matches(piece)[0]]
                     assert (told, first) == (matching, matching[:1]), (rules, piece)

@@ -7,6 +7,7 @@ from parsers.kafka.layouts import REQUESTS
 from policies.decide import Action, PolicySet, Verdict
 from policies.heads import NotProvable, prove
 from policies.kafka import APIS, KEYS_BY_WORD, MAX_PIECES, RETIRED
+from policies.kafka_acls import ASKS
 from policies.model import Direction
 
 from .words import decide_kafka as decided
@@ -75,6 +76,66 @@ class TestApis:
         assert {api for api in APIS if allowed("[{apiKey: stopreplica}]", kafka(api))} == HANDSHAKE
 
 
+# What Kafka authorises on the cluster, on users or tokens, or as a list of what belongs to everybody.
+BEYOND_NAMES = {
+    *("ListGroups", "ListTransactions", "WriteTxnMarkers", "DescribeAcls", "CreateAcls", "DeleteAcls", "AlterReplicaLogDirs"),
+    *("DescribeLogDirs", "CreateDelegationToken", "RenewDelegationToken", "ExpireDelegationToken", "DescribeDelegationToken"),
+    *("ElectLeaders", "AlterPartitionReassignments", "ListPartitionReassignments", "DescribeClientQuotas", "AlterClientQuotas"),
+    *("DescribeUserScramCredentials", "AlterUserScramCredentials", "DescribeQuorum", "UpdateFeatures", "ListConfigResources"),
+}
+NARROW = ("topic: a", "topicPrefix: a", "topicPattern: a+", "group: g", "transactionalID: t", "clientID: me", "apiVersion: '3'")
+
+
+class TestReach:
+    """A rule about topics, groups, ids, clients or versions is none about the cluster, until it says so."""
+
+    def test_of_every_api_it_is_said_what_kafka_asks(self) -> None:
+        assert set(ASKS) == set(APIS)
+
+    @pytest.mark.parametrize("condition", NARROW)
+    def test_conditions_alone_open_nothing_of_the_cluster(self, condition: str) -> None:
+        opened = {api for api in APIS if allowed(f"[{{{condition}}}]", kafka(api, client="me"))}
+        assert not opened & BEYOND_NAMES
+        assert opened >= set(APIS) - BEYOND_NAMES
+
+    @pytest.mark.parametrize("api", sorted(BEYOND_NAMES))
+    def test_what_is_the_clusters_needs_a_rule_that_names_it_or_has_no_condition(self, api: str) -> None:
+        call = kafka(api, client="me")
+        for rule in ("{}", "{name: all, record: summary}", f"{{apiKey: {api}}}", f"{{apiKey: {api}, clientID: me}}"):
+            assert allowed(f"[{rule}]", call)
+        for rule in ("{role: produce}", "{role: consume}", "{apiKey: produce}", "{clientID: me, apiVersion: '3'}"):
+            assert not allowed(f"[{rule}]", call)
+        assert decided("[{topic: a}, {clientID: me}]", call).reason == "no-rule-matched"
+
+    def test_named_by_its_api_the_topics_still_count(self) -> None:
+        rules = "[{apiKey: electleaders, topic: a}]"
+        assert allowed(rules, kafka("ElectLeaders", "a"))
+        assert not allowed(rules, kafka("ElectLeaders", "b"))
+        assert not allowed("[{topic: a}]", kafka("ElectLeaders", "a"))
+
+    @pytest.mark.parametrize(
+        ("api", "rest"),
+        [("Fetch", "topic:orders"), ("AddPartitionsToTxn", "topic:orders"), ("FindCoordinator", "group:g")],
+    )
+    def test_what_only_brokers_ask_is_none_of_a_role_or_of_a_rule_about_topics(self, api: str, rest: str) -> None:
+        as_client, as_broker = kafka(api, rest), kafka(api, rest, "cluster:kafka-cluster")
+        for rule in ("{role: consume}, {role: produce}", "{topic: orders}", f"{{apiKey: {api}, topic: orders}}"):
+            assert allowed(f"[{rule}]", as_client)
+            assert not allowed(f"[{rule}]", as_broker)
+        assert allowed(f"[{{apiKey: {api}}}]", as_broker)
+        assert allowed("[{}]", as_broker)
+
+    @pytest.mark.parametrize("key", [50_000, 64, 80])
+    def test_an_api_of_which_nobody_has_said_what_kafka_asks_is_refused(self, key: int) -> None:
+        call = ApiCall(protocol="kafka", method=f"ApiKey{key}", attributes={"apiKey": key, "apiVersion": 0})
+        assert decided("[{}]", call).reason == "no-rule-matched"
+
+    @pytest.mark.parametrize("condition", NARROW)
+    def test_a_deny_rule_reaches_as_far_as_its_conditions(self, condition: str) -> None:
+        meant = condition.startswith(("clientID", "apiVersion"))
+        assert allowed(f"[{{}}, {{deny: true, {condition}}}]", kafka("AlterClientQuotas", client="me")) is not meant
+
+
 class TestHandshake:
     """Without these no client can say anything, so whoever may ask for something may ask for them."""
 
@@ -133,7 +194,7 @@ class TestConditions:
 
     @pytest.mark.parametrize("condition", ["topic: a", "topicPrefix: a", "topicPattern: a+", "group: g", "transactionalID: t"])
     def test_a_request_that_names_nothing_of_a_kind_passes_a_rule_about_it(self, condition: str) -> None:
-        assert allowed(f"[{{{condition}}}]", kafka("ListGroups"))
+        assert allowed(f"[{{{condition}}}]", kafka("InitProducerId"))
 
     def test_an_unknown_topic_id_is_no_topics_name(self) -> None:
         """The parser calls a topic whose name nobody knows by a name that no topic can have."""
@@ -267,9 +328,14 @@ class TestPartial:
         assert nothing.verdict is Verdict.DENIED
         assert not any(nothing.grants(f"group:{name}") for name in "ghi")
 
-    def test_a_brokers_configuration_is_left_when_those_of_all_topics_are_denied(self) -> None:
-        call = kafka("DescribeConfigs", "b", divisible=True, separate=True, remainder=True)
-        assert decided("[{apiKey: describeconfigs, topic: a}]", call).per_resource == {"topic:b": Verdict.DENIED}
+    def test_a_brokers_configuration_is_told_apart_from_those_of_topics(self) -> None:
+        call = kafka("DescribeConfigs", "a", "broker:1", divisible=True, separate=True)
+        one, other = Verdict.ALLOWED, Verdict.DENIED
+        for topics_rule in ("{apiKey: describeconfigs, topic: a}", "{topic: a}", "{clientID: me}, {topicPrefix: a}"):
+            assert decided(f"[{topics_rule}]", call).per_resource == {"topic:a": one, "broker:1": other}
+        no_topics = decided("[{apiKey: describeconfigs}, {deny: true, topic: a}]", call)
+        assert no_topics.per_resource == {"topic:a": other, "broker:1": one}
+        assert allowed("[{apiKey: describeconfigs}]", call)
         assert decided("[{apiKey: metadata}]", call).verdict is Verdict.DENIED
         assert decided("[{}, {deny: true, apiKey: describeconfigs}]", call).verdict is Verdict.DENIED
 
@@ -345,6 +411,7 @@ class TestDeny:
     @pytest.mark.parametrize("condition", ["topic: a", "group: g", "transactionalID: t"])
     def test_a_request_without_such_things_is_not_meant(self, condition: str) -> None:
         assert allowed(f"[{{}}, {{deny: true, {condition}}}]", kafka("ListGroups"))
+        assert not allowed(f"[{{deny: true, {condition}}}]", kafka("ListGroups"))
 
     def test_one_group_of_several_is_enough(self) -> None:
         assert not allowed("[{}, {deny: true, group: g}]", kafka("DescribeGroups", "group:f", "group:g"))

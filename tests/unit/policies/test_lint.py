@@ -104,7 +104,11 @@ class TestKafka:
             ("{topic: a}, {topic: a, name: again}", ["SL002"]),
             ("{topicPattern: a.*}, {topicPattern: a.*, name: again}", ["SL002"]),
             ("{topic: a}, {}", ["SL002"]),
-            ("{apiVersion: '0'}, {}", ["SL002"]),
+            ("{apiVersion: '0'}, {}", ["SL002", "SL017"]),
+            ("{clientID: tool}", ["SL017"]),
+            ("{clientID: tool, apiVersion: '0'}", ["SL017"]),
+            ("{topic: a}, {apiKey: deletetopics, topic: a}", ["SL002"]),
+            ("{topic: a}, {apiKey: fetch, topic: a}", ["SL002"]),
             ("{role: produce, topic: a, group: g}, {role: produce, topic: a}", ["SL002"]),
             ("{role: produce}, {apiKey: produce, topic: a}", ["SL002"]),
             ("{apiKey: metadata}, {role: produce}", ["SL002"]),
@@ -144,7 +148,11 @@ class TestKafka:
             "{apiKey: produce, topic: a}, {apiKey: metadata, topic: a}",
             "{apiKey: describeacls, topic: a}",
             "{apiKey: findcoordinator, group: g}, {apiKey: findcoordinator, transactionalID: t}",
-            "{apiVersion: '0'}, {topic: a}",
+            "{apiVersion: '0', role: consume}, {topic: a}",
+            "{}, {clientID: tool, deny: true}",
+            "{topic: a}, {apiKey: electleaders, topic: a}",  # which the other does not reach
+            "{topic: a}, {apiKey: alterconfigs}, {apiKey: alterconfigs, topic: a, deny: true}",
+            "{role: consume, clientID: me}, {apiKey: fetch, clientID: me}",  # a follower's
         ],
     )
     def test_a_sound_rule_is_not(self, rules: str) -> None:
@@ -153,7 +161,7 @@ class TestKafka:
     def test_a_condition_on_one_value_covers_no_other(self) -> None:
         fields = [("apiVersion", "'1'", "'2'"), ("clientID", "a", "b"), ("group", "a", "b"), ("transactionalID", "a", "b")]
         for field, one, other in fields:
-            assert codes(kafka_policy(f"[{{{field}: {one}}}, {{{field}: {other}}}]")) == []
+            assert codes(kafka_policy(f"[{{role: consume, {field}: {one}}}, {{role: consume, {field}: {other}}}]")) == []
             assert codes(kafka_policy(f"[{{{field}: {one}, topicPattern: 'x+'}}, {{{field}: {other}, topic: x}}]")) == []
             assert codes(kafka_policy(f"[{{{field}: {one}, topicPattern: 'x+'}}, {{{field}: {one}, topic: x}}]")) == ["SL002"]
 

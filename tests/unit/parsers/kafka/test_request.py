@@ -16,6 +16,7 @@ from parsers.kafka.request import (
     skim,
     skim_prefix,
 )
+from tests.property.kafka_words import Writer
 
 PRODUCE, FETCH, METADATA, FIND_COORDINATOR, API_VERSIONS = 0, 1, 3, 10, 18
 ID = bytes(range(1, 17))
@@ -137,9 +138,36 @@ def test_of_resources_with_a_configuration_topics_and_groups_are_named() -> None
     body = pack(">i", 3) + b"".join(bytes([kind]) + string(name) + b"\xff\xff\xff\xff" for kind, name in resources)
     request = skim(framed(32, 0, body))
     assert ([topic.name for topic in request.topics], request.groups) == (["orders"], ("billing",))
-    assert [one.resource for one in request.named] == ["topic:orders", None, "group:billing"]
+    assert [one.resource for one in request.named] == ["topic:orders", "broker:1", "group:billing"]
     assert request.array is not None
     assert request.array[2] == 3
+
+
+@pytest.mark.parametrize(("kind", "called"), [(8, "brokerLogger:1"), (16, "clientMetrics:1"), (0, "cluster:1"), (77, "cluster:1")])
+def test_of_resources_with_a_configuration_the_others_are_the_clusters(kind: int, called: str) -> None:
+    request = skim(framed(32, 0, pack(">i", 1) + bytes([kind]) + string(b"1") + b"\xff\xff\xff\xff"))
+    assert (request.topics, request.groups, [one.resource for one in request.named]) == ((), (), [called])
+
+
+def test_what_only_brokers_ask_of_each_other_is_told() -> None:
+    for version in (1, 12, 15, 18):
+        for replica in (-1, 0, 5):
+            assert raw_fetch(version, replica).of_brokers == (replica >= 0)
+    for version in range(6):
+        assert skim(Writer("of brokers").frame(24, version)).of_brokers == (version >= 4)
+    for kind in (0, 1, 2):
+        assert skim(framed(FIND_COORDINATOR, 1, string(b"k") + bytes([kind]))).of_brokers == (kind == 2)
+
+
+def raw_fetch(version: int, replica: int) -> Request:
+    """What is read of a Fetch of nothing, by a client (-1) or by the broker of this number."""
+    fields = {"replica_id": replica} if version < 15 else {"replica_state": FetchRequest.ReplicaState(replica_id=replica)}
+    request = FetchRequest(
+        version=version, max_wait_ms=0, min_bytes=0, max_bytes=1000, isolation_level=0, session_id=0, session_epoch=-1,
+        forgotten_topics_data=[], rack_id="", topics=[], **fields,
+    )  # fmt: skip
+    request.with_header(correlation_id=1, client_id="c")
+    return skim(bytes(request.encode(header=True, framed=True)))
 
 
 def test_groups_and_transactional_ids_of_an_array_are_told_apart() -> None:
