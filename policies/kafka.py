@@ -138,7 +138,6 @@ def reach_of_rule(rule: KafkaRule) -> Reach:
     return Reach.CLUSTER if plain else Reach.NAMES
 
 
-
 def of_kind(resources: Iterable[str], kind: str) -> list[str]:
     """The names of the resources of one kind."""
     return [resource[len(kind) :] for resource in resources if resource.startswith(kind)]

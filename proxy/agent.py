@@ -14,12 +14,13 @@ import platform
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -32,11 +33,11 @@ from policies.replies import reply_table
 from proxy import guard, hostnet, selftest
 from proxy.admin import Admin, Check, PolicyStatus
 from proxy.datapath import HEARTBEAT_INTERVAL, HEARTBEAT_LIMIT, Hooks, netns_cookie
-from proxy.documents import read_sources
+from proxy.documents import UnsettledError, read_sources
 from proxy.existing import Existing
 from proxy.metrics import Snapshot, merge
 from proxy.pool import LocalMember, Member, ProcessMember, WorkerError
-from proxy.reload import fingerprint
+from proxy.reload import SETTLE, Fingerprint, Rest, fingerprint
 from proxy.translation import translates
 from proxy.wheel import KernelPath
 from proxy.worker import Settings, Worker
@@ -44,10 +45,8 @@ from proxy.workloads import Ids, Watch, WorkloadError, cgroup2_mount, prepare, s
 
 # How often files of policy and addresses of the host are looked at (seconds): what people change by hand.
 LOOK_INTERVAL = 1.0
-# A changed file is read only after it has stayed the same this long (seconds): editors and copies write in steps.
-SETTLE = 0.2
-# After so many changes in a row it is read as it is: what never rests must not keep a policy from coming into force.
-MAX_SETTLES = 25
+# A start waits so long (seconds) for documents that somebody has open for writing.
+START_PATIENCE = 10.0
 # Looks at the cgroup tree in a row. Each finds folders that the one before made us watch; a tree that goes on changing must
 # not hold the event loop up, and inotify and the next regular look bring us back to it.
 MAX_LOOKS = 16
@@ -61,6 +60,10 @@ Answer = TypeVar("Answer")
 
 class StartError(Exception):
     """The agent cannot start; the text says why and what to do."""
+
+
+class _StoppingError(Exception):
+    """The agent was told to stop while it waited for a file system."""
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -112,6 +115,8 @@ class Agent:
         self._beat_at = time.monotonic()
         self._beating: asyncio.TimerHandle | None = None
         self._number = 0  # of the last generation that was tried
+        self._rest = Rest()
+        self._asking: asyncio.Future[Any] | None = None  # what is asked about files
         self._stopping = asyncio.Event()
         self._hung_up = False
         self._wake = asyncio.Event()  # there is something to do before the next regular look
@@ -119,12 +124,15 @@ class Agent:
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
         options = self._options
+        self._next_look = loop.call_later(0, self._wake.set)
         # First of all, so that a signal during the start is obeyed after it and cuts nothing in two.
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
-        self._fingerprint = fingerprint(options.paths)  # before they are read: what changes meanwhile must be noticed
-        generation = self._read()
+        try:
+            generation = await self._first()
+        except _StoppingError:
+            return 0
         try:
             lock = guard.lock(options.run_dir / guard.AGENT_LOCK)
         except guard.HeldError as held:
@@ -269,6 +277,8 @@ class Agent:
     def _stop(self) -> None:
         self._stopping.set()
         self._wake.set()
+        if self._asking is not None and not self._asking.done():
+            self._asking.set_exception(_StoppingError)
 
     def _hang_up(self) -> None:
         self._hung_up = True
@@ -285,6 +295,8 @@ class Agent:
                 return
             try:
                 await self._look()
+            except _StoppingError:
+                return
             except Exception as error:  # whatever it is: an agent that stopped looking would enforce yesterday's policy
                 self._tell("upkeep", error)
             else:
@@ -296,8 +308,9 @@ class Agent:
             self._hung_up = False
             await asyncio.gather(*(member.reopen() for member in self._members))
             await self._reload()
-        elif await self._changed_and_settled():
+        elif self._rest.look(await self._from_disk(fingerprint, self._options.paths), time.monotonic()):
             await self._reload()
+        self._mind_restless_documents()
         await asyncio.to_thread(self._look_for_translation)
         await self._end_refused()
         local = hostnet.local_networks()
@@ -310,16 +323,40 @@ class Agent:
             sys.stderr.write("sluice: the guard process died; starting another\n")
             self._guard = self._hold()
 
-    async def _changed_and_settled(self) -> bool:
-        """Whether the files of policy have changed, once they do not change any more."""
-        before = self._fingerprint
-        for _ in range(MAX_SETTLES):
-            seen = await asyncio.to_thread(fingerprint, self._options.paths)
-            if seen == before:
-                break
-            before = seen
-            await asyncio.sleep(SETTLE)
-        return before != self._fingerprint
+    def _mind_restless_documents(self) -> None:
+        if self._rest.restless:
+            self._next_look.cancel()
+            self._next_look = asyncio.get_running_loop().call_later(SETTLE, self._wake.set)
+        trouble = self._rest.trouble(time.monotonic())
+        if trouble is None:
+            self._troubles.pop("documents", None)
+        else:
+            self._tell("documents", UnsettledError(trouble))
+
+    async def _from_disk(self, ask: Callable[..., Answer], *about: object) -> Answer:
+        """What ``ask`` finds out about files. Should a file system never answer, the agent still ends when it is told to:
+        `_StoppingError`."""
+        if self._stopping.is_set():
+            raise _StoppingError
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Answer] = loop.create_future()
+
+        def reply(give: Callable[..., None], what: object) -> None:
+            if not answer.done():
+                give(what)
+
+        def work() -> None:
+            told: tuple[Callable[..., None], object]
+            try:
+                told = answer.set_result, ask(*about)
+            except BaseException as error:
+                told = answer.set_exception, error
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits
+                loop.call_soon_threadsafe(reply, *told)
+
+        threading.Thread(target=work, name="sluice-files", daemon=True).start()
+        self._asking = answer
+        return await answer
 
     def _tell(self, what: str, error: Exception) -> None:
         """Keep a trouble for /healthz, and say it once."""
@@ -376,14 +413,33 @@ class Agent:
 
     # Policy.
 
+    async def _first(self) -> Generation:
+        """The documents at the start. Raises what `_read` does, and `StartError` if they do not come to rest."""
+        deadline = time.monotonic() + START_PATIENCE
+        while True:
+            try:
+                return await self._from_disk(self._read)
+            except UnsettledError as error:
+                if time.monotonic() > deadline:
+                    raise StartError(f"the documents do not come to rest: {error}") from None
+                await asyncio.sleep(SETTLE)
+
     def _read(self) -> Generation:
         """The documents as they are on disk now, under a number that no attempt before has used.
 
-        A generation that could not be installed may have left entries under its number in the kernel's tables.
+        A generation that could not be installed may have left entries under its number in the kernel's tables. Raises
+        `UnsettledError` when they change meanwhile, or somebody has one open for writing.
         """
         self._number += 1
-        sources = tuple(read_sources(self._options.paths))
-        return Generation(PolicySet(load(sources), self._number), sources, datetime.now(UTC))
+        try:
+            state, read = _state_and_sources(self._options.paths)
+        except UnsettledError as error:
+            self._rest.unsettled(str(error), time.monotonic())
+            raise
+        self._rest.read(state)
+        if isinstance(read, Exception):
+            raise read
+        return Generation(PolicySet(load(read), self._number), read, datetime.now(UTC))
 
     def _again(self) -> Generation:
         """The documents that are in force, to be installed under a new number."""
@@ -391,13 +447,16 @@ class Agent:
         return msgspec.structs.replace(self._now, policies=PolicySet(self._now.policies.bundle, self._number))
 
     async def _reload(self) -> None:
-        self._fingerprint = await asyncio.to_thread(fingerprint, self._options.paths)
         await self._change("reload", self._read)
 
     async def _change(self, why: str, make: Callable[[], Generation]) -> None:
         """Install another generation. What cannot be made or installed changes nothing and is told."""
         try:
-            await self._install(await asyncio.to_thread(make))
+            await self._install(await self._from_disk(make))
+        except _StoppingError:
+            raise
+        except UnsettledError:
+            self._mind_restless_documents()
         except Exception as error:  # doubt of any kind: what was in force stays in force
             text = self._troubles["policy"] = _text(error)
             sys.stderr.write(f"sluice: {why} failed, generation {self._now.policies.generation} stays in force:\n{text}\n")
@@ -496,11 +555,18 @@ class Agent:
             "hooks": Check(self._guard is not None, None if self._guard else "not attached yet"),
             "workers": Check(not absent, f"{absent} of {len(self._members)} are being replaced" if absent else None),
             "audit": Check(trouble is None, trouble),
+            "policy": Check(self._policy_trouble is None, self._policy_trouble),
             **{
                 what: Check(what not in self._troubles, self._troubles.get(what))
-                for what in ("policy", "workloads", "upkeep", "existing")
+                for what in ("workloads", "upkeep", "existing")
             },
         }
+
+    @property
+    def _policy_trouble(self) -> str | None:
+        """Why the documents on disk are not the ones in force."""
+        told = [self._troubles[what] for what in ("documents", "policy") if what in self._troubles]
+        return "\n".join(told) or None
 
     async def policy(self) -> PolicyStatus:
         bundle = self._now.policies.bundle
@@ -511,7 +577,7 @@ class Agent:
             files=[source.name for source in self._now.sources],
             documents=documents,
             loaded_at=self._now.loaded_at,
-            last_reload_error=self._troubles.get("policy"),
+            last_reload_error=self._policy_trouble,
         )
 
     async def connections(self, limit: int) -> tuple[int, Sequence[Mapping[str, object]]]:
@@ -546,8 +612,24 @@ class OwnCgroup:
 
 def _text(error: Exception) -> str:
     """What an error says to people. Of one that nobody expected, its type says more than its text."""
-    known = isinstance(error, (LoadError, TableLimitError, WorkloadError, WorkerError, BpfError, OSError))
+    known = isinstance(error, (LoadError, UnsettledError, TableLimitError, WorkloadError, WorkerError, BpfError, OSError))
     return str(error) if known else f"{type(error).__name__}: {error}"
+
+
+def _state_and_sources(paths: Sequence[str]) -> tuple[Fingerprint, tuple[Source, ...] | Exception]:
+    """What the documents say, or what is wrong with them, and the state of the files in which they say it.
+
+    Raises `UnsettledError` if that changed meanwhile.
+    """
+    state = fingerprint(paths)
+    found: tuple[Source, ...] | Exception
+    try:
+        found = tuple(read_sources(paths, settled=True))
+    except (LoadError, OSError) as error:
+        found = error
+    if fingerprint(paths) != state:
+        raise UnsettledError("they changed while they were read")
+    return state, found
 
 
 def _listen(workers: int, gateways: Sequence[IPv4Address | IPv6Address]) -> tuple[int, list[list[socket.socket]]]:

@@ -75,7 +75,14 @@ OF_BROKERS_FROM = {24: 4}
 # Share coordinators are asked for by brokers alone, and refused as a whole.
 _KEYS = {_KEY_GROUP: "group", _KEY_TRANSACTION: "transactionalId"}
 # Where a walk keeps the numbers that it finds.
-_NUMBERS = {REPLICA: "replica", ACKS: "acks", SESSION_ID: "session_id", SESSION_EPOCH: "session_epoch", KIND: "kind", KEY_TYPE: "key_type"}
+_NUMBERS = {
+    REPLICA: "replica",
+    ACKS: "acks",
+    SESSION_ID: "session_id",
+    SESSION_EPOCH: "session_epoch",
+    KIND: "kind",
+    KEY_TYPE: "key_type",
+}
 
 
 class Topic(msgspec.Struct, frozen=True):

@@ -1,5 +1,6 @@
 """A change of policy: it loses no call, cuts no body, reaches open connections, and a bad one changes nothing."""
 
+import os
 import re
 import signal
 import socket
@@ -260,6 +261,90 @@ def test_a_file_that_is_still_being_written_is_not_read(
     eventually(lambda: agent.generation() > 1, "the new generation")
     assert agent.generation() == 2
     assert "failed" not in agent.log.read_text()
+
+
+@pytest.mark.parametrize("asked", [False, True], ids=["noticed", "asked for by SIGHUP"])
+def test_half_a_file_is_never_in_force_however_slowly_the_rest_comes(
+    asked: bool, web: Workload, orders: Workload, serve: MakeServer, sluice: MakeSluice
+) -> None:
+    """Its first half is a valid set that has no policy: all would be open while its writer rests."""
+    server = serve(orders)
+    agent = sluice(documents(web, orders, server.port))
+    half = web.document() + orders.document()
+    with (agent.policies / "documents.yaml").open("w") as file, web.connect(server.port) as client:
+        file.write(half)
+        file.flush()
+        until = time.monotonic() + 2.5
+        while time.monotonic() < until:
+            if asked:
+                hang_up(agent)
+            assert (call(client, "/a"), call(client, "/b")) == (200, 403)
+            time.sleep(0.1)
+        file.write(http_policy(orders, web, server.port, ALLOW_B))
+    eventually(lambda: agent.generation() > 1, "the new generation")
+    with web.connect(server.port) as client:
+        assert (call(client, "/a"), call(client, "/b")) == (403, 200)
+    assert "failed" not in agent.log.read_text()
+
+
+def test_a_file_that_stays_open_for_writing_is_told_and_the_old_generation_stays(
+    web: Workload, orders: Workload, serve: MakeServer, sluice: MakeSluice
+) -> None:
+    server = serve(orders)
+    agent = sluice(documents(web, orders, server.port))
+    with (agent.policies / "documents.yaml").open("w") as file:
+        file.write(documents(web, orders, server.port, ALLOW_B))
+        file.flush()
+        error = eventually(lambda: agent.get("/policy")["lastReloadError"], "the error")
+        assert "documents.yaml is open for writing" in error
+        assert error == agent.get("/healthz")["checks"]["policy"]["detail"]
+        assert agent.log.read_text().count("is open for writing") == 1
+        with web.connect(server.port) as client:
+            assert (call(client, "/a"), call(client, "/b")) == (200, 403)
+    eventually(lambda: agent.generation() > 1, "the new generation")
+    assert agent.get("/policy")["lastReloadError"] is None
+    assert agent.get("/healthz")["ok"] is True
+
+
+def test_a_start_waits_for_the_end_of_a_file_that_is_being_written(
+    web: Workload, orders: Workload, serve: MakeServer, sluice: MakeSluice
+) -> None:
+    server = serve(orders)
+    agent = sluice(documents(web, orders, server.port))
+    assert agent.stop() == 0
+    with (agent.policies / "documents.yaml").open("w") as file:
+        file.write(web.document() + orders.document())
+        file.flush()
+        agent.launch()
+        time.sleep(1)
+        assert "ready" not in agent.log.read_text()
+        file.write(http_policy(orders, web, server.port, ALLOW_B))
+    eventually(lambda: "ready" in agent.log.read_text(), "the start")
+    with web.connect(server.port) as client:
+        assert (call(client, "/a"), call(client, "/b")) == (403, 200)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "loop of links"])
+def test_what_is_no_file_is_told_and_holds_nobody_up(
+    kind: str, web: Workload, orders: Workload, serve: MakeServer, sluice: MakeSluice
+) -> None:
+    server = serve(orders)
+    agent = sluice(documents(web, orders, server.port))
+    odd = agent.policies / "odd.yaml"
+    if kind == "fifo":
+        os.mkfifo(odd)
+    else:
+        odd.symlink_to("/dev/zero" if kind == "device" else odd)
+    error = eventually(lambda: agent.get("/policy")["lastReloadError"], "the error")
+    assert str(odd) in error
+    assert error == agent.get("/healthz")["checks"]["policy"]["detail"]
+    with web.connect(server.port) as client:
+        assert (call(client, "/a"), call(client, "/b")) == (200, 403)
+    assert agent.stop() == 0, "it ends when it is told to"
+    agent.launch()
+    assert agent.process is not None
+    assert agent.process.wait(30) in (1, 2)
+    assert str(odd) in agent.log.read_text()
 
 
 def test_a_connection_outlives_its_clients_cgroup(

@@ -4,6 +4,7 @@ Of all that a request names, of its topics alone, and of one of its two topics. 
 left out: there it is not consistent itself.
 """
 
+import contextlib
 import copy
 import datetime
 import socket
@@ -23,6 +24,7 @@ from parsers.kafka.messages import MESSAGES
 from parsers.kafka.replies import filter_metadata, first_error
 from parsers.kafka.request import Named, skim
 from parsers.kafka.splits import merged, place_of, splits_exactly, without
+from policies.kafka_acls import ASKS
 from tests.harness import eventually
 from tests.kafka import broker
 from tests.kafka.admin import PATIENCE, Administrator
@@ -53,6 +55,7 @@ SHARE_GROUPS = {
     "DeleteShareGroupOffsets": "wants such a group to exist first",
 }
 UNSPOKEN = {("Produce", 0), ("Produce", 1), ("Produce", 2)}  # offered for the sake of an old client, and then refused
+REFUSALS = {29, 30, 31, 53, 65}  # for want of a right
 _NOT_YET = (14, 15, 16, 30)  # the coordinator is loading, not available, somebody else; ACLs have not arrived
 _VALUES = {"acks": 1, "resource_type": 2, "replica_id": -1, "session_epoch": -1, "num_partitions": 1, "replication_factor": 1}
 _VALUES |= {"response_partition_limit": 10, "count": 1, "endpoint_type": 1, "timeout_ms": 1000}
@@ -82,6 +85,8 @@ class Sane(Writer):
     def value(self, kind: str, name: str) -> Any:
         if name == "transactional_id" and self.key == 0:
             return None
+        if name == "resource_name" and self.values.get("resource_type") in (4, 8):
+            return "1"  # a broker's configuration, and that of its loggers
         match kind:
             case "bool":
                 return False
@@ -147,14 +152,14 @@ class Stage:
         [tree, *_] = reply_trees(ask(self.port, self.writer.frame(18, 0)), 18, 0)
         self.offered = {offer["api_key"]: range(offer["min_version"], offer["max_version"] + 1) for offer in tree["api_keys"]}
 
-    def allow(self, *resources: tuple[ResourceType, str]) -> None:
+    def allow(self, *resources: tuple[ResourceType, str], wait: bool = True) -> None:
         who, literal = "User:ANONYMOUS", ResourcePatternType.LITERAL
         bindings = [
             AclBinding(kind, name, literal, who, "*", AclOperation.ALL, AclPermissionType.ALLOW) for kind, name in resources
         ]
         for future in self._administrator.client.create_acls(bindings).values():
             future.result(PATIENCE)
-        topics = {name for kind, name in resources if kind is ResourceType.TOPIC}
+        topics = {name for kind, name in resources if kind is ResourceType.TOPIC and wait}
         eventually(lambda: topics <= self._shown(), "the ACLs have arrived at the broker", PATIENCE)
 
     def _shown(self) -> set[str]:
@@ -247,6 +252,45 @@ class Stage:
         other = copy.copy(group)
         other.group_id = ALLOWED
         message.groups = [other, group]
+        return bytes(message.encode(version=version, header=True, framed=True))
+
+    def allow_every_topic_group_and_id(self) -> None:
+        self.allow(*((kind, "*") for kind in (ResourceType.GROUP, ResourceType.TRANSACTIONAL_ID)))
+        self.allow((ResourceType.TOPIC, "*"), wait=False)
+        eventually(lambda: not self._is_refused(), "the ACLs have arrived at the broker", PATIENCE)
+        eventually(self._coordinates, "the group's coordinator has come up", PATIENCE)
+
+    def _is_refused(self) -> bool:
+        """Whether a client may not ask for a topic's offsets."""
+        return first_error(ask(self.port, self.writer.frame(2, 1)), 2, 1) == denials.TOPIC_DENIED
+
+    def codes_of(self, api: str, *versions: int, **values: int) -> set[int]:
+        """The first error of the replies to requests of an API, in these versions or in all. ``values``: of fields."""
+        key = next(key for key, known in REQUESTS.items() if known.name == api)
+        self.writer.values = _VALUES | values
+        found = set()
+        for version in versions or self.offered.get(key, ()):
+            if (api, version) not in UNSPOKEN:
+                with contextlib.suppress(TimeoutError):  # what waits for something has not been refused
+                    reply = ask(self.port, self.writer.frame(key, version))
+                    error = first_error(reply, key, version) if reply else None
+                    found |= {error} if error is not None else set()
+        self.writer.values = _VALUES
+        return found
+
+    def codes(self) -> dict[str, set[int]]:
+        """Of all APIs that the broker offers on this listener. Those that delete come last."""
+        known = [REQUESTS[key].name for key in self.offered if key in MESSAGES]
+        return {api: self.codes_of(api) for api in sorted(known, key=lambda api: api.startswith("Delete"))}
+
+    def fetch(self, version: int, replica: int) -> bytes:
+        """Of a client (-1), or of the broker of this number."""
+        frame = self.writer.frame(1, version)
+        message = KAFKA_PYTHON[1].decode(frame, version=version, header=True, framed=True)
+        if version < 15:
+            message.replica_id = replica
+        else:
+            message.replica_state = type(message).ReplicaState(replica_id=replica)
         return bytes(message.encode(version=version, header=True, framed=True))
 
     def of_all_topics(self, version: int) -> bytes:
@@ -373,3 +417,40 @@ def test_metadata_of_all_topics_is_what_the_broker_shows_to_who_may_see_some(sta
         shown = ask(stage.port, frame)
         assert len(shown) > len(seen[version])
         assert filter_metadata(shown, version, lambda resource: resource != f"topic:{NAME}") == seen[version]
+
+
+def test_what_a_broker_refuses_to_who_may_use_every_topic_group_and_id_is_what_the_table_calls_the_clusters(
+    stage: Stage,
+) -> None:
+    """policies/kafka_acls.py. This test is the last one: it makes and deletes what the others need."""
+    stage.allow_every_topic_group_and_id()
+    refused = {api: codes for api, codes in stage.codes().items() if REFUSALS & codes}
+    of_the_cluster = {api for api, asks in ASKS.items() if any(ask.endswith(" CLUSTER") for ask in asks)}
+    of_the_cluster -= {"ListGroups"}  # of which the list is what may be described
+    assert refused.keys() == of_the_cluster | {"AddPartitionsToTxn"}  # of brokers, from version 4 on
+    assert all(refused[api] - {0} == {denials.CLUSTER_DENIED} for api in of_the_cluster)
+    assert [denials.CLUSTER_DENIED in stage.codes_of("AddPartitionsToTxn", version) for version in range(6)] == [
+        *[False] * 4,
+        *[True] * 2,
+    ]
+
+
+@pytest.mark.parametrize(("kind", "refusal"), [(2, 0), (32, 0), (4, 31), (8, 31), (16, 31)])
+def test_of_configurations_topics_and_groups_have_rights_of_their_own_and_the_rest_is_the_clusters(
+    stage: Stage, kind: int, refusal: int
+) -> None:
+    stage.allow_every_topic_group_and_id()
+    # The older way to change them knows no loggers.
+    for api in ("DescribeConfigs", "IncrementalAlterConfigs", *(("AlterConfigs",) if kind != 8 else ())):
+        codes = stage.codes_of(api, resource_type=kind)
+        assert codes & REFUSALS == ({refusal} if refusal else set()), api
+
+
+def test_who_fetches_as_a_follower_or_asks_for_a_coordinator_of_share_groups_needs_rights_to_the_cluster(stage: Stage) -> None:
+    stage.allow_every_topic_group_and_id()
+    for version in stage.offered[1]:
+        for replica, refused in ((-1, False), (7, True)):
+            answer = ask(stage.port, stage.fetch(version, replica))
+            assert (first_error(answer, 1, version) == denials.TOPIC_DENIED) is refused, (version, replica)
+    assert stage.codes_of("FindCoordinator", 6, key_type=2) == {denials.CLUSTER_DENIED}
+    assert not stage.codes_of("FindCoordinator", 6, key_type=1) & REFUSALS

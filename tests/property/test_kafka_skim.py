@@ -132,7 +132,9 @@ def test_what_is_told_apart_is_what_policy_is_asked_about(key: int) -> None:
             if not request.named:
                 continue
             assert request.array is not None
-            told = sorted(one.resource for one in request.named if one.resource.startswith(("topic", "group", "transactionalId")))
+            told = sorted(
+                one.resource for one in request.named if one.resource.startswith(("topic", "group", "transactionalId"))
+            )
             listed = [f"topic:{topic.name}" for topic in request.topics]
             listed += [f"group:{group}" for group in request.groups]
             assert told == sorted(listed + [f"transactionalId:{id_}" for id_ in request.transactional_ids])

@@ -23,7 +23,12 @@ WORKLOADS: dict[str, tuple[str, dict[str, str]]] = {
     "third": ("default", {"app": "b"}),
 }
 EVERYBODY = {name: {**labels, NAMESPACE: namespace} for name, (namespace, labels) in WORKLOADS.items()}
-VALUES = {"app": ["a", "b"], NAMESPACE: ["prod", "test", "default"], TEAM: ["red", "blue"], f"{LABELS}kubernetes.io/name": ["x"]}
+VALUES = {
+    "app": ["a", "b"],
+    NAMESPACE: ["prod", "test", "default"],
+    TEAM: ["red", "blue"],
+    f"{LABELS}kubernetes.io/name": ["x"],
+}
 
 Selector = dict[str, Any]
 
@@ -110,9 +115,7 @@ def test_a_deny_rule_denies_whoever_its_selector_means_and_nobody_else(selector:
 
 @settings(max_examples=300, deadline=None)
 @given(selector=selectors(), kind=kinds, direction=directions)
-def test_an_allow_rule_allows_whoever_its_selector_means_and_nobody_else(
-    selector: Selector, kind: str, direction: str
-) -> None:
+def test_an_allow_rule_allows_whoever_its_selector_means_and_nobody_else(selector: Selector, kind: str, direction: str) -> None:
     way = "from" if direction == "ingress" else "to"
     spec = {"endpointSelector": {"matchLabels": {"app": "a"}}, direction: [{f"{way}Endpoints": [selector]}]}
     namespace = None if "Clusterwide" in kind else "prod"

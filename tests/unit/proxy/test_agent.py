@@ -1,6 +1,8 @@
 """A generation that fails half-way, at points where a real kernel and a real worker cannot be made to fail."""
 
 import asyncio
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_network
 from pathlib import Path
@@ -98,3 +100,21 @@ def test_the_number_of_a_generation_that_failed_is_not_used_again(agent: Agent) 
     assert agent._hooks.tried == [1, 2, 3]  # type: ignore[attr-defined]
     assert in_force(agent) == (3, [3, 3], ["orders"])
     assert "policy" not in agent._troubles
+
+
+def test_a_file_system_that_never_answers_does_not_keep_the_agent_from_ending(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+    monkeypatch.setattr("proxy.agent.fingerprint", lambda _: answers.wait(60))
+
+    async def told_to_stop() -> None:
+        loop = asyncio.get_running_loop()
+        agent._next_look = loop.call_later(0, agent._wake.set)
+        loop.call_later(0.2, agent._stop)
+        await asyncio.wait_for(agent._follow(), 10)
+
+    begun = time.monotonic()
+    asyncio.run(told_to_stop())
+    assert time.monotonic() - begun < 10
+    answers.set()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.reload import fingerprint
+from proxy.reload import RESTLESS, SETTLE, Rest, fingerprint
 
 
 @pytest.fixture
@@ -65,3 +65,54 @@ def test_a_folder_or_file_that_vanished_is_a_change_and_no_error(folder: Path) -
     folder.rmdir()
     assert fingerprint([str(folder)]) != before[0]
     assert fingerprint([str(file)]) != before[1]
+
+
+def test_a_link_that_leads_nowhere_is_a_change(folder: Path) -> None:
+    before = fingerprint([str(folder)])
+    (folder / "b.yaml").symlink_to("b.yaml")
+    assert fingerprint([str(folder)]) != before
+
+
+ONE, OTHER, THIRD = (frozenset({("a.yaml", inode, 1, 1)}) for inode in (1, 2, 3))
+
+
+def test_a_change_is_to_be_read_once_it_has_come_to_rest_and_once_only() -> None:
+    rest = Rest()
+    rest.read(ONE)
+    assert not rest.look(ONE, 10.0)
+    assert not rest.look(OTHER, 11.0)
+    assert not rest.look(THIRD, 11.0 + SETTLE)
+    assert rest.restless
+    assert rest.look(THIRD, 11.0 + 2 * SETTLE)
+    rest.read(THIRD)
+    assert not rest.look(THIRD, 20.0)
+    assert not rest.restless
+
+
+def test_a_change_that_is_taken_back_is_none() -> None:
+    rest = Rest()
+    rest.read(ONE)
+    assert not rest.look(OTHER, 1.0)
+    assert not rest.look(ONE, 9.0)
+    assert (rest.restless, rest.trouble(99.0)) == (False, None)
+
+
+def test_what_does_not_come_to_rest_is_told_and_is_not_to_be_read() -> None:
+    rest = Rest()
+    rest.read(ONE)
+    for step in range(100):
+        state = OTHER if step % 2 else THIRD
+        assert not rest.look(state, step * SETTLE / 2)
+        assert (rest.trouble(step * SETTLE / 2) is not None) == (step * SETTLE / 2 >= RESTLESS)
+    assert "go on changing" in (rest.trouble(99.0) or "")
+
+
+def test_what_could_not_be_read_as_a_whole_is_tried_again_though_nothing_changes() -> None:
+    rest = Rest()
+    rest.read(ONE)
+    rest.unsettled("a.yaml is open for writing", 5.0)
+    rest.look(ONE, 6.0)
+    assert rest.look(ONE, 6.0 + SETTLE)
+    assert "a.yaml is open for writing" in (rest.trouble(5.0 + RESTLESS) or "")
+    rest.read(ONE)
+    assert rest.trouble(99.0) is None

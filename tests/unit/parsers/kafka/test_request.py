@@ -143,7 +143,9 @@ def test_of_resources_with_a_configuration_topics_and_groups_are_named() -> None
     assert request.array[2] == 3
 
 
-@pytest.mark.parametrize(("kind", "called"), [(8, "brokerLogger:1"), (16, "clientMetrics:1"), (0, "cluster:1"), (77, "cluster:1")])
+@pytest.mark.parametrize(
+    ("kind", "called"), [(8, "brokerLogger:1"), (16, "clientMetrics:1"), (0, "cluster:1"), (77, "cluster:1")]
+)
 def test_of_resources_with_a_configuration_the_others_are_the_clusters(kind: int, called: str) -> None:
     request = skim(framed(32, 0, pack(">i", 1) + bytes([kind]) + string(b"1") + b"\xff\xff\xff\xff"))
     assert (request.topics, request.groups, [one.resource for one in request.named]) == ((), (), [called])
