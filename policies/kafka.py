@@ -4,8 +4,8 @@ A call (``ApiCall``) of Kafka names its API by ``attributes["apiKey"]`` and what
 ``topic:NAME``, ``group:NAME`` or ``transactionalId:NAME``. Rules are asked about one topic, one group and one transactional id
 at a time (`pieces`), so that what a call asks for is allowed by the union of rules, and refused piece by piece.
 
-What Kafka authorises on something else than these (kafka_acls.py: the cluster, users, delegation tokens, lists of what belongs to
-others) is not meant by a rule that has only such conditions: a rule has to say so (`Reach`).
+What Kafka authorises on something else than these (kafka_acls.py: the cluster, users, delegation tokens, lists of what belongs
+to others) is not meant by a rule that has only such conditions: a rule has to say so (`Reach`).
 """
 
 import sys

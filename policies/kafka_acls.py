@@ -1,10 +1,10 @@
 """What Kafka's own authorizer asks of who makes a request, by API: the operation and the kind of resource.
 
-The source is Apache Kafka 4.3: ``KafkaApis.scala`` and ``AuthHelper.scala``, and for delegation tokens ``AclApis.scala`` and KIP-48
-and KIP-373; in words "Authorization primitives" of https://kafka.apache.org/documentation/#security_authz. Where one of several
-rights is enough, the one that is about the things that the request names stands here: CREATE of the topic for CreateTopics,
-not CREATE of the cluster. tests/kafka/test_denials.py asks a real broker, as somebody who may use every topic, group and
-transactional id and nothing else: it refuses exactly what is the cluster's here.
+The source is Apache Kafka 4.3, ``KafkaApis.scala`` and ``AclApis.scala``, and for delegation tokens KIP-48 and KIP-373; in words
+"Authorization primitives" of https://kafka.apache.org/documentation/#security_authz. Where one of several rights is enough, the
+one that is about what the request names stands here: CREATE of the topic for CreateTopics, not CREATE of the cluster.
+tests/kafka/test_denials.py asks a real broker, as somebody who may use every topic, group and transactional id and nothing
+else: it refuses exactly what is the cluster's here.
 """
 
 NAMED = frozenset({"TOPIC", "GROUP", "TRANSACTIONAL_ID"})  # rules have conditions on these, and requests name them

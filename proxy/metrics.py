@@ -136,11 +136,12 @@ class Snapshot(TypedDict):
     series: dict[str, list[tuple[list[str], int]]]
     durations: list[tuple[list[str], list[int], float]]
     audit_queue: int
+    audit_moved: int
     policy_generation: int | None
 
 
 class Metrics:
-    """One process's numbers. Counters only grow; ``connections`` is a gauge; the last two attributes are set, not counted."""
+    """One process's numbers. Counters only grow; ``connections`` is a gauge; the last three attributes are set, not counted."""
 
     def __init__(self) -> None:
         self.calls = Calls()
@@ -150,6 +151,7 @@ class Metrics:
         self.kernel_fallbacks = Series()  # (reason,)
         self.limits = Series()  # (limit,)
         self.audit_queue = 0
+        self.audit_moved = 0
         self.policy_generation: int | None = None
 
     def snapshot(self) -> Snapshot:
@@ -157,6 +159,7 @@ class Metrics:
             "series": {name: series.items() for name, series in self._series().items()},
             "durations": self.calls.durations.items(),
             "audit_queue": self.audit_queue,
+            "audit_moved": self.audit_moved,
             "policy_generation": self.policy_generation,
         }
 
@@ -168,6 +171,7 @@ class Metrics:
         for labels, counts, total in snapshot["durations"]:
             self.calls.durations.absorb(tuple(labels), counts, total)
         self.audit_queue += snapshot["audit_queue"]
+        self.audit_moved += snapshot["audit_moved"]
         generations = [g for g in (self.policy_generation, snapshot["policy_generation"]) if g is not None]
         self.policy_generation = min(generations, default=None)
 
@@ -213,6 +217,7 @@ class _Collector:
         yield self._counter("sluice_limits", "Limits that were reached", ("limit",))
         yield self._counter("sluice_connects", "What the hooks did with connect() and unconnected sends", ("outcome",))
         yield self._value("sluice_audit_queue", "Audit records not yet written", self._snapshot["audit_queue"])
+        yield self._total("sluice_audit_moved", "Audit files found renamed or removed", self._snapshot["audit_moved"])
         generation = self._snapshot["policy_generation"]
         if generation is not None:
             yield self._value("sluice_policy_generation", "Policy generation that every worker has reached", generation)
@@ -232,6 +237,11 @@ class _Collector:
         for values, amount in self._snapshot["series"][name]:
             family.add_metric(values, amount)
         return family
+
+    def _total(self, name: str, text: str, value: int) -> "Metric":
+        from prometheus_client.core import CounterMetricFamily
+
+        return CounterMetricFamily(name, text, value=value)
 
     def _value(self, name: str, text: str, value: int) -> "Metric":
         from prometheus_client.core import GaugeMetricFamily

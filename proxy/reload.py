@@ -19,9 +19,9 @@ Fingerprint = frozenset[tuple[str, int, int, int]]
 def fingerprint(paths: Sequence[str]) -> Fingerprint:
     """What tells one state of the documents from another: every file with its inode, size and time of change.
 
-    Symbolic links are followed, so that a ConfigMap's switch of folders is seen; one that leads nowhere stands for itself. Files
-    that vanish meanwhile are left out.
-    Of a folder only the files that are documents count: what an editor keeps beside them changes nothing.
+    Symbolic links are followed, so that a ConfigMap's switch of folders is seen; one that leads nowhere stands for itself.
+    Files that vanish meanwhile are left out. Of a folder only the files that are documents count: what an editor keeps beside
+    them changes nothing.
     """
     found = set()
     for file in _files(paths):

@@ -214,6 +214,7 @@ class Worker:
             self._metrics.relayed_bytes.add((name,), self._moved[index] - self._moved_before[index])
         self._moved_before[:] = self._moved
         self._metrics.audit_queue = self._audit.depth
+        self._metrics.audit_moved = self._audit.moved
         return self._metrics.snapshot()
 
     def connections(self, limit: int) -> tuple[int, list[dict[str, object]]]:

@@ -64,7 +64,7 @@ _NO_ID = bytes(16)
 _STRING_MAX = 0x7FFF  # bytes; Kafka refuses longer ones where the length is a varint, too
 _VARINT_MAX = 0x7FFFFFFF  # a length beyond that would be a negative number to Kafka, which could mean null
 _EPOCHS_ALIKE = 1 << 24  # session epochs whose first byte is zero
-# Kinds of resources that have a configuration (ConfigResource.Type), by what policy calls them; any other is the cluster's, too.
+# Kinds of resources that have a configuration (ConfigResource.Type), as policy calls them; any other is the cluster's, too.
 _TOPIC, _GROUP = 2, 32
 _CONFIGURED = {_TOPIC: "topic", 4: "broker", 8: "brokerLogger", 16: "clientMetrics", _GROUP: "group"}
 # What only brokers ask, and Kafka authorises on the cluster, in APIs that clients have as well.
@@ -116,8 +116,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     ``size``: bytes of the frame with its size field. ``array``: (start, end of the count, number) of the one array whose
     ``elements`` can be told apart, when it is one. ``named``: these elements where they are not just topics; they are among
     the topics, groups and transactional ids as well, if they are such. ``of_brokers``: only brokers ask such a thing of each
-    other: a Fetch of a follower, AddPartitionsToTxn from version 4 on, a coordinator of share groups. ``determined``: length in bytes of the prefix of the frame behind which
-    nothing can change any field but the ends of ranges.
+    other: a Fetch of a follower, AddPartitionsToTxn from version 4 on, a coordinator of share groups. ``determined``: length
+    in bytes of the prefix of the frame behind which nothing can change any field but the ends of ranges.
     """
 
     api_key: int

@@ -4,6 +4,9 @@ A regular file is opened with O_APPEND and locked around each batch. When a batc
 file is cut back to the length that it had before, so that half a line is never left behind. A pipe cannot be cut back:
 there a begun batch is finished before anything else. What a crash of the machine left of a last line is cut off as well.
 
+A file that was removed takes nothing: its records would be nobody's. A batch that has gone into one that was removed in that
+very moment is written once more, where the path leads by then.
+
 Everything here blocks and raises ``OSError``: it runs on the audit writer's thread.
 """
 
@@ -26,8 +29,12 @@ _TORN_BEGINNINGS = (b"{", b"\0")
 
 class _Handle(NamedTuple):
     fd: int
-    is_file: bool
+    identity: tuple[int, int] | None  # device and inode of a regular file
     lock: Callable[[int, int], None]
+
+    @property
+    def is_file(self) -> bool:
+        return self.identity is not None
 
 
 class Sink:
@@ -45,6 +52,16 @@ class Sink:
         """A batch is begun and could not be taken back: nothing but its rest may be written now."""
         return 0 < self._done < len(self._batch)
 
+    @property
+    def moved(self) -> bool:
+        """The path leads to another file by now, or to none: somebody has renamed, replaced or removed ours."""
+        if not self._handle.is_file:
+            return False
+        try:
+            return _identity(os.stat(self._path)) != self._handle.identity
+        except OSError:
+            return True
+
     def put(self, batch: bytes) -> None:
         """Take the next batch. The one before it must be flushed."""
         self._batch = memoryview(batch)
@@ -56,9 +73,15 @@ class Sink:
         handle.lock(handle.fd, fcntl.LOCK_EX)
         try:
             if handle.is_file and not self.partial:
+                _must_have_a_name(handle.fd)
                 self._start = _cut_torn_line(handle.fd)
             while self._done < len(self._batch):
                 self._done += os.write(handle.fd, self._batch[self._done :])
+            if handle.is_file:
+                _must_have_a_name(handle.fd)
+        except _RemovedError:
+            self._done = 0  # what was written of it is gone
+            raise
         except OSError:
             self._take_back()
             raise
@@ -82,15 +105,29 @@ class Sink:
         if self._handle.is_file:
             # Where this fails too (a dying disk, an append-only attribute), ``partial`` says so.
             with contextlib.suppress(OSError):
-                os.ftruncate(self._handle.fd, self._start)
+                # Somebody else may have cut it already (logrotate's copytruncate): no hole is to be left.
+                os.ftruncate(self._handle.fd, min(self._start, os.fstat(self._handle.fd).st_size))
                 self._done = 0
+
+
+class _RemovedError(OSError):
+    """The file that is open has no name any more."""
+
+
+def _must_have_a_name(fd: int) -> None:
+    if not os.fstat(fd).st_nlink:
+        raise _RemovedError(errno.ENOENT, "the audit file was removed, and cannot be made anew")
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _open(path: str) -> _Handle:
     if path == STDOUT:
         # Workers inherit one standard output, with one ``flock`` between them. A POSIX lock tells processes apart. It is
         # written like a pipe whatever it is: a file there was opened by others, and is not ours to cut.
-        return _Handle(os.dup(1), False, fcntl.lockf)
+        return _Handle(os.dup(1), None, fcntl.lockf)
     return _open_path(path)
 
 
@@ -102,15 +139,16 @@ def _open_path(path: str) -> _Handle:
     fd = os.open(path, flags, FILE_MODE)
     try:
         os.set_blocking(fd, True)
-        is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+        status = os.fstat(fd)
+        identity = _identity(status) if stat.S_ISREG(status.st_mode) else None
         fcntl.flock(fd, fcntl.LOCK_EX)
-        if is_file:
+        if identity is not None:
             _cut_torn_line(fd)
         fcntl.flock(fd, fcntl.LOCK_UN)
     except OSError:
         os.close(fd)
         raise
-    return _Handle(fd, is_file, fcntl.flock)
+    return _Handle(fd, identity, fcntl.flock)
 
 
 def _is_file_or_absent(path: str) -> bool:

@@ -34,6 +34,8 @@ BATCH_DELAY_SECONDS = 0.02
 # Between two tries of a failed write: short at first, for a reader that is merely slow; no busy loop on a full disk.
 RETRY_FIRST_SECONDS = 0.01
 RETRY_LONGEST_SECONDS = 1.0
+# While nothing is to be written, this often somebody looks whether the file is still where it was.
+LOOK_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -90,6 +92,7 @@ class AuditWriter:
         self._reopen_asked = threading.Event()
         self._closing = threading.Event()
         self._abandoned = threading.Event()
+        self.moved = 0  # how often the file was found renamed, replaced or removed by others
         self._write_error: str | None = None
         self._reopen_error: str | None = None
         self._thread = threading.Thread(target=self._run, name="sluice-audit", daemon=True)
@@ -199,7 +202,7 @@ class AuditWriter:
 
     def _run(self) -> None:
         while not self._closing.is_set():
-            self._wake.wait()
+            self._wake.wait(LOOK_SECONDS)
             self._closing.wait(BATCH_DELAY_SECONDS)
             # Cleared before the queue is read: a record that comes later sets it again.
             self._wake.clear()
@@ -250,7 +253,11 @@ class AuditWriter:
                 self._loop.call_soon_threadsafe(self._admit)
 
     def _reopen_if_asked(self) -> None:
-        if not self._reopen_asked.is_set() or self._sink.partial:
+        if self._sink.partial:
+            return
+        asked = self._reopen_asked.is_set()
+        if not asked and not self._sink.moved:
+            self._reopen_error = None  # it is where it was
             return
         # Cleared first: a second rotation meanwhile asks again.
         self._reopen_asked.clear()
@@ -258,11 +265,15 @@ class AuditWriter:
             self._sink.reopen()
         except OSError as error:
             if self._reopen_error is None:
-                _log.error("audit: cannot reopen, the old file stays in use: %s", error)
+                _log.error("audit: cannot reopen, the old file stays in use while it has a name: %s", error)
             self._reopen_error = str(error)
-            self._reopen_asked.set()
+            if asked:
+                self._reopen_asked.set()
         else:
             self._reopen_error = None
+            if not asked:
+                self.moved += 1
+                _log.warning("audit: the file was moved away or removed; going on in the one that the path names now")
 
     def _close_sink(self) -> None:
         try:

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -327,6 +329,154 @@ def test_rotation_under_load_loses_and_repeats_nothing(make: Callable[..., Audit
     parts = [ids(path) for path in [*rotated, audit]]
     assert len(rotated) == 10
     assert [one for part in parts for one in part] == expected(count)
+
+
+def test_a_file_that_is_moved_away_is_followed_by_a_new_one_without_any_signal(
+    make: Callable[..., AuditWriter], audit: Path
+) -> None:
+    """logrotate's ``create``, without ``postrotate``."""
+    writer = make()
+    rotated = [audit.with_name(f"audit.{number}") for number in range(4)]
+    for number in range(2000):
+        put(writer, number)
+        if number % 400 == 200 and number // 400 < len(rotated):
+            wait_until(lambda: writer.depth == 0)
+            audit.rename(rotated[number // 400])
+            if number // 400 % 2:
+                audit.touch(0o600)
+    assert writer.close(PATIENCE_SECONDS)
+    assert [one for path in (*rotated, audit) for one in ids(path)] == expected(2000)
+    assert writer.moved == len(rotated)
+    assert writer.last_error is None
+
+
+def test_a_file_that_is_removed_is_made_anew_at_once_also_while_nothing_is_written(
+    make: Callable[..., AuditWriter], audit: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = make()
+    put(writer, 0)
+    wait_until(lambda: writer.depth == 0)
+    audit.unlink()
+    wait_until(lambda: writer.moved == 1)
+    assert audit.stat().st_mode & 0o777 == 0o600
+    put(writer, 1)
+    wait_until(lambda: writer.depth == 0)
+    assert ids(audit) == [record(1).id]
+    assert [message for message in caplog.messages if "moved away or removed" in message] == caplog.messages
+
+
+def test_what_is_written_as_the_file_is_removed_is_written_once_more(
+    make: Callable[..., AuditWriter], audit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+
+    def write_and_remove(fd: int, data: bytes) -> int:
+        written = write(fd, data)
+        monkeypatch.setattr(os, "write", write)
+        audit.unlink()
+        return written
+
+    writer = make()
+    monkeypatch.setattr(os, "write", write_and_remove)
+    put(writer, 0)
+    put(writer, 1)
+    assert writer.close(PATIENCE_SECONDS)
+    assert ids(audit) == expected(2)
+
+
+def test_a_folder_that_is_removed_holds_calls_back_like_a_full_disk_until_it_is_there_again(
+    make: Callable[..., AuditWriter], tmp_path: Path
+) -> None:
+    folder = tmp_path / "log"
+    folder.mkdir()
+    writer = make(folder / "audit.jsonl")
+    put(writer, 0)
+    wait_until(lambda: writer.depth == 0)
+    shutil.rmtree(folder)
+    wait_until(lambda: not writer.healthy)  # also while nobody calls
+    assert "No such file" in (writer.last_error or "")
+    given = 0
+    while writer.reserve():
+        given += 1
+        assert writer.write(record(given))
+    assert writer.depth == given
+    folder.mkdir()
+    wait_until(lambda: writer.depth == 0)
+    assert ids(folder / "audit.jsonl") == expected(given + 1)[1:]
+    assert writer.healthy
+
+
+def test_a_folder_that_is_moved_and_comes_back_leaves_no_trouble(make: Callable[..., AuditWriter], tmp_path: Path) -> None:
+    folder = tmp_path / "log"
+    folder.mkdir()
+    writer = make(folder / "audit.jsonl")
+    folder.rename(tmp_path / "away")
+    wait_until(lambda: writer.last_error)
+    put(writer, 0)
+    wait_until(lambda: writer.depth == 0)
+    (tmp_path / "away").rename(folder)
+    wait_until(lambda: writer.last_error is None)
+    assert ids(folder / "audit.jsonl") == expected(1)
+
+
+def test_a_file_that_others_cut_gets_no_holes(
+    make: Callable[..., AuditWriter], audit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """logrotate's ``copytruncate``, and in the moment in which the disk is full as well."""
+    writer = make()
+    copy = audit.with_name("audit.1")
+    for number in range(40):
+        put(writer, number)
+        if number % 10 == 5:
+            wait_until(lambda: writer.depth == 0)
+            copy.open("ab").write(audit.read_bytes())
+            os.truncate(audit, 0)
+    wait_until(lambda: writer.depth == 0)
+    assert ids(copy) + ids(audit) == expected(40)
+    write = os.write
+
+    def write_some(fd: int, data: bytes) -> int:
+        written = write(fd, data[:10])
+        monkeypatch.setattr(os, "write", fail)
+        return written
+
+    def fail(fd: int, data: bytes) -> int:
+        os.truncate(audit, 0)
+        monkeypatch.setattr(os, "write", write)
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(os, "write", write_some)
+    put(writer, 40)
+    assert writer.close(PATIENCE_SECONDS)
+    assert ids(audit) == [record(40).id]
+
+
+def _work_and_follow(path: Path, worker: int, count: int) -> None:
+    writer = AuditWriter(path)
+    for number in range(count):
+        put(writer, worker * count + number)
+        if number % 20 == 0:
+            time.sleep(0.01)
+    assert writer.close(PATIENCE_SECONDS)
+
+
+def test_several_workers_follow_a_file_that_is_removed_again_and_again_and_lose_nothing(audit: Path) -> None:
+    workers, count = 3, 1500
+    processes = [FORK.Process(target=_work_and_follow, args=(audit, worker, count)) for worker in range(workers)]
+    for process in processes:
+        process.start()
+    kept: list[Path] = []
+    while any(process.is_alive() for process in processes):
+        time.sleep(0.05)
+        with contextlib.suppress(FileNotFoundError):
+            kept.append(audit.with_name(f"kept.{len(kept)}"))
+            os.link(audit, kept[-1])  # so that what was in it can be counted
+            audit.unlink()
+    for process in processes:
+        process.join(PATIENCE_SECONDS)
+        assert process.exitcode == 0
+    written = [int(one.partition(".")[2]) for path in (*kept, audit) if path.exists() for one in ids(path)]
+    assert sorted(written) == list(range(workers * count))
 
 
 def test_a_path_that_cannot_be_reopened_keeps_the_old_file_and_is_tried_again(
