@@ -1,6 +1,6 @@
 """What Kafka's own authorizer asks of who makes a request, by API: the operation and the kind of resource.
 
-The source is Apache Kafka 4.3, ``KafkaApis.scala`` and ``AclApis.scala``, and for delegation tokens KIP-48 and KIP-373; in words
+The source is Apache Kafka 4.3, ``KafkaApis.scala`` and ``AclApis.scala``; for delegation tokens KIP-48 and KIP-373; in words
 "Authorization primitives" of https://kafka.apache.org/documentation/#security_authz. Where one of several rights is enough, the
 one that is about what the request names stands here: CREATE of the topic for CreateTopics, not CREATE of the cluster.
 tests/kafka/test_denials.py asks a real broker, as somebody who may use every topic, group and transactional id and nothing
@@ -81,8 +81,8 @@ ASKS: dict[str, tuple[str, ...]] = {
     "DeleteShareGroupOffsets": ("DELETE GROUP", "READ TOPIC"),
 }
 
-# APIs of which some requests, or some of what one request names, ask for CLUSTER instead: the configurations of brokers, of their
-# loggers and of client metrics; what only brokers ask of each other (a follower's Fetch, AddPartitionsToTxn from version 4 on,
+# APIs of which some requests, or some of what one request names, ask for CLUSTER instead: the configurations of brokers, of
+# their loggers and of client metrics; what only brokers ask of each other (a follower's Fetch, AddPartitionsToTxn from version 4 on,
 # coordinators of share groups). Such a call has resources of other kinds than `NAMED`.
 PARTLY_OF_THE_CLUSTER = frozenset(
     {"DescribeConfigs", "AlterConfigs", "IncrementalAlterConfigs", "Fetch", "AddPartitionsToTxn", "FindCoordinator"}

@@ -85,7 +85,7 @@ def _of_rule(rule: KafkaRule) -> Iterator[Finding]:
         return
     text = rule.topic.text
     if text in _ANY_TOPIC:
-        hint = "leave the field out; then also requests about all topics are meant, and with no other condition those of the cluster"
+        hint = "leave the field out; then also requests about all topics are meant, and without any condition all of them"
         yield _at(rule, "SL006", f"topicPattern: {text!r} matches every topic", hint)
     elif is_literal(text) and not is_topic(text):
         yield _at(

@@ -145,6 +145,14 @@ Command = Forward | Carry | Answer | AwaitRoom | Dial | Shut | Close | Abort
 AWAIT_ROOM, DIAL, CLOSE, ABORT = AwaitRoom(), Dial(), Close(), Abort()
 SHUT = (Shut(REQUEST), Shut(REPLY))
 
+# Why a call has not come to the server, though nobody has refused it.
+_NOT_REFUSED = frozenset(
+    {
+        *(Outage.UNREACHABLE.value, Outage.TIMEOUT.value, Outage.RESET.value),
+        *("client-reset", "idle-timeout", "agent-stopped"),
+    }
+)
+
 _log = logging.getLogger(__name__)
 UNDECIDED = Decision(verdict=Verdict.DENIED, reason="internal-error", generation=0)
 UNRECORDED = Decision(verdict=Verdict.DENIED, reason="audit-unavailable", generation=0)
@@ -199,7 +207,10 @@ class Scene(msgspec.Struct, frozen=True):
 class OpenCall:
     """A call that was read and whose record is not written yet."""
 
-    __slots__ = ("answered", "began", "bytes", "call", "decision", "permit", "reason", "reserved", "status", "time", "via")
+    __slots__ = (
+        *("answered", "began", "bytes", "call", "decision", "forwarded", "permit"),
+        *("reason", "reserved", "status", "time", "via"),
+    )
 
     def __init__(self, call: ApiCall, decision: Decision, began: float, reserved: bool) -> None:
         self.call = call
@@ -210,6 +221,7 @@ class OpenCall:
         self.permit = Permit(decision) if decision.allowed else None
         self.bytes = [0, 0]
         self.status: int | str | None = None
+        self.forwarded = False  # some of it is on its way to the server, or there
         self.answered = False  # by a reply, ours or the server's
         self.reason: str | None = None
         self.reserved = reserved
@@ -265,6 +277,7 @@ class Flow:
         self._lent: Pair | None = None  # what the kernel goes by
         self._adopting: Carried | None = None
         self._repeated: dict[ApiCall, _RepeatedCall] = {}  # by what is lent, calls that were carried: the next may be like one
+        self.dialling = False  # set by the transport: the server is not connected yet, and has got nothing of what goes to it
         self.over = False
         self.draining = False
 
@@ -666,6 +679,8 @@ class Flow:
         permit = opened.permit if opened else None
         if permit is None:
             raise PermissionError(f"a parser passed bytes of call {number}, which nobody allowed")
+        assert opened is not None
+        opened.forwarded = True
         return permit
 
     def _account(self, direction: Direction, number: int | None, n: int) -> None:
@@ -842,7 +857,25 @@ class Flow:
             return True
 
     def _finish(self, number: int, limit: str | None = None) -> None:
-        self._write(number, self._calls.pop(number), limit)
+        opened = self._calls.pop(number)
+        if opened.permit is not None and (self.dialling or not opened.forwarded):
+            self._take_back(opened)
+        self._write(number, opened, limit)
+
+    @staticmethod
+    def _take_back(opened: OpenCall) -> None:
+        """The server never heard of a call that policy would have let through, in whole or in part.
+
+        What we have refused is denied, and nothing of it was let through in part. Where it is the server that cannot be
+        reached, or the client that went away, the verdict stays what policy said, and status and reason say what came of it.
+        """
+        decision = opened.decision
+        refused = opened.reason is not None and opened.reason not in _NOT_REFUSED
+        if not refused and decision.verdict is not Verdict.PARTIAL:
+            return
+        opened.decision = msgspec.structs.replace(decision, verdict=Verdict.DENIED, per_resource=None, granting=None)
+        if opened.reason is not None:  # it was no rule that kept it back
+            opened.decision = msgspec.structs.replace(opened.decision, policy=None, rule=None)
 
     def _write(self, number: int | str, opened: OpenCall, limit: str | None = None) -> None:
         self._scene.metrics.calls.add(self._labels(opened), self._now - opened.began)

@@ -595,6 +595,7 @@ class Relay:
 
     def _start_dial(self) -> None:
         self._dialled_at = monotonic()
+        self.flow.dialling = True
         try:
             self._up = self._dial()
         except OSError as error:
@@ -608,6 +609,7 @@ class Relay:
 
     def _connected(self, up: SocketType) -> None:
         self._lanes[REQUEST].sink = self._lanes[REPLY].source = up
+        self.flow.dialling = False
 
     def _dial_ready(self) -> None:
         assert self._up is not None

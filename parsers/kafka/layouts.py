@@ -7,7 +7,8 @@ A layout is a list of words, each of which is a field, or several that are skipp
 * ``?`` behind a word: it may be null. ``~``: null means all topics. ``!``: empty means all topics.
 * ``name=``: what policy calls it: ``topic``, ``topicId``, ``group``, ``transactional``, ``partition`` (with numbers kept),
   ``acks``, ``replica`` (a broker that follows), ``sessionId``, ``sessionEpoch``; ``key`` and ``keyType`` (FindCoordinator),
-  ``kind`` and ``name`` (resources that have a configuration), ``regex`` (topics by pattern); ``topics=`` and ``forgotten=`` (arrays whose elements are topics).
+  ``kind`` and ``name`` (resources that have a configuration), ``regex`` (topics by pattern); ``topics=`` and ``forgotten=``
+  (arrays whose elements are topics).
 * ``<7: …>``: the tagged field 7. It has to be as long as it says: Kafka's own reader does not look at the length of those
   that it knows, and must not be led to bytes that we have skipped.
 * ``everything`` at the front: the request concerns topics that it need not name.

@@ -22,8 +22,11 @@ from typing import Any
 
 import pytest
 
-from parsers.kafka.connection import HELD_REPLY_MAX, OPEN_CALLS_MAX
+from parsers.kafka.connection import HELD_REPLY_MAX, OPEN_CALLS_MAX, SUPPORTED
 from parsers.kafka.frame import FRAME_MAX
+from parsers.kafka.request import MAX_ELEMENTS
+from policies.kafka import APIS
+from policies.kafka_acls import BEYOND_NAMES
 from proxy.flow import HEAD_TIMEOUT
 from tests.e2e.kafka_stage import RealBroker, real_broker
 from tests.e2e.stage import Line, Stage, staged
@@ -31,6 +34,7 @@ from tests.e2e.test_backpressure import Flood
 from tests.e2e.test_kernel_torture import pss
 from tests.harness import PATIENCE, eventually
 from tests.kafka import raw
+from tests.property.kafka_words import Writer
 
 SOAK = os.environ.get("SLUICE_SOAK") == "1"
 NEIGHBOUR = Path(__file__).parent.parent / "clients" / "kafka_neighbour.py"
@@ -155,6 +159,19 @@ SECRET = raw.produce(7, 9, [SECRETS])
 WORDY = raw.produce(7, 9, [f"{SECRETS}-{number:0200}" for number in range(100)])  # its denial names them all
 
 
+def many_partitions() -> bytes:
+    """A Produce request to a topic that is denied and one that is not, which is to more partitions than anybody counts."""
+    partition = struct.pack(">ii", 0, -1)
+    topics = [
+        struct.pack(f">h{len(name)}si", len(name), name.encode(), n) for name, n in ((SECRETS, 1), (ORDERS, MAX_ELEMENTS))
+    ]
+    body = struct.pack(">hii", -1, 1, 2) + topics[0] + partition + topics[1] + partition * MAX_ELEMENTS
+    return sized(header(0, 2) + body)
+
+
+MANY_PARTITIONS = many_partitions()
+
+
 @dataclass(frozen=True)
 class Hostile:
     """``end``: the client ends its side behind it. What policy has denied before, keeps that reason."""
@@ -199,6 +216,8 @@ REQUESTS = [
         "no-rule-matched",
         "HELD_REQUEST_MAX",
     ),
+    Hostile("too-much-behind-the-names-of-what-is-allowed-in-part", MANY_PARTITIONS, "too-many-elements", "MAX_ELEMENTS"),
+    Hostile("the-end-before-that-of-what-is-allowed-in-part", MANY_PARTITIONS[:1000], "truncated-request", end=True),
 ]
 
 
@@ -215,6 +234,21 @@ def test_a_hostile_request_ends_its_connection_with_a_record(stage: KafkaStage, 
     assert stage.seen == b""
     assert stage.accepted == accepted
     stage.neighbour.works_on()
+
+
+@pytest.mark.parametrize("api", sorted(BEYOND_NAMES))
+def test_who_may_use_a_topic_may_not_ask_for_what_kafka_authorises_on_the_cluster(stage: KafkaStage, api: str) -> None:
+    """The port's only rule is about a topic. The broker, which here enforces nothing itself, never hears of it."""
+    key = APIS[api]
+    accepted = stage.accepted
+    frame = Writer(f"e2e {api}").frame(key, SUPPORTED[key][1])
+    with stage.client() as client:
+        client.send(frame)
+        assert len(raw.frame(client.exactly)) > 8
+        assert client.end().rest() == b""
+    (record,) = stage.records(1)
+    assert (record["method"], record["verdict"], record["reason"]) == (api, "DENIED", "no-rule-matched")
+    assert (stage.seen, stage.accepted) == (b"", accepted)
 
 
 @pytest.mark.parametrize("seed", range(5))

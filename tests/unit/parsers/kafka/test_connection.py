@@ -19,6 +19,7 @@ from kafka.protocol.producer import AddPartitionsToTxnRequest, AddPartitionsToTx
 from parsers.contract import ApiCall, Direction, Fail, Hold, Outage
 from parsers.kafka import connection
 from parsers.kafka.connection import SUPPORTED, KafkaParser
+from parsers.kafka.request import MAX_ELEMENTS
 from policies.decide import Decision, Verdict
 from proxy.flow import HEAD_TIMEOUT, Close
 from tests.flow_playbook import Dialogue, Policy, Records
@@ -829,3 +830,75 @@ def test_a_hold_is_the_only_verb_while_names_are_asked_for() -> None:
 def test_a_ruling_that_nobody_asked_for_ends_the_connection() -> None:
     verbs = KafkaParser().on_ruling(3, Rules().decide(ApiCall(protocol="kafka", method="Produce")))
     assert [type(verb) for verb in verbs] == [Fail]
+
+
+class TestVerdicts:
+    """A record says PARTIAL of what was let through in part, and of nothing else."""
+
+    def half_allowed(self) -> tuple[Dialogue, bytes]:
+        play = talk()
+        frame = produce(1, SECRETS, ORDERS)
+        assert play.client(frame[:-1]).to_server == b"", "it is kept until it is there as a whole"
+        return play, frame
+
+    def record(self, play: Dialogue) -> Any:
+        (record,) = play.records
+        return record
+
+    def test_a_request_that_is_refused_behind_its_last_name_is_denied_with_the_limit(self) -> None:
+        play = talk()
+        partition = struct.pack(">ii", 0, -1)
+        topics = [(SECRETS, 1), (ORDERS, MAX_ELEMENTS)]
+        body = struct.pack(">hii", -1, 1, len(topics)) + b"".join(
+            struct.pack(f">h{len(name)}si", len(name), name.encode(), count) + partition * count for name, count in topics
+        )
+        header = struct.pack(">hhih2s", 0, 0, 1, 2, b"me")
+        play.client(struct.pack(">i", len(header + body)) + header + body)
+        record = self.record(play)
+        assert (record.verdict, record.reason, record.limit) == ("DENIED", "too-many-elements", "MAX_ELEMENTS")
+        assert (record.policy, record.rule, record.per_resource, record.status) == (None, None, None, "unanswered")
+        assert set(record.resources) == {f"topic:{SECRETS}", f"topic:{ORDERS}"}
+        assert play.to_server == b""
+
+    @pytest.mark.parametrize(
+        ("ending", "reason"),
+        [
+            (Dialogue.client_ends, "truncated-request"),
+            (Dialogue.client_resets, "client-reset"),
+            (lambda play: play.wait(0).wait(HEAD_TIMEOUT + 1), "client-timeout"),
+            (lambda play: play.stop(), "agent-stopped"),
+        ],
+    )
+    def test_a_request_that_does_not_come_to_its_end_is_none_of_it(
+        self, ending: Callable[[Dialogue], Any], reason: str
+    ) -> None:
+        play, _ = self.half_allowed()
+        ending(play)
+        record = self.record(play)
+        assert (record.verdict, record.reason, record.per_resource) == ("DENIED", reason, None)
+        assert play.to_server == b""
+
+    def test_what_was_meant_for_a_server_that_cannot_be_reached_keeps_its_verdict_unless_that_is_partial(self) -> None:
+        for topics, verdict in (((ORDERS,), "ALLOWED"), ((SECRETS, ORDERS), "DENIED")):
+            play = talk()
+            play.client(produce(1, *topics))
+            play.flow.dialling = True
+            play.outage(Outage.UNREACHABLE)
+            record = self.record(play)
+            assert (record.verdict, record.reason, record.status) == (verdict, "upstream-unreachable", "unanswered")
+            assert record.per_resource is None
+
+    def test_what_was_let_through_in_part_is_partial_also_if_it_is_cut_off(self) -> None:
+        play, frame = self.half_allowed()
+        play.client(frame[-1:]).server_resets()
+        record = self.record(play)
+        assert (record.verdict, record.reason) == ("PARTIAL", "upstream-reset")
+        assert record.per_resource == {f"topic:{SECRETS}": "DENIED", f"topic:{ORDERS}": "ALLOWED"}
+
+    def test_of_what_we_answer_alone_nothing_was_let_through(self) -> None:
+        """One topic is denied, and of the other nobody knows the name."""
+        play = talk()
+        play.client(fetch(1, (0, -1), SECRETS_ID, LOST_ID))
+        play.server(described(0, (SECRETS, SECRETS_ID, 0), (None, LOST_ID, 100)))
+        answered = play.records[-1]
+        assert (answered.method, answered.verdict, answered.reason) == ("Fetch", "DENIED", "no-rule-matched")
