@@ -82,8 +82,8 @@ ASKS: dict[str, tuple[str, ...]] = {
 }
 
 # APIs of which some requests, or some of what one request names, ask for CLUSTER instead: the configurations of brokers, of
-# their loggers and of client metrics; what only brokers ask of each other (a follower's Fetch, AddPartitionsToTxn from version 4 on,
-# coordinators of share groups). Such a call has resources of other kinds than `NAMED`.
+# their loggers and of client metrics; what only brokers ask of each other (a follower's Fetch, AddPartitionsToTxn from version
+# 4 on, coordinators of share groups). Such a call has resources of other kinds than `NAMED`.
 PARTLY_OF_THE_CLUSTER = frozenset(
     {"DescribeConfigs", "AlterConfigs", "IncrementalAlterConfigs", "Fetch", "AddPartitionsToTxn", "FindCoordinator"}
 )
