@@ -174,8 +174,8 @@ MANY_PARTITIONS = many_partitions()
 
 @dataclass(frozen=True)
 class Hostile:
-    """``end``: the client ends its side behind it. What policy has denied before, keeps that reason. ``in_part``: policy would have
-    let a part of it through, so the broker is dialled, and gets nothing."""
+    """``end``: the client ends its side behind it. What policy has denied before, keeps that reason. ``in_part``: policy would
+    have let a part of it through, so the broker is dialled, and gets nothing."""
 
     name: str
     data: bytes

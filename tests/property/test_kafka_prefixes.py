@@ -56,7 +56,7 @@ def asks(request: Request) -> object:
     """What a request asks for: all that policy, and what we know of sessions, can depend on."""
     facts = facts_of(request)
     epoch = None if request.session is None else (request.session[0], request.session[1] > 0)
-    return facts._replace(correlation_id=0, session=None), epoch, request.api_key, request.version
+    return facts._replace(correlation_id=0, session=None), epoch, request.api_key, request.version, request.of_brokers
 
 
 def outcome(frame: bytes) -> object:
