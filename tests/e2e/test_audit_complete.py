@@ -4,6 +4,7 @@ import collections
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -77,6 +78,56 @@ def test_rotation_by_rename_and_sighup_under_load_loses_no_record(
     records = lines(*files)
     assert len(records) == len({record["id"] for record in records}) == result["completed"]
     assert all(lines(file) for file in files), "every file has got some"
+
+
+@pytest.mark.parametrize("how", ["moved", "replaced", "removed"])
+def test_a_file_that_goes_without_a_signal_is_followed_under_load_by_all_workers(
+    how: str, web: Workload, orders: Workload, serve: MakeServer, sluice: MakeSluice
+) -> None:
+    witness = Witness()
+    server = serve(orders, witness.serve)
+    agent = sluice(documents(web, orders, server.port), "--workers", "2")
+    files = [agent.audit]
+    with hammering(web, server.port, "/ok", "/denied", per_connection=30) as hammer:
+        for number in range(3):
+            before = len(witness.seen)
+            eventually(lambda before=before: len(witness.seen) > before + 100, "calls")
+            files.append(agent.audit.with_suffix(f".{number}"))
+            if how == "removed":
+                os.link(agent.audit, files[-1])  # so that its records can be counted
+                agent.audit.unlink()
+            else:
+                agent.audit.rename(files[-1])
+                if how == "replaced":
+                    agent.audit.touch(0o600)
+            eventually(lambda: agent.audit.exists() and agent.audit.stat().st_size, "records in the new file")
+        result = hammer.stop()
+    assert result["errors"] == {}
+    eventually(lambda: len(lines(*files)) >= result["completed"], "all records")
+    records = lines(*files)
+    assert len(records) == len({record["id"] for record in records}) == result["completed"]
+    assert agent.metric("sluice_audit_moved_total") >= 3
+    assert agent.get("/healthz")["ok"] is True
+
+
+def test_without_a_folder_for_its_file_the_agent_says_so_and_goes_on_when_it_is_there_again(
+    web: Workload, orders: Workload, serve: MakeServer, sluice: MakeSluice, tmp_path: Path
+) -> None:
+    server = serve(orders)
+    folder = tmp_path / "log"
+    agent = sluice(documents(web, orders, server.port), "--audit", str(folder / "audit.jsonl"))
+    with web.connect(server.port) as client:
+        client.sendall(b"GET /ok HTTP/1.1\r\nhost: orders\r\n\r\n")
+        assert read_reply(client)[0] == 200
+        eventually(lambda: (folder / "audit.jsonl").stat().st_size, "its record")
+        shutil.rmtree(folder)
+        trouble = eventually(lambda: agent.get("/healthz")["checks"]["audit"].get("detail"), "the trouble")
+        assert "No such file" in trouble or "was removed" in trouble
+        client.sendall(b"GET /ok HTTP/1.1\r\nhost: orders\r\n\r\n")
+        assert read_reply(client)[0] == 200, "as long as there is room for its record"
+        folder.mkdir()
+        eventually(lambda: agent.get("/healthz")["ok"], "health")
+        eventually(lambda: len(lines(folder / "audit.jsonl")) == 1, "the record")
 
 
 @pytest.fixture
