@@ -53,7 +53,8 @@ MAX_LOOKS = 16
 LISTEN_BACKLOG = 4096
 # How often one tries to find a port that is free on every address at once.
 PORT_ATTEMPTS = 50
-
+# Why policy is put in force again.
+RELOAD, READDRESS = "reload", "the addresses of this host have changed"
 
 Answer = TypeVar("Answer")
 
@@ -316,7 +317,7 @@ class Agent:
         local = hostnet.local_networks()
         if local != self._local:
             self._local = local
-            await self._change("the addresses of this host have changed", self._again)
+            await self._change(READDRESS, self._again)
         self._look_at_cgroups()
         self._hooks.sweep()
         if self._guard is not None and not self._guard.alive:
@@ -430,7 +431,6 @@ class Agent:
         A generation that could not be installed may have left entries under its number in the kernel's tables. Raises
         `UnsettledError` when they change meanwhile, or somebody has one open for writing.
         """
-        self._number += 1
         try:
             state, read = _state_and_sources(self._options.paths)
         except UnsettledError as error:
@@ -439,6 +439,7 @@ class Agent:
         self._rest.read(state)
         if isinstance(read, Exception):
             raise read
+        self._number += 1
         return Generation(PolicySet(load(read), self._number), read, datetime.now(UTC))
 
     def _again(self) -> Generation:
@@ -447,10 +448,11 @@ class Agent:
         return msgspec.structs.replace(self._now, policies=PolicySet(self._now.policies.bundle, self._number))
 
     async def _reload(self) -> None:
-        await self._change("reload", self._read)
+        await self._change(RELOAD, self._read)
 
     async def _change(self, why: str, make: Callable[[], Generation]) -> None:
         """Install another generation. What cannot be made or installed changes nothing and is told."""
+        what = "policy" if why == RELOAD else "addresses"
         try:
             await self._install(await self._from_disk(make))
         except _StoppingError:
@@ -458,10 +460,12 @@ class Agent:
         except UnsettledError:
             self._mind_restless_documents()
         except Exception as error:  # doubt of any kind: what was in force stays in force
-            text = self._troubles["policy"] = _text(error)
+            text = self._troubles[what] = _text(error)
             sys.stderr.write(f"sluice: {why} failed, generation {self._now.policies.generation} stays in force:\n{text}\n")
         else:
-            self._troubles.pop("policy", None)
+            self._troubles.pop(what, None)
+            if why == RELOAD:
+                self._troubles.pop("addresses", None)  # it has made all tables anew
             sys.stderr.write(f"sluice: {why}: generation {self._now.policies.generation} is in force\n")
 
     async def _install(self, generation: Generation) -> None:
@@ -565,7 +569,7 @@ class Agent:
     @property
     def _policy_trouble(self) -> str | None:
         """Why the documents on disk are not the ones in force."""
-        told = [self._troubles[what] for what in ("documents", "policy") if what in self._troubles]
+        told = [self._troubles[what] for what in ("documents", "policy", "addresses") if what in self._troubles]
         return "\n".join(told) or None
 
     async def policy(self) -> PolicyStatus:

@@ -16,6 +16,8 @@ _ALIASES = {"consume": "Fetch", "offsets": "ListOffsets"}
 _ALL_WITHOUT_NAMES = re.compile(r"[~!]|everything")
 # An array of groups, of transactional ids, or of resources that have a configuration.
 _NAMED = re.compile(r"\[(group|transactional|key)=s;\]|\bkind=")
+# Whose configuration is meant when it is no topic's and no group's.
+_BROKER = "broker:any"
 
 # Groups that each have topics: without names of any, all of them.
 _WHOLE_GROUPS = re.compile(r"\[group=s .*topics=")
@@ -78,6 +80,8 @@ def kafka_call(words: str, options: Options) -> ApiCall:
             )
         )
     )
+    if not resources and "kind=" in layout:
+        resources = (_BROKER,)
     are_named = _NAMED.search(layout) or (not topics and _WHOLE_GROUPS.search(layout))
     named = tuple(Named(resource, 0, 0) for resource in resources) if are_named else ()
     request = Request(

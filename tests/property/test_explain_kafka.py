@@ -31,7 +31,10 @@ def is_odd(request: Request) -> bool:
     an_empty_list = not request.topics and not request.all_topics and "~" in layouts
     a_mixture = request.all_topics and ("regex" in layouts or (bool(request.topics) and "everything" not in layouts))
     a_cursor = request.api == "DescribeTopicPartitions" and request.array is None
-    of_the_cluster = any(not one.resource.startswith(("topic:", "group:", "transactionalId:")) for one in request.named)
+    nobodys_configuration = "kind=" in layouts and not request.named
+    of_the_cluster = nobodys_configuration or any(
+        not one.resource.startswith(("topic:", "group:", "transactionalId:")) for one in request.named
+    )
     a_followers = request.of_brokers and request.api in ("Fetch", "FindCoordinator")
     return an_empty_list or a_mixture or a_cursor or of_the_cluster or a_followers
 

@@ -12,7 +12,7 @@ import pytest
 from bpf.loader import BpfError
 from policies.decide import PolicySet
 from policies.load import Source
-from proxy.agent import Agent, Options
+from proxy.agent import READDRESS, Agent, Options
 
 WORKLOAD = "apiVersion: sluice.dev/v1\nkind: Workload\nmetadata: {name: %s}\nspec: {cgroups: [/%s]}\n"
 
@@ -100,6 +100,17 @@ def test_the_number_of_a_generation_that_failed_is_not_used_again(agent: Agent) 
     assert agent._hooks.tried == [1, 2, 3]  # type: ignore[attr-defined]
     assert in_force(agent) == (3, [3, 3], ["orders"])
     assert "policy" not in agent._troubles
+
+
+def test_other_addresses_of_the_host_do_not_hide_that_the_documents_could_not_be_loaded(agent: Agent, tmp_path: Path) -> None:
+    (tmp_path / "documents.yaml").write_text("kind: [")
+    asyncio.run(agent._reload())
+    assert "documents.yaml" in (agent._policy_trouble or "")
+    asyncio.run(agent._change(READDRESS, agent._again))
+    assert "documents.yaml" in (agent._policy_trouble or "")
+    (tmp_path / "documents.yaml").write_text(WORKLOAD % ("orders", "orders"))
+    asyncio.run(agent._reload())
+    assert agent._policy_trouble is None
 
 
 def test_a_file_system_that_never_answers_does_not_keep_the_agent_from_ending(

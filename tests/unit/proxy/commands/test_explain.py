@@ -111,6 +111,9 @@ class TestKafka:
             ("billing", "kafka joingroup", ("--group", "billing"), 0, "ALLOWED"),
             ("billing", "kafka joingroup", ("--group", "other"), 1, "no match: group"),
             ("billing", "kafka consume payments.cards", (), 1, "rule     no-cards"),
+            ("billing", "kafka alterclientquotas", (), 1, "no match: role"),
+            ("operators", "kafka alterclientquotas", (), 0, "ALLOWED"),
+            ("operators", "kafka alterconfigs", (), 0, "ALLOWED"),
             ("operators", "kafka deletetopics orders", (), 0, "rule     "),
             ("operators", "kafka metadata", (), 0, "ALLOWED"),
             ("operators", "kafka findcoordinator", ("--transactional-id", "t"), 0, "ALLOWED"),
@@ -148,6 +151,35 @@ class TestKafka:
         lines = [line.strip() for line in result.output.splitlines()]
         assert lines[0].startswith("PARTIAL  kafka describegroups")
         assert {"ALLOWED  group:billing", "DENIED   group:shop"} <= set(lines)
+
+    @pytest.mark.parametrize(
+        ("rule", "request_", "says"),
+        [
+            (
+                "{topic: orders}",
+                "alterclientquotas",
+                "apiKey (Kafka asks for ALTER_CONFIGS CLUSTER: a rule has to name the API",
+            ),
+            ("{clientID: me}", "listtransactions", "apiKey (Kafka asks for DESCRIBE EVERY_TRANSACTIONAL_ID: a rule has to"),
+            (
+                "{apiKey: alterconfigs, topic: orders}",
+                "alterconfigs",
+                "topic (Kafka asks for CLUSTER: a rule has to name the API",
+            ),
+            ("{topic: orders}", "alterconfigs bills", "no match: topic\n"),
+            ("{apiKey: fetch}", "alterclientquotas", "no match: apiKey\n"),
+        ],
+    )
+    def test_of_what_is_the_clusters_it_says_which_right_is_asked_for(
+        self, rule: str, request_: str, says: str, tmp_path: Path
+    ) -> None:
+        text = (EXAMPLES / "kafka.yaml").read_text()
+        (tmp_path / "a.yaml").write_text(text.replace("{kafka: [{}]}", f"{{kafka: [{rule}]}}"))
+        result = CliRunner().invoke(
+            explain, ["-f", str(tmp_path), "--from", "operators", "--to", "kafka", "--client-id", "me", f"kafka {request_}"]
+        )
+        assert result.exit_code == 1
+        assert says in result.output
 
     def test_version_and_client_are_what_rules_compare(self, tmp_path: Path) -> None:
         text = (EXAMPLES / "kafka.yaml").read_text()
