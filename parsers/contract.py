@@ -96,6 +96,11 @@ class Ruling(Protocol):
     def edits(self) -> Sequence[HeaderEdit]: ...
 
     @property
+    def trailers(self) -> bool:
+        """Whether the request may have trailer fields. Where rules look at headers, a server may take them for headers."""
+        ...
+
+    @property
     def per_resource(self) -> Mapping[str, str] | None:
         """The verdicts of what is told apart of a divisible call that is allowed in part; None: it is as a whole, or denied."""
         ...
@@ -131,7 +136,12 @@ class More(msgspec.Struct, frozen=True):
 
 
 class Hold(msgspec.Struct, frozen=True):
-    """Nothing more of this direction can be settled until the other direction has moved."""
+    """Nothing more of this direction can be settled until the other direction has moved.
+
+    If it does not within ``patience`` seconds, the parser hears of it as ``Outage.SLOW_SERVER``.
+    """
+
+    patience: float | None = None
 
 
 class Inject(msgspec.Struct, frozen=True):
@@ -181,10 +191,12 @@ class Fail(msgspec.Struct, frozen=True):
 class Opaque(msgspec.Struct, frozen=True):
     """From here on both directions are one tunnel (an Upgrade that policy allowed and the server accepted).
 
-    All bytes belong to call ``call``, which ends with the connection.
+    All bytes belong to call ``call``, which ends with the connection. ``watched``: the parser is still offered what the
+    client says, and passes it, until it says ``Opaque`` without.
     """
 
     call: int
+    watched: bool = False
 
 
 Verb = Pass | Drop | More | Hold | Inject | Judge | Reply | Done | Fail | Opaque
@@ -197,6 +209,7 @@ class Outage(Enum):
     TIMEOUT = "upstream-timeout"  # the dial, or the reply, took too long
     RESET = "upstream-reset"  # the server went away inside a reply or before one
     OVERLOAD = "overload"  # a limit of ours
+    SLOW_SERVER = "server-silent"  # not given up: what waits with a ``Hold`` has waited for as long as it said
     SLOW_CLIENT = "client-timeout"  # the client began a message and did not finish it in time
 
 

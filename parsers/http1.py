@@ -12,7 +12,10 @@ Ends of bodies. A body of known length is passed in one verb when all of it is t
 second verb: bytes that a ``Pass`` has announced arrive without the parser being asked, so only a byte that it still waits
 for can tell it whether the body ended or the connection did.
 
-A call is over when both its request and its reply are complete, so a reply may overtake the end of its request's body.
+A call is over when both its request and its reply are complete. A reply may begin before its request's body ends, and both
+may go on together; but a server whose reply is *complete* by then may take what is left of the body for its next request.
+So nothing of the request goes on behind an early reply, and the connection ends with it. A body that is announced with
+``Expect`` is kept back until the server has said what it will do with it.
 """
 
 from collections import deque
@@ -56,7 +59,11 @@ from parsers.http1_head import (
 )
 
 OPEN_CALLS_MAX = 64  # calls passed to the server and not over; more pipelined requests wait with the transport
+# Seconds that a body with Expect is kept back for the server's answer. Servers that know nothing of Expect wait for the body, and
+# clients that find out send it after about a second (RFC 9110 section 10.1.1).
+EXPECT_PATIENCE = 1.0
 DRAIN_MAX = 1024 * 1024  # bytes of a denied request's body that are read away to keep the connection usable
+EARLY_REPLY = "early-reply"  # the reason of a call whose reply was complete before its request was, and ended the connection
 UNTIL_CLOSE_LENGTH = 1 << 62  # bytes; more than any connection carries
 
 _State = Callable[["Http1Parser", bytes, int, list[Verb]], int]
@@ -85,7 +92,7 @@ class _OwnAnswer(msgspec.Struct, frozen=True):
 class _Call:
     """A call between its Judge and its end."""
 
-    __slots__ = ("answered", "answering", "denial", "head", "number", "sent")
+    __slots__ = ("answering", "denial", "head", "number", "sent", "trailers")
 
     def __init__(self, number: int, head: RequestHead) -> None:
         self.number = number
@@ -93,7 +100,7 @@ class _Call:
         self.denial: _OwnAnswer | None = None
         self.sent = False  # all of the request has been passed
         self.answering = False  # the final reply has begun
-        self.answered = False  # the final reply has been passed
+        self.trailers = True  # whether its body may have some
 
 
 class Http1Parser:
@@ -200,6 +207,7 @@ class Http1Parser:
             verbs += (Drop(length, number), Inject(Direction.REQUEST, edited, number))
             length = 0
         self._current = None
+        call.trailers = ruling.trailers
         self._open.append(call)
         self._begin_body(call, length, Pass, verbs)
         return verbs
@@ -207,12 +215,15 @@ class Http1Parser:
     def on_outage(self, outage: Outage) -> Sequence[Verb]:
         if outage is Outage.SLOW_CLIENT:
             return self._time_out_request()
+        if outage is Outage.SLOW_SERVER:
+            if self._request_state is Http1Parser._await_continue:
+                self._request_state = Http1Parser._begin_held_body
+            return ()
+        if outage is Outage.TIMEOUT and self._request_state is Http1Parser._begin_held_body:
+            return self._time_out_request()  # it was told to continue, and does not
         status, text = _OUTAGES[outage]
         oldest = self._open[0] if self._open else self._current
         number = None if oldest is None else oldest.number
-        if oldest is not None and oldest.answered:  # the rest of its request is for nobody
-            self._dead(Fail(outage.value))
-            return [Done(oldest.number)]
         if oldest is not None and oldest.denial is not None:  # it needs no server
             return [self._dead(oldest.denial.fail)]
         # A connection that breaks between calls owes nothing; inside a reply, words would become part of that reply. A server
@@ -263,7 +274,10 @@ class Http1Parser:
         """Settle ``length`` bytes of the head and what can be said of the body."""
         body = call.head.body
         if body == CHUNKED:
-            self._body = ChunkedBody()
+            self._body = ChunkedBody(call.trailers)
+        if body and settle is Pass and call.head.expects and call.head.http11:  # RFC 9110: not in HTTP/1.0
+            self._request_state = Http1Parser._await_continue
+        elif body == CHUNKED:
             self._request_state = Http1Parser._read_request_chunks
         elif len(call.head.wire) + body <= self._buffered:
             length += body
@@ -274,6 +288,30 @@ class Http1Parser:
             verbs.append(settle(length, call.number))
         if self._request_state is Http1Parser._hold:
             self._request_over(call, verbs)
+
+    def _await_continue(self, data: bytes, at: int, verbs: list[Verb]) -> int:
+        """Keep the body back: a server that refuses it may not read it, and would take it for the next request."""
+        verbs.append(Hold(EXPECT_PATIENCE) if self._open[-1] is self._open[0] else _HOLD)
+        return _STOP
+
+    def _begin_held_body(self, data: bytes, at: int, verbs: list[Verb]) -> int:
+        call = self._open[-1]
+        body = call.head.body
+        if body == CHUNKED:
+            self._request_state = Http1Parser._read_request_chunks
+            return at
+        if body <= len(data) - at:
+            verbs.append(Pass(body, call.number))
+            self._request_over(call, verbs)
+            return at + body
+        self._request_state = Http1Parser._read_request_last_byte
+        verbs.append(Pass(body - 1, call.number))
+        return at + body - 1
+
+    def _discard_body(self, data: bytes, at: int, verbs: list[Verb]) -> int:
+        """The server has refused the body before it got any of it. The connection ends with its reply."""
+        verbs.append(Drop(len(data) - at, self._open[-1].number))
+        return len(data)
 
     def _read_request_last_byte(self, data: bytes, at: int, verbs: list[Verb]) -> int:
         call, settle = self._sending()
@@ -310,16 +348,13 @@ class Http1Parser:
             return
         call.sent = True
         self._request_state = self._state_behind(call)
-        if call.answered:
-            self._finish(verbs)
+        if call.head.upgrade and self._request_state is Http1Parser._read_request:
+            self._request_state = Http1Parser._hold  # what follows may be HTTP or the other protocol: the reply says which
 
     def _state_behind(self, call: _Call) -> _State:
-        """Return the state of the request direction once ``call`` has been sent."""
-        if self._closing or not call.head.keep_alive:
-            return Http1Parser._after_last_request
-        if call.head.upgrade and not call.answered:  # what follows may be HTTP or the other protocol: the reply says which
-            return Http1Parser._hold
-        return Http1Parser._read_request
+        """Return the state of the request direction behind ``call``."""
+        last = self._closing or not call.head.keep_alive
+        return Http1Parser._after_last_request if last else Http1Parser._read_request
 
     def _hold(self, data: bytes, at: int, verbs: list[Verb]) -> int:
         """Wait for a ruling, for the turn of our own answer, for the reply to an upgrade, or for open calls to end."""
@@ -333,12 +368,7 @@ class Http1Parser:
     def _request_ended(self, rest: bytes, verbs: list[Verb]) -> None:
         """The client sends nothing more; ``rest`` is the beginning of what it did not complete."""
         if self._request_state in _SENDING:
-            call, _ = self._sending()
-            if call.answered:  # the reply did not wait for the body, and so the client did not send it
-                self._request_state = Http1Parser._after_last_request
-                self._finish(verbs)
-            else:
-                self._break_request(faults.TRUNCATED_BODY, call, verbs)
+            self._break_request(faults.TRUNCATED_BODY, self._sending()[0], verbs)
         elif rest:
             self._refuse_request(faults.TRUNCATED_HEAD, rest, verbs)
 
@@ -359,7 +389,7 @@ class Http1Parser:
         with_body = head.call.method != "HEAD"
         fail = Fail("denied-and-closed", answer(status, text, close=True, with_body=with_body), status, number)
         # A client that expects "100 Continue" may send its body or not. An HTTP/1.0 client reads until the close.
-        may_not_come = head.body != 0 and head.expects_continue
+        may_not_come = head.body != 0 and head.expects
         if may_not_come or head.body > DRAIN_MAX or not head.keep_alive or not head.http11:
             self._answer(_OwnAnswer(number, fail), verbs)
             return verbs
@@ -422,7 +452,7 @@ class Http1Parser:
 
     def _read_reply(self, data: bytes, at: int, verbs: list[Verb]) -> int:
         call = self._open[0] if self._open else None
-        if call is None or call.answered:
+        if call is None:
             return self._break_reply(faults.WITHOUT_REQUEST, verbs)
         searched = self._reply_searched
         end = data.find(HEAD_END, at + searched - 3 if searched > 3 else at, at + HEAD_MAX)
@@ -443,9 +473,13 @@ class Http1Parser:
         if head.status < 200:
             if head.status == 101:
                 return self._switch(call, head, end - at, verbs)
+            if head.status == 100 and call is self._open[-1] and self._request_state is Http1Parser._await_continue:
+                self._request_state = Http1Parser._begin_held_body
             verbs.append(Pass(end - at, number))
             return end
         call.answering = True
+        if call is self._open[-1] and self._request_state is Http1Parser._await_continue:
+            self._request_state = Http1Parser._discard_body
         verbs.append(Reply(number, head.status))
         request = call.head
         body = 0 if request.call.method == "HEAD" else head.body
@@ -493,10 +527,12 @@ class Http1Parser:
     def _reply_over(self, verbs: list[Verb]) -> None:
         """The last byte of a final reply has been settled."""
         call = self._open[0]
-        call.answered = self._served = True
+        if not call.sent:
+            verbs.append(self._dead(Fail(EARLY_REPLY, call=call.number)))
+            return
+        self._served = True
         self._reply_state = Http1Parser._after_last_reply if self._closing else Http1Parser._read_reply
-        if call.sent:
-            self._finish(verbs)
+        self._finish(verbs)
 
     def _finish(self, verbs: list[Verb]) -> None:
         """The oldest call is over."""
@@ -534,7 +570,7 @@ class Http1Parser:
         elif cut:
             self._break_reply(faults.TRUNCATED_HEAD, verbs)
         elif state in (Http1Parser._read_reply, Http1Parser._after_last_reply):
-            if self._open and not self._open[0].answered:
+            if self._open:
                 verbs.extend(self.on_outage(Outage.RESET))
                 return
             self._closing = True
@@ -557,4 +593,9 @@ class Http1Parser:
 
 
 # The states of the request direction in which a body is under way.
-_SENDING = (Http1Parser._read_request_last_byte, Http1Parser._read_request_chunks)
+_SENDING = (
+    Http1Parser._await_continue,
+    Http1Parser._begin_held_body,
+    Http1Parser._read_request_last_byte,
+    Http1Parser._read_request_chunks,
+)

@@ -96,6 +96,7 @@ CHUNK_LINE_TOO_LONG = Fault("chunk-line-too-long", 400, "a chunk-size line is to
 CHUNK_TOO_LARGE = Fault("chunk-too-large", 413, "a chunk is too large", "CHUNK_SIZE_MAX")
 BAD_CHUNK_END = Fault("bad-chunk-end", 400, "a chunk is longer than its size says")
 FORBIDDEN_TRAILER = Fault("forbidden-trailer", 400, "a trailer field that belongs into the head")
+UNJUDGED_TRAILER = Fault("unjudged-trailer", 400, "trailer fields, on a port whose rules look at header fields")
 TRAILERS_TOO_LARGE = Fault("trailers-too-large", 431, "the trailer section is too large", "TRAILERS_MAX")
 
 # Replies (RFC 9112 sections 4 and 6)

@@ -32,9 +32,11 @@ _FORBIDDEN_TRAILERS = FRAMING_FIELDS | {
 class ChunkedBody:
     """Finds the end of one chunked body. It keeps no bytes, only what comes next."""
 
-    __slots__ = ("_in_trailers", "_inside_chunk", "fault", "finished")
+    __slots__ = ("_in_trailers", "_inside_chunk", "_may_have_trailers", "fault", "finished")
 
-    def __init__(self) -> None:
+    def __init__(self, trailers: bool = True) -> None:
+        """Without ``trailers`` it is a fault if the body has some."""
+        self._may_have_trailers = trailers
         self._inside_chunk = False  # a chunk's data has been settled, its CRLF has not
         self._in_trailers = False
         self.finished = False
@@ -89,6 +91,8 @@ class ChunkedBody:
         if data.startswith(b"\r\n", at):
             self.finished = True
             return at + 2
+        if not self._may_have_trailers and data[at : at + 2] not in (b"", b"\r"):
+            raise Refused(faults.UNJUDGED_TRAILER)
         end = data.find(HEAD_END, at, at + TRAILERS_MAX)
         if end < 0:
             fault = find_suspect(data, at, at + TRAILERS_MAX)

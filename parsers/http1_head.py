@@ -80,7 +80,7 @@ class _Section(msgspec.Struct, frozen=True, eq=False):
     fields: _Fields
     special: _Special
     connection: tuple[str, ...]
-    expects_continue: bool
+    expects: bool  # whatever it expects: 100-continue is all that RFC 9110 knows, and who knows more may answer 417
 
 
 class RequestHead(msgspec.Struct, frozen=True, eq=False):
@@ -91,7 +91,7 @@ class RequestHead(msgspec.Struct, frozen=True, eq=False):
     body: int
     http11: bool
     keep_alive: bool
-    expects_continue: bool
+    expects: bool  # whatever it expects: 100-continue is all that RFC 9110 knows, and who knows more may answer 417
     upgrade: tuple[str, ...]  # the protocols that the client offers, lower-cased
 
 
@@ -162,7 +162,7 @@ def read_request(head: bytes) -> RequestHead:
         body=0 if body is None else body,
         http11=http11,
         keep_alive="close" not in options and (http11 or "keep-alive" in options),
-        expects_continue=section.expects_continue,
+        expects=section.expects,
         upgrade=_upgrade(special, options, http11),
     )
 
@@ -284,7 +284,7 @@ def _read_section(section: bytes) -> _Section:
         fields=fields,
         special=special,
         connection=_options(special, "connection"),
-        expects_continue="100-continue" in _options(special, "expect"),
+        expects="expect" in special,
     )
 
 

@@ -24,6 +24,7 @@ from parsers.contract import ApiCall, HeaderEdit
 from policies.kafka import PROTOCOL, TOPIC, KafkaIndex, pieces
 from policies.match import RuleIndex, UndecidedError, looks_at_path
 from policies.model import (
+    BODILESS_METHODS,
     DEFAULT_NAMESPACE,
     NAMESPACE_LABEL,
     Acceleration,
@@ -33,6 +34,7 @@ from policies.model import (
     Direction,
     Endpoint,
     Entity,
+    HttpRule,
     KafkaRule,
     Peers,
     Policy,
@@ -85,7 +87,7 @@ class Decision(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     ``reason`` is a stable kebab-case token. ``would`` is "DENY" when only ``mode: audit`` let the call pass.
     ``notes`` are findings that changed nothing, such as a ``headerMatches`` mismatch with LOG. ``per_resource`` is what
     becomes of each topic of a PARTIAL call, or of each resource where every one is judged by itself. ``summary``: its record
-    may stand for several calls (``record: summary``). ``granting`` is asked by ``grants`` about resources where not all have
+    may stand for several calls (``record: summary``). ``trailers``: whether the request may have some. ``granting`` is asked by ``grants`` about resources where not all have
     the same verdict.
     """
 
@@ -103,6 +105,7 @@ class Decision(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     redact_query: bool = False
     detail: tuple[str, ...] = ()
     summary: bool = False
+    trailers: bool = True
     granting: Callable[[str], bool] | None = None
 
     @property
@@ -188,6 +191,10 @@ class L7Plan:
         self.kinds = frozenset(entry.port_rule.kind for entry in entries if entry.port_rule is not None)
         self._protocols = frozenset.intersection(*(PROTOCOLS_OF_KIND[kind] for kind in self.kinds if kind is not None))
         self.opaque_allowed = any(entry.port_rule.opaque_allowed for entry in entries if entry.port_rule is not None)
+        refusing = [(e, e.rule.audit) for e in entries if e.port_rule is not None and e.port_rule.bodies_refused]
+        ranked = [(Rank.TOLERATE if audit else Rank.DENY, entry) for entry, audit in sorted(refusing, key=lambda one: one[1])]
+        # What becomes of calls with a body that their method has no use for, if anything does.
+        self.bodies = next((Outcome(rank, "body-refused", e.policy.name, e.rule.name) for rank, e in ranked), None)
         self.open_by = open_by
         self._entries = entries
         # Non-matching calls pass (``enableDefaultDeny: false``), or pass and are recorded (the rule's ``mode: audit``).
@@ -199,7 +206,9 @@ class L7Plan:
         self.deny = _Rules([(e, r) for e, r, audit in denying if not audit], secrets, Rank.DENY, "deny-rule")
         self.audit_deny = _Rules([(e, r) for e, r, audit in denying if audit], secrets, Rank.TOLERATE, "deny-rule")
         # Whether no call can be denied here: then no protocol may be, either.
-        self.only_watches = self._tolerant is not None and not self.deny.rules
+        enforces_bodies = self.bodies is not None and self.bodies.rank is Rank.DENY
+        self.only_watches = self._tolerant is not None and not self.deny.rules and not enforces_bodies
+        self.looks_at_headers = any(not isinstance(r, KafkaRule) and _looks_at_headers(r) for _, r in labelled)
         self.allow = _Rules([(e, r) for e, r, audit in allowing if not audit], secrets, Rank.ALLOW, "rule-matched")
         self.audit_allow = _Rules([(e, r) for e, r, audit in allowing if audit], secrets, Rank.TOLERATE, "audit-rule")
         path_rules = [(e, r) for e, r in labelled if looks_at_path(r) and (open_by is None or r.deny)]
@@ -217,6 +226,10 @@ class L7Plan:
             if self._path_enforced:
                 return Outcome(Rank.DENY, call.path_fault, bad_request=True)
             tolerated = Outcome(Rank.TOLERATE, call.path_fault)
+        if self.bodies is not None and _has_needless_body(call):
+            if self.bodies.rank is Rank.DENY:
+                return self.bodies
+            tolerated = self.bodies
         denied = self.deny.first(call)
         if denied is not None:
             return denied
@@ -372,6 +385,9 @@ class Pair:
         plans = [side.enforced.l7 for side in sides if side.enforced.l7 is not None]
         # What is only in audit mode lets every protocol pass, also those that the proxy knows and cannot read.
         self.only_watches = all(plan.only_watches for plan in plans)
+        # Trailer fields: some servers merge them into the head, where rules would have judged them.
+        self.trailers = not any(plan.looks_at_headers and not plan.only_watches for plan in plans)
+        self.refuses_bodies = any(view.l7 is not None and view.l7.bodies is not None for side in sides for view in side.views)
         self.opaque_allowed = all(plan.opaque_allowed or plan.only_watches for plan in plans)
         self.action = self._action(transport)
         self._decisions: dict[ApiCall, Decision] = {}
@@ -478,6 +494,7 @@ class Pair:
             bad_request=outcome.bad_request and verdict is Verdict.DENIED,
             redact_query=self.redact_query,
             detail=self._consulted,
+            trailers=self.trailers,
             summary=verdict is Verdict.ALLOWED and _may_be_summed_up(changing),
         )
 
@@ -593,8 +610,8 @@ class PolicySet:
         open_by = next((entry for entry in allowing if entry.is_open), None)
         asking = [entry for entry in allowing if not entry.is_open]
         if open_by is not None:
-            # The union of rules allows everything on this port; only an L7 deny rule can still say no.
-            asking = [e for e in asking if e.port_rule is not None and any(rule.deny for rule in e.port_rule.rules)]
+            # The union of rules allows everything on this port; only what denies can still say no.
+            asking = [e for e in asking if e.port_rule is not None and e.port_rule.can_deny]
         connection = _connection(entries, allowing, restricted)
         plan = self._plan(asking, open_by) if asking else None
         if plan is not None and len(plan.kinds) > 1:
@@ -668,6 +685,17 @@ class _Granting:
         except Exception:
             return False
         return Rank.DENY not in judged
+
+
+def _looks_at_headers(rule: AnyL7Rule) -> bool:
+    return bool(rule.headers or (isinstance(rule, HttpRule) and rule.header_matches))
+
+
+def _has_needless_body(call: ApiCall) -> bool:
+    """Whether a call has a body although its method gives it no meaning."""
+    return call.method in BODILESS_METHODS and any(
+        name == "transfer-encoding" or (name == "content-length" and value.strip("0")) for name, value in call.headers
+    )
 
 
 def _may_be_summed_up(outcomes: Sequence[Outcome]) -> bool:

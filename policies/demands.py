@@ -111,6 +111,7 @@ class Demands:
         self._views = 0
         self._method_matches: dict[str, frozenset[str]] = {}
         self._simple: dict[Terms, Terms] = {}
+        self.refuses_bodies = pair.refuses_bodies
         views = [view for side in pair.sides for view in side.views]
         self.methods = METHODS + tuple(sorted(_named_methods(views)))
         for view in views:

@@ -43,6 +43,7 @@ from policies.automaton import (
     trimmed,
 )
 from policies.decide import Action, Pair
+from policies.model import BODILESS_METHODS
 from policies.demands import HOST, Demands, NotProvableError, Reading, Residue
 from policies.model import Acceleration
 
@@ -220,7 +221,10 @@ class _Compiler:
         methods_of: dict[tuple[int, ...], set[str]] = {}
         for method in demands.methods:
             methods_of.setdefault(demands.of_method(method), set()).add(method)
-        self._bodiless = {rules for rules, methods in methods_of.items() if methods <= _BODILESS}
+        without = {rules for rules, methods in methods_of.items() if methods <= _BODILESS}
+        if demands.refuses_bodies:
+            without |= {rules for rules, methods in methods_of.items() if not methods.isdisjoint(BODILESS_METHODS)}
+        self._bodiless = without
         patterns = [node for _, node in demands.targets] + [node for nodes in demands.values.values() for node in nodes]
         if len(demands.names) > NAMES_MAX:
             raise TooLarge("NAMES_MAX")

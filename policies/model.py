@@ -222,6 +222,10 @@ class KafkaRule(L7Rule, frozen=True, eq=False, kw_only=True):
 AnyL7Rule = HttpRule | GrpcRule | KafkaRule
 
 
+# Methods whose content means nothing (RFC 9110 section 9.3), so that many servers do not read it.
+BODILESS_METHODS = frozenset({"GET", "HEAD", "DELETE"})
+
+
 class PortRule(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     """One ``toPorts`` entry. ``kind`` None: these ports are allowed as such; else only what one of ``rules`` allows."""
 
@@ -230,6 +234,12 @@ class PortRule(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     kind: str | None = None  # "http", "grpc" or "kafka"
     rules: tuple[AnyL7Rule, ...] = ()
     opaque_allowed: bool = False
+    bodies_refused: bool = False  # of calls with BODILESS_METHODS
+
+    @property
+    def can_deny(self) -> bool:
+        """Whether it denies calls, also those that another entry allows."""
+        return self.bodies_refused or any(rule.deny for rule in self.rules)
 
 
 class Rule(msgspec.Struct, frozen=True, eq=False, kw_only=True):

@@ -49,6 +49,7 @@ _RULE_EXTENSIONS = ("name", "mode")
 _PEER_KINDS = ("Endpoints", "CIDR", "CIDRSet", "Entities")
 _PEERS_REFUSED = ("Requires", "Groups", "Nodes", "Services", "FQDNs")
 _L7_REFUSED = dict.fromkeys(("dns", "l7proto", "l7"), NOT_YET)
+_PORT_RULE_EXTENSIONS = ["opaque", "bodilessMethods"]  # ApiPolicy's
 _PORT_RULE_REFUSED = dict.fromkeys(("serverNames", "terminatingTLS", "originatingTLS", "listener"), NOT_YET)
 _ENTITIES_REFUSED = (
     "init",
@@ -294,10 +295,11 @@ class SpecReader:
 
     def _port_rule(self, node: Node, deny: bool, position: str) -> PortRule | None:
         what = "an entry of toPorts"
-        known = ["ports"] + ([] if deny else ["rules"]) + (["opaque"] if self._extended and not deny else [])
-        refused = _PORT_RULE_REFUSED | {"opaque": _EXTENSION}
+        known = ["ports"] + ([] if deny else ["rules"]) + (_PORT_RULE_EXTENSIONS if self._extended and not deny else [])
+        refused = _PORT_RULE_REFUSED | dict.fromkeys(_PORT_RULE_EXTENSIONS, _EXTENSION)
         if deny:
-            refused |= {"rules": "cannot be below a Deny section, which is L3/L4", "opaque": "cannot be below a Deny section"}
+            refused |= {"rules": "cannot be below a Deny section, which is L3/L4"}
+            refused |= dict.fromkeys(_PORT_RULE_EXTENSIONS, "cannot be below a Deny section")
         fields = self._report.fields(node, what, known, refused)
         ports_node = self._report.required(fields or {}, "ports", node.place, what)
         if fields is None or ports_node is None:
@@ -313,12 +315,17 @@ class SpecReader:
         opaque = "opaque" in fields and self._report.choice(fields["opaque"], "opaque", ("allow", "deny")) == "allow"
         if opaque and kind is None:
             self._report.error(fields["opaque"].place, "SE006", "opaque: allow without L7 rules has no meaning")
+        bodiless = "bodilessMethods"
+        bodies_refused = bodiless in fields and self._report.choice(fields[bodiless], bodiless, ("allow", "refuse")) == "refuse"
+        if bodies_refused and kind != "http":
+            self._report.error(fields[bodiless].place, "SE006", f"{bodiless}: refuse without http rules has no meaning")
         return PortRule(
             ports=tuple(port for port in ports if port is not None),
             place=node.place,
             kind=kind,
             rules=rules,
             opaque_allowed=opaque,
+            bodies_refused=bodies_refused,
         )
 
     def _port(self, node: Node, has_rules: bool) -> PortRange | None:

@@ -264,10 +264,12 @@ class Flow:
         self._sides = (Side(), Side())
         self._calls: dict[int, OpenCall] = {}
         self._tunnel: int | None = None  # the call that turned the connection opaque
+        self._watched = False  # the parser reads along with what the client says in the tunnel
         self._waiting: Judge | None = None  # for room in the audit queue
         self._waiting_since = 0.0
         self._silent_since: float | None = None  # the client has not said a word, and that may mean another protocol
         self._head_since: float | None = None  # the client has begun something; nothing of it could be settled since
+        self._hold_until: float | None = None  # a held request is patient until then
         self._dialled = False
         self._refusals = 0
         self._summaries: Summaries[tuple[int | str, OpenCall]] | None = None  # calls whose records are summed up
@@ -562,7 +564,11 @@ class Flow:
 
     def _ticked(self, listening: bool) -> None:
         self._write_summaries(int(time()))
-        if self._waiting:
+        if self._hold_until is not None and self._now > self._hold_until:
+            self._hold_until = None
+            self._perform(REQUEST, self._parser.on_outage(Outage.SLOW_SERVER))
+            self._advance(REQUEST)
+        elif self._waiting:
             if self._now - self._waiting_since > AUDIT_PATIENCE and self._scene.sink.accepts_refusals:
                 self._limit("AUDIT_PATIENCE")
                 self._refuse_unrecorded()
@@ -596,7 +602,7 @@ class Flow:
                 continue
             if side.credit:
                 continue
-            if (not side.unsettled and not side.ended) or self._tunnel is not None:
+            if (not side.unsettled and not side.ended) or (self._tunnel is not None and not self._watched):
                 break
             before = len(side.unsettled)
             side.held = False
@@ -659,19 +665,22 @@ class Flow:
                 self._inject(verb)
             elif isinstance(verb, Hold):
                 side.held = True
+                if verb.patience is not None and self._hold_until is None:
+                    self._hold_until = self._now + verb.patience
             elif isinstance(verb, Fail):
                 self._fail(verb)
             elif isinstance(verb, Opaque):
-                self._open_tunnel(verb.call)
+                self._open_tunnel(verb)
             else:
                 assert isinstance(verb, More)
             if self.over:
                 return
 
-    def _open_tunnel(self, number: int) -> None:
-        self._tunnel = number
-        for side in self._sides:
-            side.credit, side.call, side.dropping, side.held = TUNNEL, number, False, False
+    def _open_tunnel(self, opaque: Opaque) -> None:
+        self._tunnel, self._watched = opaque.call, opaque.watched
+        for direction, side in zip(Direction, self._sides, strict=True):
+            side.credit = 0 if opaque.watched and direction is REQUEST else TUNNEL
+            side.call, side.dropping, side.held = opaque.call, False, False
         self._advance(REQUEST)
 
     def _permit(self, number: int | None) -> Permit:
@@ -733,6 +742,8 @@ class Flow:
     def _after(self, direction: Direction) -> None:
         """What a settled piece means for the rest: a held request may go on, an end is handed on."""
         request, reply = self._sides
+        if not request.held:
+            self._hold_until = None
         if direction is REPLY and request.held:
             request.held = False
             self._advance(REQUEST)

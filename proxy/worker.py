@@ -435,14 +435,16 @@ def _parser(pair: Pair) -> Parser:
     if pair.protocol == "kafka":
         # Large: only who polices Kafka pays for it.
         from parsers.kafka.connection import KafkaParser
-        from parsers.kafka.detect import detect
+        from parsers.kafka.detect import Watch, detect
 
         if pair.opaque_allowed:
-            return DetectingParser(lambda found: KafkaParser() if found == "kafka" else None, detect)
+            watch = None if pair.only_watches else Watch
+            return DetectingParser(lambda found: KafkaParser() if found == "kafka" else None, detect, watch)
         return KafkaParser()
     if pair.opaque_allowed:
-        read = ("http/1.1",) if pair.only_watches else ("http/1.1", "http/2")
-        return DetectingParser(lambda found: Http1Parser() if found in read else None)
+        if pair.only_watches:
+            return DetectingParser(lambda found: Http1Parser() if found == "http/1.1" else None, watch=None)
+        return DetectingParser(lambda found: Http1Parser() if found in ("http/1.1", "http/2") else None)
     return Http1Parser()
 
 

@@ -40,6 +40,7 @@ class Verdict(msgspec.Struct, frozen=True):
     allowed: bool = True
     edits: tuple[HeaderEdit, ...] = ()
     bad_request: bool = False
+    trailers: bool = True
 
 
 ALLOW = Verdict()

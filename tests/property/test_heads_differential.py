@@ -69,7 +69,7 @@ def check(pair: Pair, table: HeadTable, data: bytes) -> Proof | None:
     assert is_allowed(pair, request), data
     assert is_carried(request), data
     assert request.keep_alive, data
-    assert not request.expects_continue, data
+    assert not request.expects, data
     assert not request.upgrade, data
     assert request.body == proof.body_length, data
     assert (request.call.method == "HEAD") == proof.no_reply_body, data
