@@ -144,6 +144,13 @@ class Hold(msgspec.Struct, frozen=True):
     patience: float | None = None
 
 
+class Void(msgspec.Struct, frozen=True):
+    """No more goes on in ``direction`` under what was passed before: what is not with the receiver yet is discarded, and what
+    comes is offered again."""
+
+    direction: Direction
+
+
 class Inject(msgspec.Struct, frozen=True):
     """Put ``data`` into the stream of ``direction``, at this place. It belongs to call number ``call``."""
 
@@ -199,7 +206,7 @@ class Opaque(msgspec.Struct, frozen=True):
     watched: bool = False
 
 
-Verb = Pass | Drop | More | Hold | Inject | Judge | Reply | Done | Fail | Opaque
+Verb = Pass | Drop | More | Hold | Void | Inject | Judge | Reply | Done | Fail | Opaque
 
 
 class Outage(Enum):

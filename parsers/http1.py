@@ -14,8 +14,9 @@ for can tell it whether the body ended or the connection did.
 
 A call is over when both its request and its reply are complete. A reply may begin before its request's body ends, and both
 may go on together; but a server whose reply is *complete* by then may take what is left of the body for its next request.
-So nothing of the request goes on behind an early reply, and the connection ends with it. A body that is announced with
-``Expect`` is kept back until the server has said what it will do with it.
+So nothing of the request goes on behind an early reply, and the connection ends with it. A server that refuses (its status is
+not 2xx) does not read on while it writes its reply: there nothing goes on behind the reply's head. A body that is announced
+with ``Expect`` is kept back until the server has said what it will do with it.
 """
 
 from collections import deque
@@ -39,6 +40,7 @@ from parsers.contract import (
     Reply,
     Ruling,
     Verb,
+    Void,
 )
 from parsers.http1_answers import Fault, Refused, answer
 from parsers.http1_chunked import ChunkedBody
@@ -309,7 +311,7 @@ class Http1Parser:
         return at + body - 1
 
     def _discard_body(self, data: bytes, at: int, verbs: list[Verb]) -> int:
-        """The server has refused the body before it got any of it. The connection ends with its reply."""
+        """The server has refused the request before it got all of it. The connection ends with its reply."""
         verbs.append(Drop(len(data) - at, self._open[-1].number))
         return len(data)
 
@@ -478,7 +480,8 @@ class Http1Parser:
             verbs.append(Pass(end - at, number))
             return end
         call.answering = True
-        if call is self._open[-1] and self._request_state is Http1Parser._await_continue:
+        if not call.sent and (self._request_state is Http1Parser._await_continue or not 200 <= head.status < 300):
+            verbs.append(Void(Direction.REQUEST))
             self._request_state = Http1Parser._discard_body
         verbs.append(Reply(number, head.status))
         request = call.head

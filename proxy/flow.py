@@ -33,6 +33,7 @@ from parsers.contract import (
     Prefix,
     Reply,
     Verb,
+    Void,
 )
 from policies.decide import Decision, Pair, Verdict
 from proxy.audit.record import AuditRecord, Party, Repeated, call_id, listed_headers, now, redact_query
@@ -102,6 +103,12 @@ class Shut(msgspec.Struct, frozen=True):
     direction: Direction
 
 
+class Discard(msgspec.Struct, frozen=True):
+    """Nothing that waits in ``direction`` goes on, and no ``Carry`` holds any more."""
+
+    direction: Direction
+
+
 class Close(msgspec.Struct, frozen=True):
     """End both connections when the client has what it is owed."""
 
@@ -140,7 +147,7 @@ class Loan(NamedTuple):
     prefixes: Sequence[Prefix] | None
 
 
-Command = Forward | Carry | Answer | AwaitRoom | Dial | Shut | Close | Abort
+Command = Forward | Carry | Discard | Answer | AwaitRoom | Dial | Shut | Close | Abort
 
 AWAIT_ROOM, DIAL, CLOSE, ABORT = AwaitRoom(), Dial(), Close(), Abort()
 SHUT = (Shut(REQUEST), Shut(REPLY))
@@ -667,6 +674,10 @@ class Flow:
                 side.held = True
                 if verb.patience is not None and self._hold_until is None:
                     self._hold_until = self._now + verb.patience
+            elif isinstance(verb, Void):
+                voided = self._sides[verb.direction]
+                voided.credit, voided.queue = 0, []
+                self._out.append(Discard(verb.direction))
             elif isinstance(verb, Fail):
                 self._fail(verb)
             elif isinstance(verb, Opaque):
@@ -973,4 +984,4 @@ class Flow:
         )
 
 
-__all__ = ["Abort", "Answer", "Carry", "Close", "Command", "Dial", "Flow", "Forward", "Permit", "Scene", "Shut"]
+__all__ = ["Abort", "Answer", "Carry", "Close", "Command", "Dial", "Discard", "Flow", "Forward", "Permit", "Scene", "Shut"]

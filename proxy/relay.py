@@ -23,7 +23,7 @@ from time import monotonic  # loop.time() is cached per turn and counts in milli
 
 from parsers.contract import Direction, Outage
 from proxy.audit.writer import AuditWriter
-from proxy.flow import Abort, Answer, AwaitRoom, Carry, Close, Command, Dial, Flow, Forward, Shut
+from proxy.flow import Abort, Answer, AwaitRoom, Carry, Close, Command, Dial, Discard, Flow, Forward, Shut
 from proxy.poller import Poller
 from proxy.wheel import COOLING, Ledger, NoWheel, Wheel
 
@@ -266,6 +266,8 @@ class Relay:
                 self._unread_answers = bool(self._lanes[REPLY].out)
             elif isinstance(command, Carry):
                 self._lanes[command.direction].carry = command.n
+            elif isinstance(command, Discard):
+                self._discard(command.direction)
             elif isinstance(command, Dial):
                 self._start_dial()
             elif isinstance(command, Shut):
@@ -586,6 +588,15 @@ class Relay:
         lane.in_pipe -= given
         lane.carry -= given
         return None
+
+    def _discard(self, direction: Direction) -> None:
+        lane = self._lanes[direction]
+        lane.out.clear()
+        lane.size = lane.carry = 0
+        if lane.pipe:
+            self._pipes.give(lane.pipe, lane.in_pipe == 0)
+            lane.pipe, lane.in_pipe = None, 0
+        self._want_write(direction, False)
 
     def _copy(self, direction: Direction, lane: Lane) -> None:
         lane.carry = 0  # the flow offers it again with the next piece

@@ -29,6 +29,7 @@ from parsers.contract import (
     Pass,
     Reply,
     Verb,
+    Void,
 )
 
 REQUEST, REPLY = Direction.REQUEST, Direction.REPLY
@@ -210,6 +211,9 @@ class Playbook:
                     self.tunnel = number
                     self._advance(REQUEST)
                     self._advance(REPLY)
+                case Void(direction=way):
+                    self._sides[way].left = 0
+                    self._sides[way].waiting.clear()
                 case Hold():
                     side.held = True
                 case More(n=n):

@@ -158,6 +158,19 @@ class TestBodies:
         play.client(b"\r\n")
         assert play.to_server == CHUNKED + b"400\r\n" + b"x" * 0x400 + b"\r\n0\r\n\r\n"
 
+    def test_where_rules_look_at_headers_there_are_no_trailers(self) -> None:
+        """Some servers take them for header fields, of this request or of the next."""
+        for end in (1, 2, 3, 10):
+            play = conversation(lambda call: Verdict(trailers=False)).client(CHUNKED + b"0\r\n")
+            trailers = b"X-User: root\r\n\r\n"
+            play.client(trailers[:end])
+            play.client(trailers[end:])
+            assert play.fail is not None
+            assert (play.fail.reason, play.fail.status) == ("unjudged-trailer", 400)
+            assert play.to_server == CHUNKED + b"0\r\n"
+        play = conversation(lambda call: Verdict(trailers=False)).client(CHUNKED + b"1\r\na\r\n0\r\n\r\n").server(OK)
+        assert play.done == [0]
+
     def test_harmless_trailers_are_passed(self) -> None:
         play = conversation().client(CHUNKED + b"0\r\nX-Checksum: 1\r\nServer-Timing: x\r\n\r\n").server(EMPTY)
         assert play.done == [0]
@@ -204,26 +217,115 @@ class TestInterimReplies:
         assert play.server(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + OK).replies == [(0, 200)]
         assert play.done == [0]
 
-    def test_a_reply_may_come_before_the_request_is_complete(self) -> None:
-        play = conversation().client(POST + b"1").server(OK)
-        assert (play.to_client, play.done) == (OK, [])
-        assert play.client(b"2345" + GET).done == [0]
-        assert play.server(OK).done == [0, 1]
+EXPECTING = POST.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n")
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+REFUSED = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n"
+EARLY = Fail("early-reply", call=0)
 
-    def test_a_second_reply_before_the_request_is_complete_is_refused(self) -> None:
+
+class TestEarlyReplies:
+    """Behind a reply that was complete before its request, a server may take what is left of the body for a request."""
+
+    SMUGGLED = b"POST /admin HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
+    UPLOAD = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (len(SMUGGLED) + 1)
+
+    def test_nothing_of_a_request_goes_on_behind_its_reply(self) -> None:
+        play = conversation().client(self.UPLOAD + b"1").server(REFUSED)
+        assert (play.to_client, play.replies, play.fail) == (REFUSED, [(0, 401)], EARLY)
+        play.client(self.SMUGGLED)
+        assert play.to_server == self.UPLOAD + b"1"
+
+    def test_both_may_go_on_together_as_long_as_neither_is_complete(self) -> None:
+        reply = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        play = conversation().client(CHUNKED).server(reply)
+        for _ in range(3):
+            play.client(b"1\r\na\r\n").server(b"1\r\nA\r\n")
+        play.client(b"0\r\n\r\n").server(b"0\r\n\r\n")
+        assert (play.to_server.count(b"a\r\n"), play.to_client.count(b"A\r\n"), play.done, play.fail) == (3, 3, [0], None)
+
+    def test_a_chunked_body_stops_as_well(self) -> None:
+        play = conversation().client(CHUNKED + b"1\r\na\r\n").server(REFUSED).client(b"0\r\n\r\n" + GET)
+        assert (play.to_server, play.fail) == (CHUNKED + b"1\r\na\r\n", EARLY)
+
+    def test_behind_the_head_of_a_refusal_nothing_goes_on(self) -> None:
+        """http.server writes the head and the body of a reply one after the other, and reads nothing in between."""
+        reply = REFUSED.replace(b"Length: 0", b"Length: 2")
+        play = conversation().client(self.UPLOAD + b"1").server(reply).client(self.SMUGGLED)
+        assert play.to_server == self.UPLOAD + b"1"
+        play.server(b"no")
+        assert (play.to_client, play.fail) == (reply + b"no", EARLY)
+
+    def test_a_reply_that_lasts_until_the_close_ends_it_with_the_close(self) -> None:
+        play = conversation().client(POST + b"1").server(b"HTTP/1.1 200 OK\r\n\r\nall")
+        assert play.client(b"2").fail is None
+        assert play.server(end=True).fail == EARLY
+
+    def test_a_second_reply_never_reaches_the_client(self) -> None:
         play = conversation().client(POST + b"1").server(OK + OK)
-        assert play.fail == Fail("reply-without-request", call=0)
-        assert play.to_client == OK
+        assert (play.fail, play.to_client) == (EARLY, OK)
 
-    def test_a_client_may_give_up_its_body_after_an_early_reply(self) -> None:
-        play = conversation().client(POST + b"1").server(OK).client(end=True)
-        assert (play.done, play.fail) == ([0], None)
+    def test_it_ends_the_connection_also_behind_other_calls(self) -> None:
+        play = conversation().client(GET + POST + b"1").server(OK + REFUSED)
+        assert (play.done, play.fail) == ([0], Fail("early-reply", call=1))
 
-    def test_an_early_reply_that_closes_lets_no_other_request_follow(self) -> None:
-        play = conversation().client(POST + b"1").server(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
-        play.client(b"2345" + GET)
-        assert (len(play.calls), play.done) == (1, [0])
-        assert play.fail == Fail("data-after-close")
+
+class TestExpect:
+    """RFC 9110 section 10.1.1: the server says first what it will do with the body."""
+
+    @pytest.mark.parametrize("together", [True, False])
+    def test_the_body_waits_for_100(self, together: bool) -> None:
+        play = conversation().client(EXPECTING + b"12345") if together else conversation().client(EXPECTING).client(b"12345")
+        assert play.to_server == EXPECTING
+        assert play.verbs[-1] == Hold(http1.EXPECT_PATIENCE)
+        assert play.server(CONTINUE).to_server == EXPECTING + b"12345"
+        assert play.server(OK).done == [0]
+
+    def test_other_interim_replies_are_no_answer(self) -> None:
+        play = conversation().client(EXPECTING + b"12345").server(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+        assert play.to_server == EXPECTING
+
+    def test_a_body_that_comes_in_parts_goes_on_behind_100(self) -> None:
+        play = conversation().client(EXPECTING + b"1").server(CONTINUE).client(b"23").client(b"45" + GET).server(OK)
+        assert (play.to_server, play.done) == (EXPECTING + b"12345" + GET, [0])
+
+    def test_chunks_wait_too(self) -> None:
+        head = CHUNKED.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n")
+        play = conversation().client(head + b"1\r\na\r\n")
+        assert play.to_server == head
+        assert play.server(CONTINUE).client(b"0\r\n\r\n").server(OK).done == [0]
+
+    def test_a_body_that_was_refused_goes_nowhere(self) -> None:
+        play = conversation().client(EXPECTING).client(b"12")
+        reply = b"HTTP/1.1 417 X\r\nContent-Length: 3\r\n\r\n"
+        play.server(reply + b"no").client(b"345").server(b"!")
+        assert (play.to_server, play.to_client, play.fail) == (EXPECTING, reply + b"no!", EARLY)
+
+    def test_a_server_that_does_not_know_expect_gets_the_body_after_a_while(self) -> None:
+        play = conversation().client(EXPECTING + b"123").outage(Outage.SLOW_SERVER).client(b"45").server(OK)
+        assert (play.to_server, play.done) == (EXPECTING + b"12345", [0])
+
+    def test_patience_begins_when_it_is_the_calls_turn(self) -> None:
+        play = conversation().client(GET + EXPECTING + b"12345")
+        assert play.verbs[-1] == Hold()
+        assert play.server(OK).verbs[-1] == Hold(http1.EXPECT_PATIENCE)
+
+    def test_in_http10_it_has_no_meaning(self) -> None:
+        old = EXPECTING.replace(b"HTTP/1.1", b"HTTP/1.0") + b"12345"
+        assert conversation().client(old).to_server == old
+
+    def test_without_a_body_there_is_nothing_to_wait_for(self) -> None:
+        asking = GET.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n")
+        assert conversation().client(asking).server(OK).done == [0]
+
+    def test_a_client_that_ends_instead_is_told(self) -> None:
+        play = conversation().client(EXPECTING).client(end=True)
+        assert play.fail is not None
+        assert (play.fail.reason, play.fail.status) == ("truncated-body", 400)
+
+    def test_a_client_that_was_told_to_continue_and_does_not_is_slow(self) -> None:
+        play = conversation().client(EXPECTING).server(CONTINUE).outage(Outage.TIMEOUT)
+        assert play.fail is not None
+        assert (play.fail.reason, play.fail.status) == ("client-timeout", 408)
 
 
 class TestPipelining:
@@ -500,11 +602,6 @@ class TestOutages:
         play = conversation().client(GET).server(OK[:-1]).outage(outage)
         assert play.fail == Fail(outage.value, call=0)
         assert play.to_client == OK[:-1]
-
-    def test_a_call_that_was_answered_early_ends_with_its_answer(self) -> None:
-        upload = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nab"
-        play = conversation().client(upload).server(OK).outage(Outage.RESET)
-        assert (play.done, play.fail) == ([0], None)
 
     def test_a_denied_call_whose_body_is_still_coming_keeps_its_denial(self) -> None:
         play = conversation(lambda call: DENY).client(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nab")

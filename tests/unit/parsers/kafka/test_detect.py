@@ -2,7 +2,7 @@
 
 import pytest
 
-from parsers.kafka.detect import detect
+from parsers.kafka.detect import Watch, detect
 from parsers.kafka.layouts import REQUESTS
 
 
@@ -20,6 +20,24 @@ def test_http_and_tls_are_not(data: bytes) -> None:
     assert detect(data, False) == "unknown"
 
 
+def test_a_frame_is_kafka_by_its_size_alone() -> None:
+    """Old clients send SASL tokens without a header, and their requests behind them; the broker's limit can be raised."""
+    assert detect(b"\0\0\x02\0" + b"\x60\x82\x01\xf0", False) == "kafka"
+    assert detect((300_000_000).to_bytes(4, "big"), False) == "kafka"
+
+
 def test_too_few_bytes_say_nothing_before_the_end() -> None:
-    assert detect(b"\0\0\0\x10\0\x12\0", False) is None
-    assert detect(b"\0\0\0\x10\0\x12\0", True) == "unknown"
+    assert detect(b"\0\0\0", False) is None
+    assert detect(b"\0\0\0", True) == "unknown"
+
+
+@pytest.mark.parametrize("split", range(6))
+def test_a_client_that_begins_behind_the_server_is_known_by_the_same(split: int) -> None:
+    watch, data = Watch(), b"\0\0\0\x10\0\x12"
+    places = [watch.read(data[:split]), watch.read(data[split:])]
+    assert (places[0] if split > 3 else split + (places[1] or 0)) == 3
+    other = Watch()
+    assert other.read(b"\x16\x03\x01") is None
+    assert not other.over
+    assert other.read(b"\0\0\0\0\0") is None
+    assert other.over
