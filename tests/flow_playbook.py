@@ -30,7 +30,7 @@ from parsers.contract import (
 )
 from policies.decide import Decision, Pair, Verdict
 from proxy.audit.record import AuditRecord, Party
-from proxy.flow import Abort, Answer, Carried, Carry, Close, Command, Dial, Finished, Flow, Forward, Scene, Shut
+from proxy.flow import Abort, Answer, Carried, Carry, Close, Command, Dial, Discard, Finished, Flow, Forward, Scene, Shut
 from proxy.metrics import Metrics
 
 REQUEST, REPLY = Direction.REQUEST, Direction.REPLY
@@ -191,6 +191,8 @@ class Dialogue:
                     assert permit.decision.allowed
                     assert Shut(direction) not in self.all, "bytes behind a half-close"
                     self.carry[direction] = n
+                case Discard(direction=direction):
+                    self.carry[direction] = 0
                 case Answer(data=data):
                     self.to_client += data
                 case _:

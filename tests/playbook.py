@@ -79,6 +79,7 @@ class Playbook:
         self.done: list[int] = []
         self.fail: Fail | None = None
         self.tunnel: int | None = None
+        self.watched = False
         self.bytes: dict[int, list[int]] = {}
         self.verbs: list[Verb] = []
         self._rulings: dict[int, Verdict] = {}
@@ -126,7 +127,7 @@ class Playbook:
                 side.waiting.clear()
                 self._perform(direction, verbs)
                 continue
-            if self.tunnel is not None:
+            if self.tunnel is not None and not (self.watched and direction is REQUEST):
                 self._forward(direction, side.unsettled, self.tunnel)
                 side.unsettled = b""
                 return
@@ -206,9 +207,9 @@ class Playbook:
                     assert number is None or number in self.open_calls
                     self.fail = verb
                     self.to_client += words
-                case Opaque(call=number):
+                case Opaque(call=number, watched=watched):
                     assert number in self.open_calls
-                    self.tunnel = number
+                    self.tunnel, self.watched = number, watched
                     self._advance(REQUEST)
                     self._advance(REPLY)
                 case Void(direction=way):

@@ -15,7 +15,7 @@ import pytest
 
 from parsers.detect import Watch, detect
 from tests.clients.beginnings import beginnings
-from tests.harness import Server, Sluice, Workload, eventually
+from tests.harness import PATIENCE, Server, Sluice, Workload, eventually
 from tests.requirements import require_bpf
 from tests.servers import NAMES, RealServer, is_installed
 
@@ -57,15 +57,18 @@ class House:
         stack.callback(self.server.close)
         policy = opaque_policy(self.web, self.orders, self.server.port, opaque)
         self.agent = stack.enter_context(Sluice(folder, self.web.document() + self.orders.document() + policy))
+        self.name = name
         self._told = 0
 
     def connect(self) -> socket.socket:
         return self.web.connect(self.server.port)
 
-    def records(self, count: int) -> list[dict[str, object]]:
-        fresh = self.agent.wait_records(self._told + count)[self._told :]
+    def records(self) -> list[dict[str, object]]:
+        """Those since the last call, once no connection is open."""
+        eventually(lambda: self.agent.metric("sluice_connections") == 0, "no connection is open")
+        eventually(lambda: self.agent.metric("sluice_audit_queue") == 0, "every record is written")
+        fresh = self.agent.records()[self._told :]
         self._told += len(fresh)
-        assert len(fresh) == count, fresh
         return fresh
 
 
@@ -96,35 +99,60 @@ def rest(sock: socket.socket) -> bytes:
     return got
 
 
+def send(client: socket.socket, data: bytes) -> None:
+    """Send and end; the other side may have ended before."""
+    with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        client.sendall(data)
+    with contextlib.suppress(OSError):
+        client.shutdown(socket.SHUT_WR)
+
+
+def check_early(house: House, answer: bytes) -> None:
+    """The server has refused what it was asked, has never heard of what came behind, and each has its record."""
+    assert b"HTTP/1.1 401 " in answer
+    assert b"EXECUTED" not in answer
+    early, *others = house.records()
+    assert (early["verdict"], early["path"], early["status"]) == ("ALLOWED", "/early", 401)
+    if house.name == "python":
+        assert (early["reason"], others) == ("early-reply", [])
+    # Where the server has read the body, the connection stays, and what comes next is judged.
+    assert [(record["verdict"], record["path"], record["status"]) for record in others] in ([], [("DENIED", "/admin", 403)])
+    assert [line for line in house.server.executed if "admin" in line] == []
+
+
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
 @pytest.mark.parametrize("expect", [False, True], ids=["plain", "expect"])
-def test_what_a_client_sends_behind_an_early_reply_is_never_served(house: House, expect: bool, chunked: bool) -> None:
+@pytest.mark.parametrize("whole", [False, True], ids=["head", "whole"])
+def test_what_a_client_sends_behind_an_early_reply_is_never_served(
+    house: House, expect: bool, chunked: bool, whole: bool
+) -> None:
+    """The client goes on when it has the reply's head, or all of the reply. Some servers say 100, or read the body first."""
     head, body = post("/early", SMUGGLED, chunked, expect)
     with house.connect() as client:
         client.sendall(head)
-        reply = until(client, b"\r\n\r\n")
-        assert reply.startswith(b"HTTP/1.1 401 ")
-        client.sendall(body + SMUGGLED)
-        assert b"EXECUTED" not in rest(client)  # and the connection ends in order
-    (record,) = house.records(1)
-    assert (record["verdict"], record["path"], record["status"], record["reason"]) == ("ALLOWED", "/early", 401, "early-reply")
-    assert [line for line in house.server.executed if "admin" in line] == []
+        client.settimeout(0.3)
+        answer = b""
+        with contextlib.suppress(TimeoutError):
+            answer = until(client, b"\r\n\r\nno" if whole else b"\r\n\r\n")
+        client.settimeout(PATIENCE)
+        send(client, body + SMUGGLED)
+        answer += rest(client)
+    check_early(house, answer)
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
 def test_a_body_with_expect_waits_for_the_servers_answer_also_if_the_client_does_not(house: House, chunked: bool) -> None:
     head, body = post("/early", SMUGGLED, chunked, expect=True)
     with house.connect() as client:
-        client.sendall(head + body)
+        send(client, head + body)
         answer = rest(client)
-    assert answer.startswith(b"HTTP/1.1 401 ")
-    (record,) = house.records(1)
-    assert (record["path"], record["status"], record["reason"]) == ("/early", 401, "early-reply")
-    assert [line for line in house.server.executed if "admin" in line] == []
+    check_early(house, answer)
 
 
 @pytest.mark.parametrize("expect", [False, True], ids=["plain", "expect"])
 def test_a_body_that_is_read_goes_through_and_the_connection_stays(house: House, expect: bool) -> None:
+    if house.name == "nginx":
+        pytest.skip("its answers are all early here")
     head, body = post("/echo", b"x" * 1000, expect=expect)
     with house.connect() as client:
         for _ in range(2):
@@ -133,7 +161,9 @@ def test_a_body_that_is_read_goes_through_and_the_connection_stays(house: House,
                 assert until(client, b"\r\n\r\n").startswith(b"HTTP/1.1 100 ")
             client.sendall(body)
             assert b"EXECUTED" in until(client, b"EXECUTED")
-    assert [(record["path"], record["status"]) for record in house.records(2)] == [("/echo", 200)] * 2
+    assert [(record["path"], record["status"], record["reason"]) for record in house.records()] == [
+        ("/echo", 200, "rule-matched")
+    ] * 2
 
 
 def test_pythons_own_server_executes_it_if_nobody_is_in_between(tmp_path: Path) -> None:
@@ -201,7 +231,7 @@ def test_nothing_of_the_sort_is_executed_where_unknown_protocols_may_pass(tmp_pa
         house = House(stack, tmp_path, "python", "allow")
         for data in odd:
             assert not is_executed(0, data, house.connect()), data[:100]
-        house.records(len(odd))
+        assert len(house.records()) == len(odd)
         assert house.server.executed == []
 
 

@@ -43,6 +43,15 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
         (b"GET\t/ HTTP/1.1", "http/1.1"),
         (b"FOO ws://host/ HTTP/1.1\r\n", "http/1.1"),
         (b"FOO caf\xe9 http/1.0\n", "http/1.1"),
+        (b"DESCRIBE foo://a/", "http/1.1"),
+        (b"FOO %2fa", "http/1.1"),
+        (b"GET\x1c/admin", "http/1.1"),
+        (b"GET\xa0", "http/1.1"),
+        (b"GET\0", "http/1.1"),
+        (b"GET\r/", "http/1.1"),
+        (b"PROXY TCP4 127.0.0.1", "http/1.1"),
+        (b"\r\n\r\n\0\r\nQUIT\n", "http/1.1"),
+        (b"CONNECT\naccept-version:1.2\n", "unknown"),  # STOMP
     ],
 )
 def test_the_first_bytes_tell_the_protocol(first_bytes: bytes, protocol: str) -> None:
@@ -50,11 +59,19 @@ def test_the_first_bytes_tell_the_protocol(first_bytes: bytes, protocol: str) ->
 
 
 @pytest.mark.parametrize(
-    "first_bytes", [b"", b"\r", b"\r\n", b"\r\r", b"FOO a://b", b"G", b"GET", b"PURGE ", b"PURGE ht", b"PRI * HT", PREFACE[:-1]]
+    "first_bytes", [b"", b"\r", b"\r\n", b"\r\r", b"FOO a:", b"G", b"GET", b"GET\r", b"PURGE ", b"PURGE ht", b"\r\n\r\n\0"]
 )
 def test_too_few_bytes_tell_nothing_until_the_end(first_bytes: bytes) -> None:
     assert detect(first_bytes, False) is None
     assert detect(first_bytes, True) == "unknown"
+
+
+@pytest.mark.parametrize(
+    "first_bytes", [b"PRI * HT", PREFACE[:-1], b"FOO bar HTTP/1.1", b"X" * DETECT_MAX, b"\n" * DETECT_MAX, b" " * 2000]
+)
+def test_what_could_be_a_request_is_one_also_at_the_end(first_bytes: bytes) -> None:
+    """Several servers read a line that the connection's end ends."""
+    assert detect(first_bytes, True) == "http/1.1"
 
 
 @pytest.mark.parametrize(
@@ -66,6 +83,12 @@ def test_too_few_bytes_tell_nothing_until_the_end(first_bytes: bytes) -> None:
         b"GET / HTTP/1.1\r\n\r\n",
         b"\r\nPROPFIND /aaaaaaaaaaaaa",
         PREFACE,
+        PREFACE[:-1] + b"x",
+        b"\r\n\r\n\0\r\nQUIT\n\x20",
+        b"\r\n\r\n\0\r\nQUIET",
+        b"GET\r/admin",
+        b"GET\r\n",
+        b"\xa0GET\x1c/admin",
         b"EHLO mail.example\r\nabcdef",
         b"A" * 30,
     ],

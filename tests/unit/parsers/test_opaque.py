@@ -2,7 +2,7 @@
 
 import pytest
 
-from parsers.contract import Direction, Done, Fail, Judge, More, Opaque, Outage, Parser
+from parsers.contract import Direction, Done, Fail, Judge, More, Opaque, Outage, Parser, Pass
 from parsers.http1 import Http1Parser
 from parsers.opaque import CONNECTION, SILENCE, DetectingParser, TunnelParser
 from tests.playbook import ALLOW, DENY, Playbook
@@ -56,6 +56,17 @@ class TestDetection:
         assert [call.protocol for call in play.calls] == ["tcp"]
         assert play.to_server == first + b"more"
 
+    @pytest.mark.parametrize("split", range(1, 20))
+    def test_what_comes_to_be_http_is_stopped_at_one_and_the_same_byte(self, split: int) -> None:
+        data = b"\xa0GET\x1c/admin\x1cHTTP/1.1\r\n\r\n"
+        play = Playbook(detecting()).client(data[:split]).client(data[split:]) if split > 4 else Playbook(detecting()).client(data)
+        assert [call.protocol for call in play.calls] == ["tcp"]
+        assert (play.to_server, play.fail) == (b"\xa0GET", Fail("policed-protocol", call=CONNECTION))
+
+    def test_without_a_watch_whatever_comes_passes(self) -> None:
+        play = Playbook(DetectingParser(lambda found: None, watch=None)).client(b"\xa0GET\x1c/admin\x1cHTTP/1.1\r\n")
+        assert play.to_server == b"\xa0GET\x1c/admin\x1cHTTP/1.1\r\n"
+
     def test_a_client_that_ends_without_a_word_is_a_connection(self) -> None:
         assert [call.protocol for call in Playbook(detecting()).client(end=True).calls] == ["tcp"]
 
@@ -101,10 +112,24 @@ class TestSilence:
         assert parser.on_ruling(SILENCE, DENY) == (Fail("denied", call=SILENCE),)
 
     def test_it_is_a_tunnel_when_the_server_speaks_first(self) -> None:
-        assert self.silent().on_data(REPLY, b"220 ", False) == (Opaque(SILENCE),)
+        assert self.silent().on_data(REPLY, b"220 ", False) == (Opaque(SILENCE, watched=True),)
+
+    def test_what_the_client_says_behind_the_server_is_watched(self) -> None:
+        parser = self.silent()
+        parser.on_data(REPLY, b"220 ", False)
+        assert list(parser.on_data(REQUEST, b"EH", False)) == [Pass(2, SILENCE)]
+        assert list(parser.on_data(REQUEST, b"LO a\r\nQUIT\r\n", False)) == [Pass(12, SILENCE), Opaque(SILENCE)]
+
+    def test_a_request_behind_the_server_does_not_pass(self) -> None:
+        parser = self.silent()
+        parser.on_data(REPLY, b"220 ", False)
+        fail = Fail("policed-protocol", call=SILENCE)
+        assert list(parser.on_data(REQUEST, b"GET / HTTP/1.1", False)) == [Pass(3, SILENCE), fail]
 
     def test_it_is_a_tunnel_when_the_client_speaks_another_protocol(self) -> None:
-        assert self.silent().on_data(REQUEST, b"\x16\x03", False) == (Opaque(SILENCE),)
+        parser = self.silent()
+        assert parser.on_data(REQUEST, b"\x16\x03", False) == (Opaque(SILENCE, watched=True),)
+        assert list(parser.on_data(REQUEST, b"\x16\x03", False)) == [Pass(2, SILENCE)]
 
     def test_it_is_judged_call_by_call_when_the_client_speaks_http(self) -> None:
         done, judge = self.silent().on_data(REQUEST, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", False)

@@ -23,6 +23,7 @@ from proxy.flow import (
     Carry,
     Close,
     Dial,
+    Discard,
     Forward,
     Permit,
     Shut,
@@ -408,8 +409,8 @@ class TestAdoption:
     def test_an_early_reply_is_its_reply(self) -> None:
         early = b"HTTP/1.1 413 x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
         play = lent().adopt(carried(post(100), len(post(100)) + 2)).server(early).server_ends()
-        assert play.commands == [Close()]
-        assert play.story[-1] == ("ALLOWED", "/2", 413, "rule-matched")
+        assert play.all[-1] == Close()
+        assert play.story[-1] == ("ALLOWED", "/2", 413, "early-reply")
 
 
 class TestCarriedCalls:
@@ -475,16 +476,38 @@ class TestClosing:
         """RFC 9112 section 9.6: a server may answer 413 and close while the body is still on its way."""
         head = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n"
         play = http().client(head + b"x").server(b"HTTP/1.1 413 x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
-        play.server_ends()
-        assert play.commands == [Close()]
-        assert play.story == [("ALLOWED", "/", 413, "rule-matched")]
+        assert play.commands[-1] == Close()
+        assert play.story == [("ALLOWED", "/", 413, "early-reply")]
 
     def test_an_early_reply_reaches_the_client_even_when_the_server_resets_behind_it(self) -> None:
         head = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n"
         play = http().client(head + b"x").server(b"HTTP/1.1 413 x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
-        play.server_resets()
-        assert play.commands == [Close()]
+        assert play.commands[-1] == Close()
+        assert play.server_resets().commands == []
         assert play.records[0].status == 413
+
+    def test_a_body_that_is_spliced_stops_behind_a_refusal(self) -> None:
+        head = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n"
+        play = http().client(head + b"x").server(b"HTTP/1.1 413 x\r\ncontent-length: 2\r\n\r\n")
+        assert Discard(REQUEST) in play.commands
+        assert play.carry[REQUEST] == 0
+        before = play.to_server
+        play.client(b"GET /admin HTTP/1.1\r\nhost: a\r\n\r\n").server(b"no")
+        assert (play.to_server, play.commands[-1]) == (before, Close())
+        assert [(record.status, record.reason) for record in play.records] == [(413, "early-reply")]
+
+    def test_a_body_with_expect_goes_on_when_the_server_has_been_silent_for_a_while(self) -> None:
+        head = b"POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 4\r\n\r\n"
+        play = http().client(head).wait(100).client(b"bo").wait(0.9)
+        assert play.to_server == head
+        assert not play.flow.wants(REQUEST)
+        assert play.wait(0.2).to_server == head + b"bo"
+        assert play.client(b"dy").server(OK).story == [("ALLOWED", "/", 200, "rule-matched")]
+
+    def test_it_waits_no_longer_because_more_of_it_comes(self) -> None:
+        head = b"POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 4\r\n\r\n"
+        play = http().client(head + b"b").wait(0.6).client(b"o").wait(0.6)
+        assert play.to_server == head + b"bo"
 
     def test_a_reply_that_lasts_until_the_close_is_reset_when_it_is_cut(self) -> None:
         """RFC 9112 section 8: an orderly close would make it look complete."""
@@ -662,10 +685,29 @@ class TestDetection:
         assert play.commands == []
         play.wait(0.2)
         assert isinstance(play.commands[0], Dial)
-        play.server(b"220 mail\r\n").client(b"GET /no HTTP/1.1\r\n")
-        assert play.to_server == b"GET /no HTTP/1.1\r\n"
+        play.server(b"220 mail\r\n").client(b"EHLO a\r\nQUIT\r\n").client(b"GET /no HTTP/1.1\r\n")
+        assert play.to_server == b"EHLO a\r\nQUIT\r\nGET /no HTTP/1.1\r\n"
         play.server_ends().client_ends()
         assert [record.protocol for record in play.records] == ["tcp"]
+
+    def test_a_request_behind_the_servers_first_words_ends_the_connection(self) -> None:
+        """It cannot be judged any more; and a second's silence must not be a way around the rules of the port."""
+        play = detecting().wait(1.1).server(b"220 mail\r\n").client(b"GET /no HTTP/1.1\r\n\r\n")
+        assert play.to_server == b"GET"
+        assert play.commands[-1] == Abort()
+        assert play.story == [("ALLOWED", None, None, "policed-protocol")]
+        assert (play.records[0].bytes_request, play.records[0].bytes_reply) == (3, 10)
+
+    @pytest.mark.parametrize("ending", ["client_ends", "server_ends", "idles", "client_resets", "server_resets"])
+    def test_a_watched_tunnel_ends_as_any_other(self, ending: str) -> None:
+        ends = [getattr(Dialogue(TunnelParser()).client(b"\x16"), ending)()]
+        ends.append(getattr(detecting().client(b"\x16"), ending)())
+        assert ends[0].commands == ends[1].commands
+        assert [r.reason for r in ends[0].records] == [r.reason for r in ends[1].records]
+        if not ends[0].ended:
+            for play in ends:
+                play.client_ends() if ending == "server_ends" else play.server_ends()
+            assert (ends[0].commands, ends[0].story) == (ends[1].commands, ends[1].story)
 
     def test_a_client_that_is_silent_first_and_then_speaks_http_is_still_judged(self) -> None:
         """Silence must not be a way around the rules of the port."""
