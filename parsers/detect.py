@@ -4,10 +4,10 @@ A wrong "unknown" leads every call of the connection around the rules of its por
 HTTP and not by what is HTTP: tests/clients/odd_beginnings.py has what real ones were seen to execute. What is detected and
 malformed is refused by the parser, in HTTP's own words.
 
-There are two steps. `detect` keeps a beginning of text back until it is known what it is, because it may be a sound request that
-has to be parsed as a whole. Whatever else cannot be one; it may pass, but servers also execute requests that begin with a
-control byte or have any bytes for a method. So a `Watch` reads along until no server could still see a request line in what has
-passed, and tells the byte with which there would be one: it is not passed.
+There are two steps. `detect` keeps a beginning of text back until it is known what it is, because it may be a sound request
+that has to be parsed as a whole. Nothing else can be one, and it may pass; but servers also execute requests that begin with
+control bytes, or have any bytes for a method. So a `Watch` reads along until no server could still see a request line in what
+has passed, and tells the byte with which there would be one: it is not passed.
 """
 
 import re

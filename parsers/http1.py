@@ -61,8 +61,8 @@ from parsers.http1_head import (
 )
 
 OPEN_CALLS_MAX = 64  # calls passed to the server and not over; more pipelined requests wait with the transport
-# Seconds that a body with Expect is kept back for the server's answer. Servers that know nothing of Expect wait for the body, and
-# clients that find out send it after about a second (RFC 9110 section 10.1.1).
+# Seconds that a body with Expect is kept back for the server's answer. Servers that know nothing of Expect wait for the body,
+# and clients that find out send it after about a second (RFC 9110 section 10.1.1).
 EXPECT_PATIENCE = 1.0
 DRAIN_MAX = 1024 * 1024  # bytes of a denied request's body that are read away to keep the connection usable
 EARLY_REPLY = "early-reply"  # the reason of a call whose reply was complete before its request was, and ended the connection

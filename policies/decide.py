@@ -87,8 +87,8 @@ class Decision(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     ``reason`` is a stable kebab-case token. ``would`` is "DENY" when only ``mode: audit`` let the call pass.
     ``notes`` are findings that changed nothing, such as a ``headerMatches`` mismatch with LOG. ``per_resource`` is what
     becomes of each topic of a PARTIAL call, or of each resource where every one is judged by itself. ``summary``: its record
-    may stand for several calls (``record: summary``). ``trailers``: whether the request may have some. ``granting`` is asked by ``grants`` about resources where not all have
-    the same verdict.
+    may stand for several calls (``record: summary``). ``trailers``: whether the request may have some. ``granting`` is asked by
+    ``grants`` about resources where not all have the same verdict.
     """
 
     verdict: Verdict

@@ -43,9 +43,8 @@ from policies.automaton import (
     trimmed,
 )
 from policies.decide import Action, Pair
-from policies.model import BODILESS_METHODS
 from policies.demands import HOST, Demands, NotProvableError, Reading, Residue
-from policies.model import Acceleration
+from policies.model import BODILESS_METHODS, Acceleration
 
 # The table's format, which bpf/ shares.
 CLASSES = 64  # cells of a row: one per class of bytes
@@ -182,6 +181,13 @@ def _is_framing(name: str) -> bool:
     return known or any(name.startswith(beginning) for beginning in _REFUSED_BEGINNINGS)
 
 
+class _Asked(msgspec.Struct, frozen=True, cache_hash=True):
+    """What a method asks: the numbers of rules, and whether its requests are proven without Content-Length only."""
+
+    rules: tuple[int, ...]
+    bare: bool
+
+
 class _Section(msgspec.Struct, frozen=True, cache_hash=True):
     """What is known at the beginning of a field line."""
 
@@ -221,10 +227,7 @@ class _Compiler:
         methods_of: dict[tuple[int, ...], set[str]] = {}
         for method in demands.methods:
             methods_of.setdefault(demands.of_method(method), set()).add(method)
-        without = {rules for rules, methods in methods_of.items() if methods <= _BODILESS}
-        if demands.refuses_bodies:
-            without |= {rules for rules, methods in methods_of.items() if not methods.isdisjoint(BODILESS_METHODS)}
-        self._bodiless = without
+        self._bodiless = {rules for rules, methods in methods_of.items() if methods <= _BODILESS}
         patterns = [node for _, node in demands.targets] + [node for nodes in demands.values.values() for node in nodes]
         if len(demands.names) > NAMES_MAX:
             raise TooLarge("NAMES_MAX")
@@ -319,15 +322,20 @@ class _Compiler:
     def _method(self, row: list[int], read: str) -> None:
         for method in self._demands.methods:
             if method == read:
-                rules = self._demands.of_method(method)
-                self._set(row, " ", self._state(_Compiler._target_start, rules) | (NO_REPLY_BODY if method == "HEAD" else 0))
+                asked = self._asked(method)
+                self._set(row, " ", self._state(_Compiler._target_start, asked) | (NO_REPLY_BODY if method == "HEAD" else 0))
             elif method.startswith(read):
                 self._set(row, method[len(read)], self._state(_Compiler._method, method[: len(read) + 1]))
 
-    def _target_start(self, row: list[int], rules: tuple[int, ...]) -> None:
-        automaton = self._targets_of(rules).automaton
+    def _asked(self, method: str) -> _Asked:
+        rules = self._demands.of_method(method)
+        refused = self._demands.refuses_bodies and method in BODILESS_METHODS
+        return _Asked(rules, refused or rules in self._bodiless)
+
+    def _target_start(self, row: list[int], asked: _Asked) -> None:
+        automaton = self._targets_of(asked.rules).automaton
         after = automaton.row(automaton.start)[self._symbol_of[ord("/")]]
-        self._set(row, "/", self._state(_Compiler._path, rules, "/", after))
+        self._set(row, "/", self._state(_Compiler._path, asked, "/", after))
 
     def _targets_of(self, rules: tuple[int, ...]) -> _Targets:
         known = self._targets.get(rules)
@@ -339,34 +347,34 @@ class _Compiler:
             known = self._targets[rules] = _Targets(automaton, numbers, in_query)
         return known
 
-    def _path(self, row: list[int], rules: tuple[int, ...], segment: str, state: int) -> None:
+    def _path(self, row: list[int], asked: _Asked, segment: str, state: int) -> None:
         """In the path. ``segment`` is the beginning of the segment as far as it matters: "/", "/.", "/..", or ""."""
-        targets = self._targets_of(rules)
+        targets = self._targets_of(asked.rules)
         after = targets.automaton.row(state)
-        self._follow(row, _TARGET & ~mask_of(b"/.?;"), after, _Compiler._path, rules, "")
+        self._follow(row, _TARGET & ~mask_of(b"/.?;"), after, _Compiler._path, asked, "")
         dot = self._symbol_of[ord(".")]
-        row[dot] = self._state(_Compiler._path, rules, segment + "." if segment in ("/", "/.") else "", after[dot])
+        row[dot] = self._state(_Compiler._path, asked, segment + "." if segment in ("/", "/.") else "", after[dot])
         if segment in ("/.", "/.."):
             return
         if segment != "/":
             slash = self._symbol_of[ord("/")]
-            row[slash] = self._state(_Compiler._path, rules, "/", after[slash])
+            row[slash] = self._state(_Compiler._path, asked, "/", after[slash])
         matched = targets.matched(state)
         held = frozenset(number for number in matched if self._demands.targets[number][0] is not Reading.WHOLE)
         mark = self._symbol_of[ord("?")]
-        row[mark] = self._state(_Compiler._query, rules, held, targets.automaton.restricted(after[mark], targets.in_query))
-        self._end_target(row, rules, matched)
+        row[mark] = self._state(_Compiler._query, asked, held, targets.automaton.restricted(after[mark], targets.in_query))
+        self._end_target(row, asked, matched)
 
-    def _query(self, row: list[int], rules: tuple[int, ...], held: frozenset[int], state: int) -> None:
+    def _query(self, row: list[int], asked: _Asked, held: frozenset[int], state: int) -> None:
         """In the query. ``held`` are the patterns that the path alone has satisfied."""
-        targets = self._targets_of(rules)
-        self._follow(row, _TARGET, targets.automaton.row(state), _Compiler._query, rules, held)
-        self._end_target(row, rules, held | targets.matched(state))
+        targets = self._targets_of(asked.rules)
+        self._follow(row, _TARGET, targets.automaton.row(state), _Compiler._query, asked, held)
+        self._end_target(row, asked, held | targets.matched(state))
 
-    def _end_target(self, row: list[int], rules: tuple[int, ...], matched: frozenset[int]) -> None:
-        residue = self._demands.residue(rules, matched)
+    def _end_target(self, row: list[int], asked: _Asked, matched: frozenset[int]) -> None:
+        residue = self._demands.residue(asked.rules, matched)
         if residue is not None:
-            section = _Section(False, rules in self._bodiless, frozenset(), residue)
+            section = _Section(False, asked.bare, frozenset(), residue)
             self._set(row, " ", self._state(_Compiler._version, section, 0))
 
     def _version(self, row: list[int], section: _Section, read: int) -> None:

@@ -4,8 +4,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from policies import lint_kafka
-from policies.match import is_literal
+from policies.match import compile_pattern, is_literal
 from policies.model import (
+    BODILESS_METHODS,
+    AnyL7Rule,
     Bundle,
     CidrRule,
     Direction,
@@ -98,6 +100,9 @@ class _Linter:
             yield _at(port_rule.place, "SL008", "opaque: allow lets any unrecognised protocol through, unread")
         if port_rule.kind is None:
             return
+        if port_rule.bodies_refused and not any(map(_allows_bodiless, port_rule.rules)):
+            methods = ", ".join(sorted(BODILESS_METHODS))
+            yield _at(port_rule.place, "SL018", f"bodilessMethods: refuse has no effect: no rule here allows {methods}")
         if port_rule.rules and all(one.deny for one in port_rule.rules) and self._is_default_deny(policy, direction):
             yield _at(port_rule.place, "SL014", "only deny rules: this entry allows no call", "add an allow rule, such as {}")
         opener = self._opener(policy, direction, rule, port_rule)
@@ -200,6 +205,14 @@ def _cannot_begin_with_slash(pattern: str) -> bool:
     """Only what is certain: a pattern without alternatives whose first character is a literal that must be there."""
     start = pattern.lstrip("^(")
     return "|" not in pattern and bool(re.match(r"[A-Za-z0-9_%-](?![?*{])", start))
+
+
+def _allows_bodiless(rule: AnyL7Rule) -> bool:
+    """Whether a rule allows calls that ``bodilessMethods: refuse`` is about."""
+    if not isinstance(rule, HttpRule) or rule.deny:
+        return False
+    pattern = None if rule.method is None else compile_pattern(rule.method)
+    return pattern is None or any(pattern.fullmatch(method.encode()) is not None for method in BODILESS_METHODS)
 
 
 def _unreachable(rules: Sequence[HttpRule | GrpcRule]) -> Iterator[Finding]:

@@ -8,8 +8,8 @@ sizes of hundreds of megabytes.
 
 from parsers.kafka.frame import SIZE
 
-# Bytes. The broker's default is 100 MiB (socket.request.max.bytes), but it can be set. From here on the size is the beginning of
-# TLS (0x1603), or of text.
+# Bytes. The broker's default is 100 MiB (socket.request.max.bytes), but it can be set. From here on the size is the beginning
+# of TLS (0x1603), or of text.
 _SIZE_MAX = 0x1603_0000
 
 

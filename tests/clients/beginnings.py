@@ -62,7 +62,7 @@ def _beginnings() -> Iterator[tuple[str, bytes]]:
 
 # What other protocols begin with. It must go on passing where policy allows what is unknown.
 OTHERS = {
-    "TLS 1.2": b"\x16\x03\x01\x00\x31\x01\x00\x00\x2d\x03\x03" + bytes(range(32)) + b"\x00\x00\x02\x13\x01\x01\x00\x00\x02\x00\x00",
+    "TLS": b"\x16\x03\x01\x00\x31\x01\x00\x00\x2d\x03\x03" + bytes(range(32)) + b"\x00\x00\x02\x13\x01\x01\x00\x00\x00",
     "TLS with ALPN": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\xd1" * 32 + b"\x20" + b"\x7f" * 32 + b"\x08http/1.1",
     "SSH": b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n" + bytes(range(256)),
     "SMTP": b"EHLO mail.example\r\nMAIL FROM:<a@example>\r\n",

@@ -10,8 +10,11 @@ from policies.load import Source, load
 _Json = dict[str, Any]
 
 
-def _pair(http: list[_Json] | None, egress: list[_Json] | None = None, **extra: Any) -> Pair:
-    """The pair web to orders:8080 under a policy of orders' ingress and, if given, one of web's egress."""
+def _pair(http: list[_Json] | None, egress: list[_Json] | None = None, port: _Json | None = None, **extra: Any) -> Pair:
+    """The pair web to orders:8080 under a policy of orders' ingress and, if given, one of web's egress.
+
+    ``port`` has further fields of the entries of ``toPorts``.
+    """
     documents: list[_Json] = [
         {
             "apiVersion": "sluice.dev/v1",
@@ -23,7 +26,8 @@ def _pair(http: list[_Json] | None, egress: list[_Json] | None = None, **extra: 
     ]
     for name, direction, rules in (("orders", "ingress", http), ("web", "egress", egress)):
         if rules is not None:
-            entry = {"toPorts": [{"ports": [{"port": "8080", "protocol": "TCP"}], "rules": {"http": rules}}]}
+            ports = {"ports": [{"port": "8080", "protocol": "TCP"}], "rules": {"http": rules}, **(port or {})}
+            entry = {"toPorts": [ports]}
             spec = {"endpointSelector": {"matchLabels": {"app": name}}, direction: [entry], **extra}
             documents.append(
                 {"apiVersion": "sluice.dev/v1", "kind": "ApiPolicy", "metadata": {"name": f"of-{name}"}, "spec": spec}
@@ -103,6 +107,11 @@ PAIRS: dict[str, Pair] = {
     "default allow": _pair([{"deny": True, "pathPrefix": "/admin"}], enableDefaultDeny={"ingress": False}),
     "audit": _pair([{"path": "/orders.*"}, {"path": "/users.*", "mode": "audit"}], [{"method": "GET"}, {"mode": "audit"}]),
     "queries": _pair([{"path": "/orders", "query": [{"name": "q"}]}, {"path": "/users(/[0-9]+)?([?].*)?"}]),
+    "bodies refused": _pair([{}], port={"bodilessMethods": "refuse"}),
+    "bodies refused by method": _pair(
+        [{"method": "GET|POST"}, {"method": "DELETE", "pathPrefix": "/orders"}, {"method": "POST", "path": "/v1.*"}],
+        port={"bodilessMethods": "refuse"},
+    ),
     "not understood": _pair(
         [
             {"path": r"/orders\b.*"},

@@ -58,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
             raise Executed
         raise AttributeError(name)
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, *_: object) -> None:
         pass
 
 

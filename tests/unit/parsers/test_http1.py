@@ -217,6 +217,7 @@ class TestInterimReplies:
         assert play.server(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + OK).replies == [(0, 200)]
         assert play.done == [0]
 
+
 EXPECTING = POST.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n")
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 REFUSED = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n"

@@ -13,6 +13,11 @@ from policies.model import Acceleration, Direction, Endpoint
 from .words import PARTIES, bundle, get, grpc, http_policy, pair, policy, policy_set, workload
 from .words import decide as decided
 
+
+def without_bodies(rules: str) -> str:
+    return http_policy(rules).replace("rules:", "bodilessMethods: refuse\n      rules:", 1)
+
+
 WEB_TO_8080 = """
 endpointSelector: {matchLabels: {app: orders}}
 ingress:
@@ -281,6 +286,43 @@ class TestProtocols:
         assert one.decide(ApiCall(protocol="tcp")).reason == "opaque-allowed"
         assert not one.decide(get("/b")).allowed
         assert not one.decide(ApiCall(protocol="kafka")).allowed
+
+    @pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE"])
+    @pytest.mark.parametrize("framing", [("content-length", "5"), ("transfer-encoding", "chunked")])
+    def test_bodies_without_meaning_can_be_refused(self, method: str, framing: tuple[str, str]) -> None:
+        one = pair(policy_set(without_bodies("[{}]")))
+        decision = one.decide(get("/", method=method, headers=(("host", "a"), framing)))
+        assert (decision.verdict, decision.reason, decision.rule) == (Verdict.DENIED, "body-refused", "ingress[0]")
+        assert one.decide(get("/", method=method)).allowed
+        assert one.decide(get("/", method=method, headers=(("content-length", "00"),))).allowed
+        assert one.decide(get("/", method="POST", headers=(framing,))).allowed
+
+    def test_another_entry_that_opens_the_port_opens_it_for_other_bodies_only(self) -> None:
+        opened = http_policy("[{}]", "open").replace("    rules: {http: [{}]}", "")
+        one = pair(policy_set(without_bodies("[{path: /a}]"), opened))
+        assert one.decide(get("/b")).allowed
+        assert one.decide(get("/b", headers=(("content-length", "5"),))).reason == "body-refused"
+
+    def test_in_audit_mode_bodies_only_would_be_refused(self) -> None:
+        one = pair(policy_set(without_bodies("[{}]").replace("spec:", "spec:\n  mode: audit", 1)))
+        decision = one.decide(get("/", headers=(("content-length", "5"),)))
+        assert (decision.verdict, decision.reason) == (Verdict.WOULD_DENY, "body-refused")
+
+    @pytest.mark.parametrize(
+        ("rules", "trailers"),
+        [
+            ("[{path: /a}]", True),
+            ('[{path: /a}, {headers: ["X-User: a"]}]', False),
+            ("[{}, {headers: [X-User], deny: true}]", False),
+            ("[{headerMatches: [{name: X-A, value: a, mismatch: ADD}]}]", False),
+        ],
+    )
+    def test_where_rules_look_at_headers_there_are_no_trailers(self, rules: str, trailers: bool) -> None:
+        assert pair(policy_set(http_policy(rules))).decide(get("/a")).trailers == trailers
+
+    def test_what_is_only_watched_may_have_trailers(self) -> None:
+        text = http_policy('[{headers: ["X-User: a"]}]').replace("spec:", "spec:\n  mode: audit", 1)
+        assert pair(policy_set(text)).decide(get("/a")).trailers
 
     def test_opaque_is_denied_by_default(self) -> None:
         assert not pair(policy_set(http_policy("[{}]"))).opaque_allowed

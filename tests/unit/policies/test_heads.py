@@ -44,6 +44,14 @@ def accepts(*lines: str, start: str = "GET /", host: str = HOST) -> bool:
 
 
 class TestProof:
+    def test_a_body_that_is_refused_is_not_proven(self) -> None:
+        text = http_policy("[{method: POST}, {method: 'GET|DELETE'}]")
+        one = table(text.replace("rules:", "bodilessMethods: refuse\n      rules:", 1))
+        for method in ("GET", "DELETE"):
+            assert run(one, head(f"{method} /")) is not None
+            assert run(one, head(f"{method} /", "Content-Length: 5")) is None
+        assert run(one, head("POST /", "Content-Length: 5")) is not None
+
     def test_a_head_ends_where_the_body_begins(self) -> None:
         data = head("POST /", "Content-Length: 17")
         assert run(ANY, data + b"x" * 17) == Proof(len(data), 17, False)

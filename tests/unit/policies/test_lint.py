@@ -91,6 +91,20 @@ def test_what_cannot_be_enforced_here() -> None:
 
 def test_openings_on_purpose_are_still_told() -> None:
     assert codes(http_policy("[{}]").replace("rules:", "opaque: allow\n      rules:", 1)) == ["SL008"]
+
+
+@pytest.mark.parametrize(
+    ("rules", "found"),
+    [
+        ("[{}]", []),
+        ("[{method: 'GET|POST'}]", []),
+        ("[{method: POST}, {method: DELETE}]", []),
+        ("[{method: POST}]", ["SL018"]),
+        ("[{method: POST}, {method: GET, path: /a, deny: true}]", ["SL018"]),
+    ],
+)
+def test_refusing_bodies_that_no_rule_lets_through_has_no_effect(rules: str, found: list[str]) -> None:
+    assert codes(http_policy(rules).replace("rules:", "bodilessMethods: refuse\n      rules:", 1)) == found
     assert codes(http_policy("[{}]", extra="failOpen: true")) == ["SL009"]
 
 

@@ -187,6 +187,7 @@ class TestRefusedFeatures:
             'ingress: [{toPorts: [{ports: [{port: "1", protocol: TCP}], rules: {http: [{deny: true}]}}]}]',
             'ingress: [{toPorts: [{ports: [{port: "1", protocol: TCP}], rules: {grpc: [{}]}}]}]',
             'ingress: [{toPorts: [{ports: [{port: "1", protocol: TCP}], opaque: allow, rules: {http: [{}]}}]}]',
+            'ingress: [{toPorts: [{ports: [{port: "1", protocol: TCP}], bodilessMethods: refuse, rules: {http: [{}]}}]}]',
         ],
     )
     def test_extensions_need_our_own_kind(self, section: str) -> None:
@@ -224,6 +225,13 @@ class TestPeersAndPorts:
             ("ingress: [{toPorts: [{ports: [{port: '1', protocol: TCP}], rules: {}}]}]", "rules is empty"),
             ("ingress: [{toPorts: [{ports: [{port: '1', protocol: TPC}]}]}]", "protocol is 'TPC'"),
             ("ingress: [{toPorts: [{ports: [{port: '1'}], opaque: allow}]}]", "without L7 rules has no meaning"),
+            ("ingress: [{toPorts: [{ports: [{port: '1'}], bodilessMethods: refuse}]}]", "without http rules has no meaning"),
+            (
+                "ingress: [{toPorts: [{ports: [{port: '1', protocol: TCP}], bodilessMethods: refuse, rules: {kafka: [{}]}}]}]",
+                "without http rules has no meaning",
+            ),
+            ("ingress: [{toPorts: [{ports: [{port: '1'}], bodilessMethods: deny}]}]", "bodilessMethods is 'deny'"),
+            ("ingressDeny: [{toPorts: [{ports: [{port: '1'}], bodilessMethods: refuse}]}]", "cannot be below a Deny section"),
             ("mode: on\ningress: []", "mode must be a string"),
             ("mode: dry-run\ningress: []", "mode is 'dry-run'"),
             ("ingress: [{mode: audit, fromEntities: [all]}]", "mode: audit on a rule that denies nothing"),
