@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from parsers.contract import ApiCall, Direction
+from parsers.contract import ApiCall, Direction, Fail
 from parsers.http1 import Http1Parser
 from tests.corpus_loader import hostile_requests
 from tests.playbook import ALLOW, DENY, Playbook, Verdict
@@ -105,6 +105,45 @@ def cut(draw: Callable[[st.SearchStrategy[Any]], Any], data: bytes) -> list[byte
         places |= st.sampled_from(ends)
     at = [0, *sorted(draw(st.sets(places, max_size=6))), len(data)]
     return [data[start:stop] for start, stop in pairwise(at)]
+
+
+@st.composite
+def early_replies(draw: st.DrawFn) -> tuple[bytes, bytes, bytes, bytes]:
+    """A request's beginning, the rest of its body, the reply's head and its body."""
+    framing, body = draw(bodies().filter(lambda framed: len(framed[1]) > 1))
+    expect = draw(st.sampled_from([b"", b"Expect: 100-continue\r\n"]))
+    head = b"POST / HTTP/1.1\r\nHost: a\r\n" + expect + framing + b"\r\n"
+    there = 0 if expect else draw(st.integers(0, len(body) - 1))
+    status = draw(st.sampled_from([b"200 OK", b"302 Found", b"401 Unauthorized", b"503 Busy"]))
+    reply_framing, reply_body = draw(bodies().filter(lambda framed: framed[0]))
+    reply = b"HTTP/1.1 " + status + b"\r\n" + reply_framing + b"\r\n"
+    return head + body[:there], body[there:], reply, reply_body
+
+
+class TestEarlyReplies:
+    @examples(250)
+    @given(st.data())
+    def test_any_split_stops_the_request_at_the_same_place(self, data: st.DataObject) -> None:
+        """A refusal stops it with its head, any other reply with its end; the client gets all of the reply, and no more."""
+        begun, rest, head, body = data.draw(early_replies())
+        play = Playbook(Http1Parser())
+        for piece in cut(data.draw, begun):
+            play.client(piece)
+        for piece in cut(data.draw, head):
+            play.server(piece)
+        refused = not head.startswith(b"HTTP/1.1 2") or b"Expect" in begun
+        at = data.draw(st.integers(0, len(rest) - 1))
+        for piece in cut(data.draw, rest[:at]):
+            play.client(piece)
+        for piece in cut(data.draw, body):
+            play.server(piece)
+        play.client(rest[at:] + b"GET /admin HTTP/1.1\r\nHost: a\r\n\r\n")
+        sent = b"" if refused or not body else rest[:at]
+        assert (begun + sent).startswith(play.to_server)
+        assert play.to_server == begun + sent or b"chunked" in begun  # a size line goes on when it is complete
+        assert play.to_client == head + body
+        assert play.fail == Fail("early-reply", call=0)
+        assert len(play.calls) == 1
 
 
 class TestSplits:
