@@ -19,14 +19,15 @@ WATCH_MAX = 1024 * 1024
 KEPT_MAX = 2200
 
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113 section 3.4
-# A server that is told of its clients by a proxy reads a request behind this, or behind a line that begins with PROXY.
+# The PROXY protocol, versions 1 and 2: servers that are told of their clients by a proxy read requests behind it.
+_PROXY1 = b"PROXY "
 _PROXY2 = b"\r\n\r\n\0\r\nQUIT\n"
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _BLANK = rb"[\t\x0b\x0c ]"
 _SPACE = rb"[\t\n\x0b\x0c\r ]"
 _SKIPPED = _SPACE + rb"*+"
 # A word that is enough, with the byte behind it. That may be anything that is no line's end: Python splits at \x1c, \x85, \xa0.
-_METHOD = rb"(?:GET|HEAD|POST|PUT|DELETE|CONNECT|OPTIONS|TRACE|PATCH|PROXY)(?:[^!#$%&'*+\-.^_`|~0-9A-Za-z\r\n]|\r[^\n])"
+_METHOD = rb"(?:GET|HEAD|POST|PUT|DELETE|CONNECT|OPTIONS|TRACE|PATCH)(?:[^!#$%&'*+\-.^_`|~0-9A-Za-z\r\n]|\r[^\n])"
 _URI = rb"[A-Za-z][A-Za-z0-9+.\-]*+:/"
 _TARGET = rb"(?:[/*%]|" + _URI + rb")"
 # A standard method, or any token in front of what only a request target can begin with: mail, FTP and Redis sessions
@@ -54,7 +55,8 @@ _SCHEME_MAX = 64  # bytes; no scheme is as long
 
 
 def detect(first_bytes: bytes, end: bool) -> str | None:
-    """Return ``http/1.1``, ``http/2`` or ``unknown``, or None when more bytes are needed.
+    """Return ``http/1.1``, ``http/2``, ``proxy`` (a proxy's header in front of either) or ``unknown``, or None when more bytes
+    are needed.
 
     ``first_bytes`` is everything that the client has sent so far, of which at most DETECT_MAX bytes are looked at; ``end``
     says that no more will come. With DETECT_MAX bytes or ``end`` the answer is never None, and more bytes never change one.
@@ -62,9 +64,9 @@ def detect(first_bytes: bytes, end: bool) -> str | None:
     seen = first_bytes[:DETECT_MAX]
     if seen.startswith(_HTTP2_PREFACE):
         return "http/2"
-    if seen.startswith(_PROXY2):
-        return "http/1.1"
-    if not end and (_HTTP2_PREFACE.startswith(seen) or _PROXY2.startswith(seen)):
+    if seen.startswith((_PROXY1, _PROXY2)):
+        return "proxy"
+    if not end and any(beginning.startswith(seen) for beginning in (_HTTP2_PREFACE, _PROXY1, _PROXY2)):
         return None
     if _HTTP1.match(seen):
         return "http/1.1"

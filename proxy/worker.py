@@ -435,16 +435,16 @@ def _parser(pair: Pair) -> Parser:
     if pair.protocol == "kafka":
         # Large: only who polices Kafka pays for it.
         from parsers.kafka.connection import KafkaParser
-        from parsers.kafka.detect import Watch, detect
+        from parsers.kafka.detect import Watch, detect, detect_surely
 
         if pair.opaque_allowed:
-            watch = None if pair.only_watches else Watch
-            return DetectingParser(lambda found: KafkaParser() if found == "kafka" else None, detect, watch)
+            detecting = (detect_surely, None) if pair.only_watches else (detect, Watch)
+            return DetectingParser(lambda found: KafkaParser() if found == "kafka" else None, *detecting)
         return KafkaParser()
     if pair.opaque_allowed:
         if pair.only_watches:
             return DetectingParser(lambda found: Http1Parser() if found == "http/1.1" else None, watch=None)
-        return DetectingParser(lambda found: Http1Parser() if found in ("http/1.1", "http/2") else None)
+        return DetectingParser(lambda found: Http1Parser() if found != "unknown" else None)
     return Http1Parser()
 
 

@@ -6,7 +6,13 @@ send SASL tokens that have no API key and no version (before KIP-43). TLS and te
 sizes of hundreds of megabytes.
 """
 
-from parsers.kafka.frame import SIZE
+import struct
+
+from parsers.kafka.frame import FRAME_MAX, SIZE
+
+_BEGINNING = struct.Struct(">ihh")  # size, API key, version
+_API_KEY_MAX = 1000  # the highest is 92 today, those of controllers included
+_VERSION_MAX = 100  # the highest is 18 today
 
 # Bytes. The broker's default is 100 MiB (socket.request.max.bytes), but it can be set. From here on the size is the beginning
 # of TLS (0x1603), or of text.
@@ -18,6 +24,15 @@ def detect(first_bytes: bytes, end: bool) -> str | None:
     if len(first_bytes) < SIZE:
         return "unknown" if end else None
     return "kafka" if int.from_bytes(first_bytes[:SIZE], "big") < _SIZE_MAX else "unknown"
+
+
+def detect_surely(first_bytes: bytes, end: bool) -> str | None:
+    """The same where nothing may be refused: Kafka is what has an API key and a version behind its size, too."""
+    if len(first_bytes) < _BEGINNING.size:
+        return "unknown" if end else None
+    size, api_key, version = _BEGINNING.unpack_from(first_bytes)
+    known = 0 <= size <= FRAME_MAX and 0 <= api_key <= _API_KEY_MAX and 0 <= version <= _VERSION_MAX
+    return "kafka" if known else "unknown"
 
 
 class Watch:

@@ -49,8 +49,8 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
         (b"GET\xa0", "http/1.1"),
         (b"GET\0", "http/1.1"),
         (b"GET\r/", "http/1.1"),
-        (b"PROXY TCP4 127.0.0.1", "http/1.1"),
-        (b"\r\n\r\n\0\r\nQUIT\n", "http/1.1"),
+        (b"PROXY TCP4 127.0.0.1", "proxy"),
+        (b"\r\n\r\n\0\r\nQUIT\n", "proxy"),
         (b"CONNECT\naccept-version:1.2\n", "unknown"),  # STOMP
     ],
 )

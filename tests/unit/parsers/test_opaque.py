@@ -11,7 +11,7 @@ REQUEST, REPLY = Direction.REQUEST, Direction.REPLY
 
 
 def detecting() -> DetectingParser:
-    return DetectingParser(lambda found: Http1Parser() if found.startswith("http/") else None)
+    return DetectingParser(lambda found: Http1Parser() if found != "unknown" else None)
 
 
 class TestTunnel:

@@ -668,7 +668,7 @@ class TestTunnels:
 
 
 def detecting(policy: Policy | None = None) -> Dialogue:
-    parser = DetectingParser(lambda found: Http1Parser() if found.startswith("http/") else None)
+    parser = DetectingParser(lambda found: Http1Parser() if found != "unknown" else None)
     return Dialogue(parser, policy, detect_within=1.0)
 
 

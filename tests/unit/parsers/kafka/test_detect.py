@@ -2,7 +2,7 @@
 
 import pytest
 
-from parsers.kafka.detect import Watch, detect
+from parsers.kafka.detect import Watch, detect, detect_surely
 from parsers.kafka.layouts import REQUESTS
 
 
@@ -10,14 +10,22 @@ from parsers.kafka.layouts import REQUESTS
 def test_every_request_of_every_version_is_kafka(key: int) -> None:
     for version in range(REQUESTS[key].layouts[-1][1] + 5):
         for size in (10, 1000, 104_857_600):
-            assert detect(size.to_bytes(4, "big") + key.to_bytes(2, "big") + version.to_bytes(2, "big"), False) == "kafka"
+            data = size.to_bytes(4, "big") + key.to_bytes(2, "big") + version.to_bytes(2, "big")
+            assert detect(data, False) == detect_surely(data, False) == "kafka"
 
 
 @pytest.mark.parametrize(
     "data", [b"GET / HTTP/1.1\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", b"\x16\x03\x01\x00\x00\x01\x00\x00", b"\xff" * 8]
 )
 def test_http_and_tls_are_not(data: bytes) -> None:
-    assert detect(data, False) == "unknown"
+    assert detect(data, False) == detect_surely(data, False) == "unknown"
+
+
+def test_in_audit_mode_what_no_broker_of_today_knows_is_another_protocol() -> None:
+    """PostgreSQL, for instance: nothing may be refused there for its protocol."""
+    assert detect_surely(b"\0\0\0\x08\x04\xd2\x16\x2f", False) == "unknown"
+    assert detect_surely(b"\0\0\0\x08\x04", False) is None
+    assert detect_surely(b"\0\0\0\x08\x04", True) == "unknown"
 
 
 def test_a_frame_is_kafka_by_its_size_alone() -> None:
