@@ -1,18 +1,19 @@
 """The agent: puts hooks, policy, workers, workloads and the admin listener together, and keeps them together.
 
 The order at start matters. Everything that can fail comes before the first hook is attached: the kernel's tables are
-complete, somebody accepts, the admin listener answers. The old agent's hooks, if it was killed, go only after ours are
-there, so that a start that fails leaves what was refused refused. A change of policy reaches the workers before the kernel
-sends them what the change concerns; one that fails half-way is taken back.
+complete, somebody accepts, the admin listener's addresses are ours. The old agent's hooks, if it was killed, go last, when
+ours are there and a guard holds them, so that a start that fails or is killed leaves what was refused refused. So does the
+order at the end: redirection ends before the listening sockets close, and the port is given up after the last hook is gone.
+
+A change of policy reaches the workers before the kernel sends them what the change concerns; one that fails half-way is taken
+back.
 """
 
 import asyncio
 import contextlib
-import errno
 import os
 import platform
 import signal
-import socket
 import sys
 import threading
 import time
@@ -35,8 +36,10 @@ from proxy.admin import Admin, Check, PolicyStatus
 from proxy.datapath import HEARTBEAT_INTERVAL, HEARTBEAT_LIMIT, Hooks, netns_cookie
 from proxy.documents import UnsettledError, read_sources
 from proxy.existing import Existing
+from proxy.faults import step
 from proxy.metrics import Snapshot, merge
 from proxy.pool import LocalMember, Member, ProcessMember, WorkerError
+from proxy.port import Port
 from proxy.reload import SETTLE, Fingerprint, Rest, fingerprint
 from proxy.translation import translates
 from proxy.wheel import KernelPath
@@ -50,11 +53,9 @@ START_PATIENCE = 10.0
 # Looks at the cgroup tree in a row. Each finds folders that the one before made us watch; a tree that goes on changing must
 # not hold the event loop up, and inotify and the next regular look bring us back to it.
 MAX_LOOKS = 16
-LISTEN_BACKLOG = 4096
-# How often one tries to find a port that is free on every address at once.
-PORT_ATTEMPTS = 50
 # Why policy is put in force again.
 RELOAD, READDRESS = "reload", "the addresses of this host have changed"
+
 
 Answer = TypeVar("Answer")
 
@@ -108,6 +109,9 @@ class Agent:
         self._kernel: KernelPath | None = None
         self._accelerate_all = False  # also workloads that do not ask for it
         self._guard: guard.Guard | None = None
+        self._guard_fd: int | None = None
+        self._guarded_at = 0.0  # when it was started
+        self._stays = False  # the guard, when we end, and with it the hooks
         self._links: list[int] = []
         self._existing: Existing | None = None
         self._tables: KernelTables | None = None  # in force
@@ -145,7 +149,12 @@ class Agent:
             sys.stderr.flush()
             await self._follow()
             sys.stderr.write("sluice: draining\n")
+            self._hooks.end()
+            step("ended")
             lost = sum(await asyncio.gather(*(member.drain(options.drain_timeout) for member in self._members)))
+            if self._stays:
+                self._look_at_guard()
+            step("drained")
         if lost:
             sys.stderr.write(f"sluice: {lost} records could not be written to {options.audit}\n")
         return 1 if lost else 0
@@ -156,11 +165,14 @@ class Agent:
         # First: sockets and processes belong to the cgroup that they are made in, and ours must be known as the agent's.
         own = OwnCgroup(self._mount)
         stack.callback(own.leave)
-        port, groups = _listen(options.workers, options.gateways)
+        port = self._port = Port(options.gateways)
+        stack.callback(port.close)
+        stack.callback(self._let_go)
+        step("bound")
         gateway4 = next((address for address in options.gateways if isinstance(address, IPv4Address)), None)
         gateway6 = next((address for address in options.gateways if isinstance(address, IPv6Address)), None)
-        hooks = self._hooks = Hooks(port, gateway4, gateway6)
-        stack.callback(hooks.close)
+        hooks = self._hooks = Hooks(port.number, gateway4, gateway6)
+        stack.callback(self._unhook)
         hooks.exclude(own.id)
         self._kernel = self._kernel_path()
         if self._kernel:
@@ -169,14 +181,15 @@ class Agent:
         settings = Settings(
             node=platform.node(),
             audit=options.audit,
-            port=port,
+            port=port.number,
             netns=netns_cookie(),
             idle_timeout=options.idle_timeout,
             accelerate_all=self._accelerate_all,
             record_headers=options.record_headers,
         )
         stack.callback(self._leave, own.before)
-        for index, listeners in enumerate(groups):
+        step("loaded")
+        for index, listeners in enumerate(port.listen(options.workers)):
             files = self._kernel.files[index] if self._kernel else None
             if options.workers == 1:
                 self._members.append(LocalMember(Worker(loop, settings, listeners, hooks.origins, files)))
@@ -196,20 +209,25 @@ class Agent:
         self._look_for_translation()
         self._beat(loop)
         await self._install(generation)
-        admin = Admin(self, options.admin)
+        step("installed")
+        admin = self._admin = Admin(self, options.admin)
         stack.push_async_callback(admin.stop)
         await admin.start()
-        self._admin_address = admin.address
+        step("admin")
         self._links = hooks.attach(self._mount)
+        step("hooked")
         if self._kernel:
             self._links.append(self._kernel.attach(self._mount))
-        await self._end_existing()
-        self._take_over(loop)
-        self._guard = self._hold()
-        if not options.hold_on_exit:
-            stack.callback(self._let_go)
+        step("attached")
         loop.add_reader(self._watch.fd, self._cgroups_changed)
         stack.callback(loop.remove_reader, self._watch.fd)
+        self._hold()
+        step("held")
+        self._stays = True  # if this fails, some older guards may be gone already
+        self._succeed(loop, own.before)
+        step("alone")
+        await self._end_existing()
+        self._stays = options.hold_on_exit
 
     def _kernel_path(self) -> KernelPath | None:
         """The kernel path, or None where it is not wanted or this kernel does not have what it needs."""
@@ -270,7 +288,7 @@ class Agent:
         return (
             f"sluice: ready: {len(bundle.policies)} policies for {len(bundle.workloads)} workloads, "
             f"generation {self._now.policies.generation}, datapath {datapath}, {self._options.workers} worker(s), "
-            f"records in {self._options.audit}, admin at {self._admin_address}\n"
+            f"records in {self._options.audit}, admin at {self._admin.address}\n"
         )
 
     # Signals and other news. They only wake ``_follow``, so that a storm of them is one piece of work.
@@ -320,9 +338,7 @@ class Agent:
             await self._change(READDRESS, self._again)
         self._look_at_cgroups()
         self._hooks.sweep()
-        if self._guard is not None and not self._guard.alive:
-            sys.stderr.write("sluice: the guard process died; starting another\n")
-            self._guard = self._hold()
+        self._look_at_guard()
 
     def _mind_restless_documents(self) -> None:
         if self._rest.restless:
@@ -377,24 +393,67 @@ class Agent:
         if self._beating:
             self._beating.cancel()
 
-    def _hold(self) -> guard.Guard:
+    def _hold(self) -> None:
+        """Have a guard hold what refuses, and what it points to, when we are killed."""
         maps = [self._kernel.sockets] if self._kernel else []
         cgroup = self._mount / f"{guard.GUARD_CGROUP}{os.getpid()}"
-        held = [*self._links, *(own.fd for own in maps)]
-        try:
-            return guard.Guard(self._options.run_dir, held, cgroup, [own.number for own in maps])
-        except BaseException:
-            guard.end_old(self._options.run_dir)  # half made, and nobody else would end it
-            raise
+        held = [*self._links, *self._port.fds, *(own.fd for own in maps)]
+        self._guarded_at = time.monotonic()
+        self._guard = guard.Guard(self._options.run_dir, held, cgroup, [own.number for own in maps], self._port.addresses)
+        self._guard_fd = os.pidfd_open(self._guard.pid)  # readable once it has died
+        asyncio.get_running_loop().add_reader(self._guard_fd, self._guard_died)
 
-    def _take_over(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Keep what the kernel has carried for a dead agent's connections, before its guard goes."""
-        for number in guard.left_maps(self._options.run_dir):
-            fd = fd_of_map(number)
-            if fd is not None:
-                self._left.append(fd)
+    def _guard_died(self) -> None:
+        """Replace it now; if it was but just started, at the next regular look: one that always dies must not eat a core."""
+        self._forget_guard()
+        if time.monotonic() - self._guarded_at > LOOK_INTERVAL:
+            self._wake.set()
+
+    def _forget_guard(self) -> None:
+        if self._guard_fd is not None:
+            asyncio.get_running_loop().remove_reader(self._guard_fd)
+            os.close(self._guard_fd)
+            self._guard_fd = None
+
+    def _look_at_guard(self) -> None:
+        if self._guard is None or self._guard.alive:
+            return
+        sys.stderr.write("sluice: the guard process died; starting another\n")
+        self._forget_guard()
+        try:
+            self._hold()
+        except (guard.GuardError, OSError) as error:
+            self._tell("guard", error)
+        else:
+            self._troubles.pop("guard", None)
+
+    def _succeed(self, loop: asyncio.AbstractEventLoop, before: Path) -> None:
+        """End the guards of agents before us, when we have what they hold of what must last, and remove what they leave.
+
+        What the kernel has carried for a dead agent's connections is in a map. The port that their hooks point to is kept as
+        well, for SYNs that are late.
+        """
+        assert self._guard is not None
+        run_dir, own = self._options.run_dir, self._guard.pid
+        for left in guard.guards(run_dir):
+            if left.pid == own:
+                continue
+            self._port.also_hold(left.addresses)
+            for number in left.maps:
+                fd = fd_of_map(number)
+                if fd is not None:
+                    self._left.append(fd)
+                else:  # its guard is there, so it is the right that is missing
+                    sys.stderr.write(
+                        "sluice: replies that the kernel has carried for the agent before us, and that nobody has read yet, "
+                        "are lost: without CAP_SYS_ADMIN they cannot be taken over\n"
+                    )
         if self._left:
             loop.call_later(guard.LEFTOVER_SECONDS, self._drop_left)
+        step("taken-over")
+        guard.end_guards(run_dir, spare=own)
+        guard.remove_abandoned(self._mount, guard.GUARD_CGROUP)
+        guard.remove_abandoned(before, guard.AGENT_CGROUP)
 
     def _drop_left(self) -> None:
         for fd in self._left:
@@ -408,9 +467,19 @@ class Agent:
             guard.leave([*own, *self._left], cgroup)
         self._drop_left()
 
+    def _unhook(self) -> None:
+        """Close our links. Where a guard holds them too, the hooks stay, and go on refusing."""
+        self._hooks.close()
+        step("unhooked")
+
     def _let_go(self) -> None:
-        if self._guard is not None:
+        """With the guard go the last hooks; and then, by us, the port."""
+        if self._guard is None:
+            return
+        self._forget_guard()
+        if not self._stays:
             self._guard.end()
+            step("let-go")
 
     # Policy.
 
@@ -560,11 +629,11 @@ class Agent:
             "workers": Check(not absent, f"{absent} of {len(self._members)} are being replaced" if absent else None),
             "audit": Check(trouble is None, trouble),
             "policy": Check(self._policy_trouble is None, self._policy_trouble),
-            **{
-                what: Check(what not in self._troubles, self._troubles.get(what))
-                for what in ("workloads", "upkeep", "existing")
-            },
+            **{what: self._check(what) for what in ("guard", "workloads", "upkeep", "existing")},
         }
+
+    def _check(self, what: str) -> Check:
+        return Check(what not in self._troubles, self._troubles.get(what))
 
     @property
     def _policy_trouble(self) -> str | None:
@@ -616,7 +685,10 @@ class OwnCgroup:
 
 def _text(error: Exception) -> str:
     """What an error says to people. Of one that nobody expected, its type says more than its text."""
-    known = isinstance(error, (LoadError, UnsettledError, TableLimitError, WorkloadError, WorkerError, BpfError, OSError))
+    known = isinstance(
+        error,
+        (LoadError, UnsettledError, TableLimitError, WorkloadError, WorkerError, BpfError, guard.GuardError, OSError),
+    )
     return str(error) if known else f"{type(error).__name__}: {error}"
 
 
@@ -634,33 +706,3 @@ def _state_and_sources(paths: Sequence[str]) -> tuple[Fingerprint, tuple[Source,
     if fingerprint(paths) != state:
         raise UnsettledError("they changed while they were read")
     return state, found
-
-
-def _listen(workers: int, gateways: Sequence[IPv4Address | IPv6Address]) -> tuple[int, list[list[socket.socket]]]:
-    """The agent's port, the same on every address, and the listening sockets of each worker."""
-    hosts = ["127.0.0.1", *(["::1"] if hostnet.has_ipv6() else []), *(str(gateway) for gateway in gateways)]
-    for _ in range(PORT_ATTEMPTS):
-        port, groups = 0, []
-        try:
-            for _ in range(workers):
-                listeners: list[socket.socket] = []
-                groups.append(listeners)
-                for host in hosts:
-                    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-                    listeners.append(listener)
-                    if workers > 1:
-                        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                    if ":" in host:
-                        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                    listener.bind((host, port))
-                    port = port or listener.getsockname()[1]
-                    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
-                    listener.listen(LISTEN_BACKLOG)
-        except OSError as error:
-            for listener in [listener for listeners in groups for listener in listeners]:
-                listener.close()
-            if error.errno == errno.EADDRINUSE:
-                continue
-            raise StartError(f"cannot listen on {host}: {error.strerror}") from None
-        return port, groups
-    raise StartError(f"found no port that is free on all of {', '.join(hosts)}")

@@ -149,6 +149,7 @@ class Hooks:
         self._generation = 0
         # Whether a local address at which nobody listens may be led elsewhere (proxy/translation.py). Told with the next beat.
         self.translated = True
+        self._ended = False
         self._known: dict[int, tuple[int, int]] = {}
         self._graves = self._object.map("graves")
         self._buried: dict[bytes, None] = {}  # the oldest first
@@ -166,6 +167,11 @@ class Hooks:
 
     def beat(self) -> None:
         """We are alive."""
+        self._write_control()
+
+    def end(self) -> None:
+        """Redirect nobody any more, whatever else is written: what would be redirected is refused, as if we were dead."""
+        self._ended = True
         self._write_control()
 
     def exclude(self, cgroup: int) -> None:
@@ -261,9 +267,9 @@ class Hooks:
         self._object.close()
 
     def _write_control(self) -> None:
-        self._control[: abi.SLUICE_CONTROL.size] = abi.SLUICE_CONTROL.pack(
-            time.monotonic_ns(), self._generation, abi.Flag.CONTROL_TRANSLATED if self.translated else 0
-        )
+        heartbeat = 0 if self._ended else time.monotonic_ns()
+        flags = abi.Flag.CONTROL_TRANSLATED if self.translated else 0
+        self._control[: abi.SLUICE_CONTROL.size] = abi.SLUICE_CONTROL.pack(heartbeat, self._generation, flags)
 
 
 def _address_key(generation: int, network: IPv4Network | IPv6Network) -> bytes:

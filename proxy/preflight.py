@@ -156,14 +156,15 @@ def judge_neighbours(attached: list[dict[str, object]]) -> Result:
 def agents(run_dir: Path) -> Result:
     name = "other agents"
     try:
-        agent, guarding = guard.holder(run_dir / guard.AGENT_LOCK), guard.holder(run_dir / guard.GUARD_LOCK)
+        agent, guards = guard.holder(run_dir / guard.AGENT_LOCK), guard.guards(run_dir)
     except PermissionError as error:
         return Result(name, True, f"not looked at: {error}", "run as root")
     if agent:
         return Result(name, True, f"process {agent} runs with {run_dir}", "a second one needs a --run-dir of its own")
-    if guarding:
-        hint = f"sluice run takes over; or, to let them pass unpoliced: kill {guarding}"
-        return Result(name, True, f"guard {guarding} of a killed agent refuses policed connections", hint)
+    if guards:
+        numbers = " ".join(str(left.pid) for left in guards)
+        detail = f"left by an agent that is gone, refusing policed connections: guard {numbers}"
+        return Result(name, True, detail, f"sluice run takes over; or, to let them pass unpoliced: kill {numbers}")
     return Result(name, True, f"none with {run_dir}")
 
 

@@ -160,16 +160,18 @@ class Sluice:
         finally:
             self.end_guard()
 
-    def start(self) -> None:
-        self.launch()
+    def start(self, **environment: str) -> None:
+        self.launch(**environment)
         eventually(lambda: b"ready" in self.log.read_bytes() or self._must_run(), "the agent's ready line")
 
-    def launch(self) -> None:
+    def launch(self, **environment: str) -> None:
         command = [SLUICE, "run", "-f", str(self.policies), "--audit", str(self.audit), "--run-dir", str(self.folder / "run")]
         if "--datapath" not in self.options:
             command += ["--datapath", self.datapath]
         with open(self.log, "wb") as log:
-            self.process = subprocess.Popen([*command, *self.options], stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                [*command, *self.options], stdout=log, stderr=log, env={**os.environ, **environment}
+            )
 
     def _must_run(self) -> bool:
         assert self.process is not None
@@ -200,7 +202,7 @@ class Sluice:
         """Take away the hooks that a killed agent left behind."""
         from proxy import guard
 
-        guard.end_old(self.folder / "run")
+        guard.end_guards(self.folder / "run")
         if self.process is not None:
             guard.remove_cgroup(cgroup2_mount() / f"sluice-guard-{self.process.pid}")
 

@@ -106,8 +106,9 @@ def run(
     from policies.load import LoadError
     from proxy.admin import AdminError
     from proxy.agent import Agent, Options, StartError
-    from proxy.guard import HeldError
+    from proxy.guard import GuardError, HeldError
     from proxy.pool import WorkerError
+    from proxy.port import PortError
     from proxy.runtime import run_loop
     from proxy.workloads import WorkloadError
 
@@ -133,7 +134,9 @@ def run(
         code = run_loop(Agent(options).run())
     except LoadError as error:
         _end(USAGE_ERROR, f"these documents cannot be enforced:\n{error}")
-    except (StartError, BpfError, AdminError, WorkloadError, WorkerError, TableLimitError, HeldError, OSError) as error:
+    except (StartError, PortError, GuardError, HeldError, AdminError, BpfError) as error:
+        _end(FAULT, str(error))
+    except (WorkloadError, WorkerError, TableLimitError, OSError) as error:
         _end(FAULT, str(error))
     sys.exit(code)
 

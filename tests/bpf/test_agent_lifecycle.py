@@ -100,7 +100,7 @@ def test_a_killed_agent_leaves_its_hooks_with_the_guard_and_what_is_policed_is_r
     assert scene.call() == 200
     calls = scene.server.accepted
     agent.kill()
-    assert guard.old_guard(tmp_path / "run") is not None
+    assert len(guard.guards(tmp_path / "run")) == 1
     deadline = time.monotonic() + HEARTBEAT_LIMIT + 0.5
     while time.monotonic() < deadline:
         assert scene.attempt() == errno.ECONNREFUSED
@@ -117,11 +117,12 @@ def test_a_new_agent_takes_over_from_the_guard_without_a_gap(stack: contextlib.E
     )
     time.sleep(0.3)
     agent.kill()
-    old = guard.old_guard(tmp_path / "run")
+    (old,) = guard.guards(tmp_path / "run")
     time.sleep(0.2)
     agent.start()
     assert scene.call() == 200
-    assert guard.old_guard(tmp_path / "run") not in (None, old)
+    (new,) = guard.guards(tmp_path / "run")
+    assert new.pid != old.pid
     told, _ = caller.communicate(timeout=30)
     outcomes = {int(outcome): count for outcome, count in json.loads(told).items()}
     assert outcomes.pop(errno.ECONNRESET, 0) <= 1  # a handshake that the kill interrupted
@@ -133,13 +134,12 @@ def test_a_new_agent_takes_over_from_the_guard_without_a_gap(stack: contextlib.E
 def test_a_clean_stop_leaves_nothing_behind(stack: contextlib.ExitStack, scene: Scene, tmp_path: Path) -> None:
     agent = stack.enter_context(Sluice(tmp_path, scene.documents))
     assert agent.process is not None
-    pid, guarding = agent.process.pid, guard.old_guard(tmp_path / "run")
+    pid, (guarding,) = agent.process.pid, guard.guards(tmp_path / "run")
     held = _held(pid)
     assert {"link", "prog", "map"} <= {kind for kind, _ in held}
     assert agent.stop() == 0
     eventually(lambda: not any(_exists(*each) for each in held), "links, programs and maps are gone")
-    assert guarding is not None
-    assert not Path(f"/proc/{guarding}").exists()
+    assert not Path(f"/proc/{guarding.pid}").exists()
     assert not [path for path in cgroup2_mount().rglob(f"sluice-*-{pid}") if path.is_dir()]
     client = scene.web.connect(scene.server.port)
     eventually(lambda: client.getsockname() in scene.sources, "a direct connection")

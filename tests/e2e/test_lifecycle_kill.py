@@ -43,9 +43,7 @@ def refused(workload: Workload, port: int) -> bool:
 def left_behind(agent: Sluice, pid: int) -> list[str]:
     """Cgroups, guards and processes that are still there of the agent that had this process id."""
     found = [str(path) for path in cgroup2_mount().rglob(f"sluice-*-{pid}")]
-    if guard.old_guard(agent.folder / "run") is not None:
-        found.append("a guard")
-    return found
+    return found + [f"guard {left.pid}" for left in guard.guards(agent.folder / "run")]
 
 
 def test_kill_minus_9_under_load_lets_nothing_pass_unjudged_and_a_restart_heals(
@@ -76,12 +74,9 @@ def test_a_guard_that_is_killed_is_replaced(web: Workload, orders: Workload, ser
     server = serve(orders)
     agent = sluice(documents(web, orders, server.port))
     run = agent.folder / "run"
-    first = guard.old_guard(run)
-    assert first
-    os.kill(first, signal.SIGKILL)
-    assert agent.process is not None
-    # While a guard is made, its lock carries the agent's own process id.
-    eventually(lambda: guard.old_guard(run) not in (None, first, agent.process.pid), "another guard")
+    (first,) = guard.guards(run)
+    os.kill(first.pid, signal.SIGKILL)
+    eventually(lambda: any(left.pid not in (0, first.pid) for left in guard.guards(run)), "another guard")
     agent.kill()
     assert refused(web, server.port)
 

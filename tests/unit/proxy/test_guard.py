@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,13 +12,12 @@ from pathlib import Path
 import pytest
 
 from proxy import guard
-from tests.harness import eventually
 
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "run"
-    guard.end_old(tmp_path / "run")
+    guard.end_guards(tmp_path / "run")
 
 
 @pytest.fixture
@@ -71,36 +71,66 @@ def test_the_guard_holds_descriptors_after_we_have_closed_ours(run_dir: Path, cg
     with pytest.raises(BlockingIOError):
         os.read(reader, 1)
     assert held.alive
-    assert guard.old_guard(run_dir) == int((cgroup / "cgroup.procs").read_text())
+    assert [left.pid for left in guard.guards(run_dir)] == [int((cgroup / "cgroup.procs").read_text())]
     held.end()
     assert os.read(reader, 1) == b""
     assert not held.alive
-    assert guard.old_guard(run_dir) is None
+    assert guard.guards(run_dir) == []
     os.close(reader)
 
 
 def test_a_signal_to_the_agents_process_group_is_not_for_the_guard(run_dir: Path, cgroup: Path) -> None:
     held = guard.Guard(run_dir, [], cgroup)
-    pid = guard.old_guard(run_dir)
-    assert pid is not None
-    assert os.getpgid(pid) != os.getpgid(0)
-    assert os.getsid(pid) == pid
+    assert os.getpgid(held.pid) != os.getpgid(0)
+    assert os.getsid(held.pid) == held.pid
     held.end()
 
 
-def test_the_guard_of_a_killed_agent_stays_until_the_next_guard_ends_it(run_dir: Path, cgroup: Path) -> None:
-    code = (
-        "import os, signal, sys; from pathlib import Path; from proxy import guard\n"
-        "guard.Guard(Path(sys.argv[1]), [], Path(sys.argv[2])); os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    subprocess.run([sys.executable, "-c", code, str(run_dir), str(cgroup)])
-    old = guard.old_guard(run_dir)
-    assert old is not None
-    eventually(lambda: b"sluice-guard" in Path(f"/proc/{old}/cmdline").read_bytes(), "the guard's own name")
+# A process that starts a guard and is killed: "python -c MADE_AND_KILLED RUN_DIR CGROUP".
+MADE_AND_KILLED = (
+    "import os, signal, sys; from pathlib import Path; from proxy import guard\n"
+    "guard.Guard(Path(sys.argv[1]), [], Path(sys.argv[2]), [7], [('::1', 80)]); os.kill(os.getpid(), signal.SIGKILL)"
+)
+
+
+def test_guards_of_killed_agents_stay_until_there_is_another_and_they_are_told_to_end(run_dir: Path, cgroup: Path) -> None:
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", MADE_AND_KILLED, str(run_dir), str(cgroup)])
+    old = guard.guards(run_dir)
+    assert [(left.maps, left.addresses) for left in old] == [([7], [("::1", 80)])] * 2
+    assert all(Path(f"/proc/{left.pid}/cmdline").read_bytes().startswith(b"sluice-guard") for left in old)
     held = guard.Guard(run_dir, [], cgroup)
-    assert guard.old_guard(run_dir) not in (None, old)
-    assert not _runs(old)
+    assert {left.pid for left in guard.guards(run_dir)} == {held.pid, *(left.pid for left in old)}
+    guard.end_guards(run_dir, spare=held.pid)
+    assert [left.pid for left in guard.guards(run_dir)] == [held.pid]
+    assert not any(_runs(left.pid) for left in old)
     held.end()
+
+
+@pytest.mark.parametrize("step", ["guard-locked", "guard-started", "guard-ready"])
+def test_an_agent_that_is_killed_while_it_makes_a_guard_leaves_the_old_one(step: str, run_dir: Path, cgroup: Path) -> None:
+    held = guard.Guard(run_dir, [], cgroup)
+    command = [sys.executable, "-c", MADE_AND_KILLED, str(run_dir), str(cgroup)]
+    assert subprocess.run(command, env={**os.environ, "SLUICE_DIE_AT": step}).returncode == -signal.SIGKILL
+    assert held.alive
+    assert held.pid in [left.pid for left in guard.guards(run_dir)]
+    guard.end_guards(run_dir, spare=held.pid)  # a half-made one can be found
+    assert [left.pid for left in guard.guards(run_dir)] == [held.pid]
+    held.end()
+
+
+def test_a_guard_that_cannot_start_leaves_nothing(run_dir: Path, cgroup: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_GUARD", "exec -a {name} no-such-command {lock} {maps} {addresses}")
+    with pytest.raises(guard.GuardError, match="does not start"):
+        guard.Guard(run_dir, [], cgroup)
+    assert guard.guards(run_dir) == []
+
+
+def test_a_lock_file_that_nobody_understands_is_a_guard_of_unknown_number(run_dir: Path) -> None:
+    fd = guard.lock(run_dir / "guard.lock")
+    os.pwrite(fd, b"what\n", 0)
+    assert guard.guards(run_dir) == [guard.Left(0)]
+    os.close(fd)
 
 
 def _runs(pid: int) -> bool:
@@ -110,7 +140,7 @@ def _runs(pid: int) -> bool:
 
 
 def test_ending_a_guard_that_is_not_there_is_no_error(tmp_path: Path) -> None:
-    guard.end_old(tmp_path)
+    guard.end_guards(tmp_path)
 
 
 def test_a_cgroup_that_somebody_lives_in_is_left(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_the_limit_of_open_files_is_told_in_connections(hard: int, ok: bool, adv
 
 def test_an_agent_and_a_guard_are_told_by_process_id(tmp_path: Path) -> None:
     assert preflight.agents(tmp_path).detail == f"none with {tmp_path}"
-    with guard_lock(tmp_path / guard.GUARD_LOCK) as pid:
+    with guard_lock(tmp_path / "guard.lock") as pid:
         left = preflight.agents(tmp_path)
         assert left.ok
         assert f"guard {pid}" in left.detail
