@@ -210,9 +210,11 @@ class Agent:
         self._beat(loop)
         await self._install(generation)
         step("installed")
-        admin = self._admin = Admin(self, options.admin)
+        # At a port, which every user of the host can reach, not everything is told.
+        also = (str(options.run_dir / "admin.sock"),) if options.admin.isdecimal() else ()
+        admin = self._admin = Admin(self, *also, options.admin)
         stack.push_async_callback(admin.stop)
-        await admin.start()
+        admin.listen()
         step("admin")
         self._links = hooks.attach(self._mount)
         step("hooked")
@@ -228,6 +230,7 @@ class Agent:
         step("alone")
         await self._end_existing()
         self._stays = options.hold_on_exit
+        admin.start()
 
     def _kernel_path(self) -> KernelPath | None:
         """The kernel path, or None where it is not wanted or this kernel does not have what it needs."""
@@ -608,8 +611,8 @@ class Agent:
         merged = merge(await self._ask_all(lambda member: member.snapshot()))
         if self._kernel:
             merged["series"]["sluice_kernel_fallbacks"] = [([reason], n) for reason, n in self._kernel.fallbacks().items()]
-        if self._hooks.forgotten:
-            merged["series"]["sluice_limits"] = [*merged["series"]["sluice_limits"], (["MAX_GRAVES"], self._hooks.forgotten)]
+        own_limits = {"MAX_GRAVES": self._hooks.forgotten, "ADMIN_CONNECTIONS": self._admin.cut_off}
+        merged["series"]["sluice_limits"] += [([limit], count) for limit, count in own_limits.items() if count]
         merged["series"]["sluice_connects"] = [([outcome], count) for outcome, count in self._hooks.events().items()]
         return merged
 

@@ -32,7 +32,10 @@ def _addresses(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) ->
 )
 @click.option("--audit", default=DEFAULT_AUDIT, show_default=True, help="Where records go: a file, or - for standard output.")
 @click.option(
-    "--admin", default="", metavar="PATH_OR_PORT", help="Admin listener: a socket path [default: RUN_DIR/admin.sock] or a port."
+    "--admin",
+    default="",
+    metavar="PATH_OR_PORT",
+    help="Admin listener: a socket path, or a port beside it [default: RUN_DIR/admin.sock].",
 )
 @click.option(
     "--datapath",

@@ -156,7 +156,7 @@ def test_a_port_for_the_admin_listener_answers_on_loopback(
 ) -> None:
     server = serve(orders)
     agent = sluice(web.document() + orders.document() + http_policy(orders, web, server.port, "[{}]"), "--admin", "0")
-    port = re.search(r"admin at (\d+)", agent.log.read_text())
+    port = re.search(r"admin at \S+/admin.sock and (\d+)", agent.log.read_text())
     assert port
     answer = subprocess.run(["curl", "-s", f"http://127.0.0.1:{port[1]}/healthz"], capture_output=True, check=True)
     assert json.loads(answer.stdout)["ok"] is True

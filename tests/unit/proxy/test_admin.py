@@ -4,8 +4,6 @@ import asyncio
 import os
 import socket
 import stat
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,8 +26,10 @@ class Agent:
         self.checks = {"policy": Check(ok=True), "audit": Check(ok=True, detail="0 of 8192 queued")}
         self.open_connections = 2
         self.hang = False
+        self.asked = 0  # for metrics
 
     async def metrics(self) -> Snapshot:
+        self.asked += 1
         metrics = Metrics()
         metrics.policy_generation = 4
         return metrics.snapshot()
@@ -60,7 +60,8 @@ def path(tmp_path: Path) -> str:
 def serve(agent: Agent, address: str, scenario: Callable[[Admin], Awaitable[None]]) -> None:
     async def run() -> None:
         listener = Admin(agent, address)
-        await listener.start()
+        listener.listen()
+        listener.start()
         try:
             await scenario(listener)
         finally:
@@ -190,7 +191,7 @@ def test_the_socket_of_a_dead_agent_is_replaced(path: str) -> None:
 def test_the_socket_of_a_live_agent_is_refused_and_left_alone(path: str) -> None:
     async def scenario(_: Admin) -> None:
         with pytest.raises(AdminError, match="another agent answers here"):
-            await Admin(Agent(), path).start()
+            Admin(Agent(), path).listen()
         assert (await get(path, "/healthz"))[0] == 200
 
     serve(Agent(), path, scenario)
@@ -203,14 +204,14 @@ def test_a_live_agent_that_is_too_busy_to_accept_is_refused_too(path: str) -> No
         live.listen(0)
         client.connect(path)
         with pytest.raises(AdminError, match="another agent answers here"):
-            asyncio.run(Admin(Agent(), path).start())
+            Admin(Agent(), path).listen()
 
 
 def test_a_file_that_is_no_socket_is_refused_and_left_alone(path: str) -> None:
     os.mkdir(os.path.dirname(path))
     Path(path).write_text("precious")
     with pytest.raises(AdminError, match="not a socket"):
-        asyncio.run(Admin(Agent(), path).start())
+        Admin(Agent(), path).listen()
     assert Path(path).read_text() == "precious"
 
 
@@ -218,7 +219,8 @@ def test_an_agent_that_ends_leaves_the_socket_of_its_successor(path: str) -> Non
     async def scenario(first: Admin) -> None:
         os.unlink(path)
         second = Admin(Agent(), path)
-        await second.start()
+        second.listen()
+        second.start()
         await first.stop()
         assert (await get(path, "/healthz"))[0] == 200
         await second.stop()
@@ -238,20 +240,20 @@ def test_a_port_is_opened_on_the_loopback_address_only() -> None:
 def test_a_port_in_use_is_a_clear_error() -> None:
     async def scenario(listener: Admin) -> None:
         with pytest.raises(AdminError, match=f"admin listener at {listener.address}: .*in use"):
-            await Admin(Agent(), listener.address).start()
+            Admin(Agent(), listener.address).listen()
 
     serve(Agent(), "0", scenario)
 
 
 def test_a_port_out_of_range_is_a_clear_error() -> None:
     with pytest.raises(AdminError, match="admin listener at 70000"):
-        asyncio.run(Admin(Agent(), "70000").start())
+        Admin(Agent(), "70000").listen()
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:9090", "[::1]", "[::1]:9090", "LocalHost:1"])
 def test_a_loopback_name_in_host_is_served_on_tcp(host: str) -> None:
     async def scenario(listener: Admin) -> None:
-        assert (await get(listener.address, "/policy", host))[0] == 200
+        assert (await get(listener.address, "/healthz", host))[0] == 200
 
     serve(Agent(), "0", scenario)
 
@@ -278,6 +280,118 @@ def test_a_request_without_host_is_refused_on_tcp() -> None:
     serve(Agent(), "0", scenario)
 
 
-def test_aiohttp_is_not_imported_before_the_listener_starts() -> None:
-    code = "import sys, proxy.admin; sys.exit('aiohttp' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_a_port_does_not_tell_who_talks_to_whom_nor_what_documents_say() -> None:
+    """Every user of the host can connect to it."""
+    agent = Agent()
+    agent.checks["policy"] = Check(ok=False, detail="orders.yaml:3:1 unknown key")
+
+    async def scenario(listener: Admin) -> None:
+        for target in ("/policy", "/connections"):
+            status, _, body = await get(listener.address, target)
+            assert (status, b"orders" in body, b"c0" in body) == (403, False, False)
+        reply = await get(listener.address, "/healthz")
+        assert (reply[0], loaded(reply)["checks"]["policy"]) == (503, {"ok": False})
+
+    serve(agent, "0", scenario)
+
+
+def test_a_port_has_the_socket_beside_it(path: str) -> None:
+    async def run() -> None:
+        listener = Admin(Agent(), path, "0")
+        listener.listen()
+        listener.start()
+        at, port = listener.address.split(" and ")
+        assert (at, (await get(path, "/connections"))[0], (await get(port, "/connections"))[0]) == (path, 200, 403)
+        await listener.stop()
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
+def test_a_port_that_cannot_be_had_leaves_no_socket_behind(path: str) -> None:
+    with pytest.raises(AdminError, match="70000"):
+        Admin(Agent(), path, "70000").listen()
+    assert not os.path.exists(path)
+
+
+def test_a_flood_at_a_port_asks_the_agent_once_a_second_and_others_are_answered() -> None:
+    agent = Agent()
+
+    async def scenario(listener: Admin) -> None:
+        began = asyncio.get_running_loop().time()
+        replies = await asyncio.gather(*(get(listener.address, "/metrics") for _ in range(30)))
+        assert {status for status, _, _ in replies} == {200}
+        assert agent.asked <= 1 + asyncio.get_running_loop().time() - began
+
+    serve(agent, "0", scenario)
+
+
+def test_clients_that_say_nothing_do_not_keep_others_out() -> None:
+    async def scenario(listener: Admin) -> None:
+        silent = [await asyncio.open_connection("127.0.0.1", int(listener.address)) for _ in range(admin.MAX_OPEN + 10)]
+        for _, writer in silent:
+            writer.write(b"GET /healthz HTT")
+        assert (await get(listener.address, "/healthz"))[0] == 200
+        assert listener.cut_off > 10
+        for _, writer in silent:
+            writer.close()
+
+    serve(Agent(), "0", scenario)
+
+
+def test_a_client_has_so_long_to_say_what_it_wants_and_no_longer(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin, "CLIENT_TIMEOUT_SECONDS", 0.05)
+
+    async def scenario(_: Admin) -> None:
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"GET /healthz HTTP/1.1\r\nX: ")
+        assert await reader.read() == b""
+        writer.close()
+
+    serve(Agent(), path, scenario)
+
+
+@pytest.mark.parametrize(
+    "head", [b"\r\n\r\n", b"GET /healthz\r\n\r\n", b"GET /".ljust(admin.MAX_HEAD, b"x"), b"\x16\x03\x01\r\n\r\n"]
+)
+def test_what_is_no_request_is_answered_400(path: str, head: bytes) -> None:
+    async def scenario(_: Admin) -> None:
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(head)
+        assert (await reader.read()).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        writer.close()
+
+    serve(Agent(), path, scenario)
+
+
+def test_head_is_answered_without_a_body(path: str) -> None:
+    async def scenario(_: Admin) -> None:
+        status, headers, body = await get(path, "/healthz?verbose", method="HEAD")
+        assert (status, body) == (200, b"")
+        assert int(headers["content-length"]) > 0
+
+    serve(Agent(), path, scenario)
+
+
+def test_an_agent_whose_event_loop_stands_still_is_not_healthy(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The listener does not share it."""
+    monkeypatch.setattr(admin, "STATUS_TIMEOUT_SECONDS", 0.05)
+
+    async def scenario(_: Admin) -> None:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(10)
+            client.connect(path)
+            client.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+            assert client.recv(100).startswith(b"HTTP/1.1 503 ")  # without giving the event loop a turn
+
+    serve(Agent(), path, scenario)
+
+
+def test_a_fault_of_the_agent_is_answered_and_does_not_end_the_listener(path: str) -> None:
+    agent = Agent()
+
+    async def scenario(_: Admin) -> None:
+        del agent.checks
+        assert (await get(path, "/healthz"))[0] == 500
+        assert (await get(path, "/policy"))[0] == 200
+
+    serve(agent, path, scenario)
