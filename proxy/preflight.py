@@ -27,11 +27,13 @@ from policies.decide import Action
 from proxy import guard, hostnet, selftest
 from proxy.datapath import Hooks, mapped, object_file
 from proxy.existing import Existing
+from proxy.runtime import DESCRIPTORS
 from proxy.workloads import OWN_FOLDER, WorkloadError, cgroup2_mount
 
 # The first long-term kernel with everything that the hooks use, getpeername and retval in cgroup programs among them.
 FIRST_KERNEL = (6, 1)
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_PERFMON": 38, "CAP_BPF": 39}
+CAP_SYS_RESOURCE = 24  # raises limits
 # Less than an agent with a handful of connections needs, and what is comfortable for a busy node.
 LEAST_DESCRIPTORS, ENOUGH_DESCRIPTORS = 256, 65536
 # Two sockets and up to two pipes for one relayed connection.
@@ -53,7 +55,8 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def preflight(run_dir: Path) -> list[Result]:
     """All checks, in the order in which things are needed. Those that cannot work yet say what they wait for."""
-    machine = [kernel(platform.release()), btf(), cgroups(), privileges(Path("/proc/self/status").read_text())]
+    status = Path("/proc/self/status").read_text()
+    machine = [kernel(platform.release()), btf(), cgroups(), privileges(status)]
     parts = [libbpf(), objects(object_file("redirect"))]
     ready = all(result.ok for result in (*machine, *parts))
     return [
@@ -63,7 +66,7 @@ def preflight(run_dir: Path) -> list[Result]:
         _after(machine[2].ok, "neighbours", neighbours),
         agents(run_dir),
         ipv6(),
-        descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
+        descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[1], bool(_held(status) >> CAP_SYS_RESOURCE & 1)),
         _after(ready, "self-test", self_test),
         _after(ready, "kernel path", kernel_path),
         _after(ready, "old connections", old_connections),
@@ -96,13 +99,18 @@ def cgroups() -> Result:
 
 def privileges(status: str) -> Result:
     """``status`` is /proc/self/status."""
-    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
-    held = int(found[1], 16) if found else 0
+    held = _held(status)
     missing = [name for name, bit in CAPABILITIES.items() if not held >> bit & 1]
     if os.geteuid() == 0 and not missing:
         return Result("privileges", True, "root")
     detail = f"user id {os.geteuid()}" + (f", without {', '.join(missing)}" if missing else "")
     return Result("privileges", False, detail, "run as root; in a container with --privileged, or these capabilities added")
+
+
+def _held(status: str) -> int:
+    """The effective capabilities, one bit each."""
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return int(found[1], 16) if found else 0
 
 
 def libbpf() -> Result:
@@ -175,11 +183,14 @@ def ipv6() -> Result:
     return Result("IPv6 loopback", True, "none", hint)
 
 
-def descriptors(hard: int) -> Result:
-    """``hard`` is the limit that getrlimit(2) gives, which the agent takes for itself; -1 is without limit."""
+def descriptors(hard: int, may_raise: bool) -> Result:
+    """``hard`` is the limit that getrlimit(2) gives; the agent takes that, and more where it may. -1 is without limit."""
     if hard == resource.RLIM_INFINITY:
         return Result("open files", True, "no limit")
-    detail = f"{hard}: about {hard // DESCRIPTORS_PER_CONNECTION} connections at once"
+    most = max(hard, DESCRIPTORS) if may_raise else hard
+    detail = f"{most}: about {most // DESCRIPTORS_PER_CONNECTION} connections at once"
+    if most > hard:
+        return Result("open files", True, f"{detail} (the agent raises the limit of {hard})")
     hint = None if hard >= ENOUGH_DESCRIPTORS else f"for more: ulimit -Hn {ENOUGH_DESCRIPTORS}, or LimitNOFILE= in the unit"
     return Result("open files", hard >= LEAST_DESCRIPTORS, detail, hint)
 

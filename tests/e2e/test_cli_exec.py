@@ -21,6 +21,11 @@ def test_the_command_runs_in_the_workloads_cgroup_and_with_its_arguments_untouch
     assert done.stdout.strip() == f"/sluice/{web.name} ['-f', '--', '--help']"
 
 
+def test_the_command_has_our_limit_of_open_files_and_not_the_agents(web: Workload) -> None:
+    ours = subprocess.run(["sh", "-c", "ulimit -Sn; ulimit -Hn"], capture_output=True, text=True).stdout
+    assert web.run("sh", "-c", "ulimit -Sn; ulimit -Hn").stdout == ours
+
+
 def test_a_command_that_is_not_there_is_127(web: Workload) -> None:
     done = web.run("no-such-command-anywhere")
     assert done.returncode == 127

@@ -61,10 +61,24 @@ def test_neighbours_that_share_are_named_and_those_that_do_not_are_a_failure() -
     ("hard", "ok", "advice"), [(-1, True, False), (65536, True, False), (4096, True, True), (64, False, True)]
 )
 def test_the_limit_of_open_files_is_told_in_connections(hard: int, ok: bool, advice: bool) -> None:
-    result = preflight.descriptors(hard)
+    result = preflight.descriptors(hard, may_raise=False)
     assert (result.ok, result.hint is not None) == (ok, advice)
     if hard > 0:
         assert f"about {hard // 6} connections" in result.detail
+
+
+def test_an_agent_that_may_raise_the_limit_of_open_files_is_not_held_up_by_it() -> None:
+    result = preflight.descriptors(64, may_raise=True)
+    assert (result.ok, result.hint) == (True, None)
+    assert result.detail == "1048576: about 174762 connections at once (the agent raises the limit of 64)"
+
+
+def test_guards_that_agents_have_left_are_all_told(tmp_path: Path) -> None:
+    with guard_lock(tmp_path / "guard.lock") as pid, guard_lock(tmp_path / "guard-2.lock"):
+        left = preflight.agents(tmp_path)
+        assert left.detail.endswith(f"guard {pid} {pid}")
+        assert left.hint is not None
+        assert left.hint.endswith(f"kill {pid} {pid}")
 
 
 def test_an_agent_and_a_guard_are_told_by_process_id(tmp_path: Path) -> None:
