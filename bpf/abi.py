@@ -175,10 +175,11 @@ class Config(NamedTuple):
     gateway4: bytes
     gateway6: bytes
     agent_port: int
+    no_ipv6: int
     zero: bytes
 
 
-SLUICE_CONFIG = Struct("=QQ16s16sH6s")
+SLUICE_CONFIG = Struct("=QQ16s16sHB5s")
 
 
 class Control(NamedTuple):

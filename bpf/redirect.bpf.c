@@ -109,7 +109,7 @@ static __always_inline bool agent_address(struct bpf_sock_addr *ctx, const struc
 			map_v4(addr, bpf_htonl(0x7f000001));
 		else
 			addr[15] = 1;
-		return reaches_loopback(ctx);
+		return !(config.no_ipv6 && !to->v4) && reaches_loopback(ctx);
 	}
 	if (is_zero(gateway) || is_loopback(to))
 		return false;

@@ -71,7 +71,8 @@ struct sluice_config {
 	__u8 gateway4[16];		/* an address of ours for clients in other namespaces, or all zero */
 	__u8 gateway6[16];
 	__be16 agent_port;
-	__u16 zero[3];
+	__u8 no_ipv6;			/* ::1 is no address there: who is pointed to it would leave the host */
+	__u8 zero[5];
 };
 
 /* cgroups: cgroup id -> who its processes are. The nearest ancestor with an entry decides. */

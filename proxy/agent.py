@@ -149,6 +149,7 @@ class Agent:
             sys.stderr.flush()
             await self._follow()
             sys.stderr.write("sluice: draining\n")
+            self._end_beat()
             self._hooks.end()
             step("ended")
             lost = sum(await asyncio.gather(*(member.drain(options.drain_timeout) for member in self._members)))

@@ -18,6 +18,7 @@ import bpf
 from bpf import abi
 from bpf.loader import Map, Object, map_from_fd
 from policies.compile import KernelTables
+from proxy import hostnet
 
 # A heartbeat older than this means a dead agent (design: 1 s). The agent beats ten times as often, so that a pause of its
 # event loop (a large policy, a slow disk) is not taken for death.
@@ -132,7 +133,8 @@ class Hooks:
             gateway4=mapped(gateway4 or none),
             gateway6=mapped(gateway6 or none),
             agent_port=socket.htons(port),
-            zero=b"\0" * 6,
+            no_ipv6=not hostnet.has_ipv6(),
+            zero=b"\0" * 5,
         )
         self.config = abi.SLUICE_CONFIG.pack(*config)
         self._object = Object(object_file("redirect"), self.config)
@@ -149,7 +151,6 @@ class Hooks:
         self._generation = 0
         # Whether a local address at which nobody listens may be led elsewhere (proxy/translation.py). Told with the next beat.
         self.translated = True
-        self._ended = False
         self._known: dict[int, tuple[int, int]] = {}
         self._graves = self._object.map("graves")
         self._buried: dict[bytes, None] = {}  # the oldest first
@@ -170,9 +171,8 @@ class Hooks:
         self._write_control()
 
     def end(self) -> None:
-        """Redirect nobody any more, whatever else is written: what would be redirected is refused, as if we were dead."""
-        self._ended = True
-        self._write_control()
+        """Redirect nobody any more: what would be redirected is refused, as if we were dead. The heart must have stopped."""
+        self._control[:8] = bytes(8)  # the heartbeat comes first
 
     def exclude(self, cgroup: int) -> None:
         """Never redirect what this cgroup's processes do: they are the agent. It stays so, whatever a look at the tree says."""
@@ -267,9 +267,8 @@ class Hooks:
         self._object.close()
 
     def _write_control(self) -> None:
-        heartbeat = 0 if self._ended else time.monotonic_ns()
         flags = abi.Flag.CONTROL_TRANSLATED if self.translated else 0
-        self._control[: abi.SLUICE_CONTROL.size] = abi.SLUICE_CONTROL.pack(heartbeat, self._generation, flags)
+        self._control[: abi.SLUICE_CONTROL.size] = abi.SLUICE_CONTROL.pack(time.monotonic_ns(), self._generation, flags)
 
 
 def _address_key(generation: int, network: IPv4Network | IPv6Network) -> bytes:

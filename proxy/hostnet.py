@@ -13,7 +13,9 @@ _IF_INET6 = Path("/proc/net/if_inet6")
 
 
 def has_ipv6() -> bool:
-    return _IF_INET6.exists() and bool(_IF_INET6.read_text().strip())
+    """Whether ::1 is an address of this host; where it is none, packets to it would leave the host."""
+    loopback = IPv6Address(1).packed.hex()
+    return _IF_INET6.exists() and any(line.startswith(loopback) for line in _IF_INET6.read_text().splitlines())
 
 
 def local_networks() -> tuple[Network, ...]:

@@ -67,6 +67,8 @@ def test_without_ipv6_there_is_still_its_loopback_in_the_table(proc: Path) -> No
     assert ip_network("::1/128") in hostnet.local_networks()
     (proc / "if_inet6").write_text("")
     assert not hostnet.has_ipv6()
+    (proc / "if_inet6").write_text("20010db8000000000000000000000007 02 40 00 80     eth0\n")
+    assert not hostnet.has_ipv6(), "not on loopback, where the agent is"
 
 
 def test_on_this_machine_the_address_that_a_socket_gets_is_local() -> None:
