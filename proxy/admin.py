@@ -38,8 +38,8 @@ MAX_HEAD = 8192
 MAX_OPEN = 64
 # The least time between two connections that are taken at one address (seconds), so that a flood of them does not eat the
 # processor time of the interpreter, which this thread shares with the agent's. What comes faster waits in the backlog.
-PACE = 0.005
-BACKLOG = 64
+PACE = 0.002
+BACKLOG = 256
 # How old an answer at a port may be (seconds): a flood asks the agent no more often than this.
 MAX_AGE = 1.0
 # After running out of descriptors, wait this long (seconds) before accepting again.

@@ -449,8 +449,8 @@ class Agent:
                     self._left.append(fd)
                 else:  # its guard is there, so it is the right that is missing
                     sys.stderr.write(
-                        "sluice: replies that the kernel has carried for the agent before us, and that nobody has read yet, "
-                        "are lost: without CAP_SYS_ADMIN they cannot be taken over\n"
+                        "sluice: replies that the kernel has carried for the agent before us, and that applications have not "
+                        "read yet, are lost: without CAP_SYS_ADMIN they cannot be taken over\n"
                     )
         if self._left:
             loop.call_later(guard.LEFTOVER_SECONDS, self._drop_left)

@@ -179,7 +179,8 @@ def agents(run_dir: Path) -> Result:
 def ipv6() -> Result:
     if hostnet.has_ipv6():
         return Result("IPv6 loopback", True, "::1")
-    hint = "connections to IPv6 servers under an HTTP policy are refused; enable with: sysctl net.ipv6.conf.lo.disable_ipv6=0, before the start"
+    enable = "sysctl net.ipv6.conf.lo.disable_ipv6=0, before the agent starts"
+    hint = f"connections to IPv6 servers under an HTTP policy are refused; enable with: {enable}"
     return Result("IPv6 loopback", True, "none", hint)
 
 
