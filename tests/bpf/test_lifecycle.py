@@ -11,12 +11,29 @@ import pytest
 
 from bpf import abi
 from proxy import datapath
-from tests.bpf.rig import CLIENT, HOST, NATIVE, PATIENCE, REDIRECT, REFUSE, SERVER, WORLD, Rig, free, rule
+from tests.bpf.rig import CLIENT, HOST, NATIVE, OTHER, PATIENCE, REDIRECT, REFUSE, SERVER, WORLD, Rig, free, rule
 
 
 def _wait_for_stale(rig: Rig) -> None:
     rig.stop_heart()
     time.sleep(datapath.HEARTBEAT_LIMIT + 0.2)
+
+
+def test_an_agent_that_ends_has_nobody_redirected_at_once_and_fail_open_holds(rig: Rig) -> None:
+    """Its listening sockets close after that: until then a connection would wait for somebody who takes no more."""
+    web, shop = rig.cgroup("web", CLIENT), rig.cgroup("shop", OTHER)
+    server = rig.server(rig.cgroup("orders", SERVER))
+    open_ = rule(OTHER, SERVER, REDIRECT, fail_open=True)
+    rig.attach(rule(CLIENT, WORLD, REDIRECT), open_, free(SERVER))
+    rig.connect(web, "192.0.2.1", 80)
+    rig.accepted()
+    rig.stop_heart()
+    rig.hooks.end()
+    with pytest.raises(ConnectionRefusedError):
+        rig.connect(web, "192.0.2.1", 80)
+    rig.connect(shop, "127.0.0.1", server.getsockname()[1])
+    server.accept()[0].close()
+    assert rig.nobody_came()
 
 
 def test_without_a_heartbeat_what_would_be_redirected_is_refused_until_it_beats_again(rig: Rig) -> None:
