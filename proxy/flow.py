@@ -36,6 +36,7 @@ from parsers.contract import (
     Void,
 )
 from policies.decide import Decision, Pair, Verdict
+from proxy.audit.places import ANYWHERE, Place, place_for
 from proxy.audit.record import AuditRecord, Party, Repeated, call_id, listed_headers, now, redact_query
 from proxy.metrics import CallCounter, Metrics
 from proxy.summaries import Summaries, Summary
@@ -168,15 +169,15 @@ UNRECORDED = Decision(verdict=Verdict.DENIED, reason="audit-unavailable", genera
 class Sink(Protocol):
     """Where records go: room is reserved before a call is let through, so that no record is ever lost."""
 
-    def reserve(self) -> bool:
-        """Take room for the record of one call; False when there is none."""
+    def reserve(self, place: Place) -> bool:
+        """Take room for the record of one call; False when there is none for this connection."""
         ...
 
-    def cancel(self) -> None:
+    def cancel(self, place: Place) -> None:
         """Give a reservation back unused."""
         ...
 
-    def write(self, record: AuditRecord, *, reserved: bool) -> None:
+    def write(self, record: AuditRecord, *, reserved: Place | None) -> None:
         """Take a finished record. Unreserved ones, of refusals, have a reserve of their own."""
         ...
 
@@ -206,6 +207,7 @@ class Scene(msgspec.Struct, frozen=True):
     pair: Callable[[], Pair]
     sink: Sink
     metrics: Metrics
+    place: Place = ANYWHERE  # of a small call of this connection in the audit queue
     record_headers: frozenset[str] = frozenset()
     detect_within: float | None = None  # seconds for the first byte, where a silent client means another protocol
     complain: Callable[[Exception], None] = _log_fault  # about a fault of ours
@@ -219,7 +221,7 @@ class OpenCall:
         *("reason", "reserved", "status", "time", "via"),
     )
 
-    def __init__(self, call: ApiCall, decision: Decision, began: float, reserved: bool) -> None:
+    def __init__(self, call: ApiCall, decision: Decision, began: float, reserved: Place | None) -> None:
         self.call = call
         self.decision = decision
         self.began = began  # monotonic seconds
@@ -231,7 +233,7 @@ class OpenCall:
         self.forwarded = False  # some of it is on its way to the server, or there
         self.answered = False  # by a reply, ours or the server's
         self.reason: str | None = None
-        self.reserved = reserved
+        self.reserved = reserved  # for its record, until that is written
 
 
 class _RepeatedCall(msgspec.Struct, frozen=True):
@@ -274,6 +276,7 @@ class Flow:
         self._watched = False  # the parser reads along with what the client says in the tunnel
         self._waiting: Judge | None = None  # for room in the audit queue
         self._waiting_since = 0.0
+        self.awaited = scene.place  # what it waits for
         self._silent_since: float | None = None  # the client has not said a word, and that may mean another protocol
         self._head_since: float | None = None  # the client has begun something; nothing of it could be settled since
         self._hold_until: float | None = None  # a held request is patient until then
@@ -384,10 +387,11 @@ class Flow:
 
     def _sum_up_carried(self, judge: Judge, decision: Decision, finished: Finished, status: int | str | None) -> bool:
         """Count a call in a record that stands for several, if that can have a place."""
-        if not self._scene.sink.reserve():
+        place = place_for(judge.call, self._scene.place)
+        if not self._scene.sink.reserve(place):
             return False
         seconds = finished.took / 1e6
-        opened = OpenCall(judge.call, decision, self._now - seconds, reserved=True)
+        opened = OpenCall(judge.call, decision, self._now - seconds, place)
         opened.time = datetime.fromtimestamp(finished.at / 1e6, UTC)
         opened.via = "kernel"
         opened.status = status
@@ -400,7 +404,7 @@ class Flow:
         if len(self._repeated) >= REPEATED_MAX:
             self._repeated.clear()
         decision = self._lent.decide(call)
-        opened = OpenCall(call, decision, 0.0, reserved=True)
+        opened = OpenCall(call, decision, 0.0, None)
         opened.via = "kernel"
         lines = Repeated(self._record("-", opened), self._scene.connection)
         counter = self._scene.metrics.calls.counter(self._labels(opened))
@@ -547,7 +551,7 @@ class Flow:
     def _admitted(self) -> None:
         judge, self._waiting = self._waiting, None
         assert judge is not None
-        self._rule(judge, self._decide(judge.call), reserved=True)
+        self._rule(judge, self._decide(judge.call), self.awaited)
         self._advance(REQUEST)
 
     def _reset(self, direction: Direction) -> None:
@@ -709,14 +713,15 @@ class Flow:
             opened.bytes[direction] += n
 
     def _judge(self, judge: Judge) -> None:
-        if self._scene.sink.reserve():
-            self._rule(judge, self._decide(judge.call), reserved=True)
+        place = place_for(judge.call, self._scene.place)
+        if self._scene.sink.reserve(place):
+            self._rule(judge, self._decide(judge.call), place)
             return
         if self._adopting:  # it is under way: its record goes where those of refusals go
-            self._rule(judge, self._decide(judge.call), reserved=False)
+            self._rule(judge, self._decide(judge.call), None)
             return
         self._limit("AUDIT_QUEUE")
-        self._waiting, self._waiting_since = judge, self._now
+        self._waiting, self._waiting_since, self.awaited = judge, self._now, place
         self._out.append(AWAIT_ROOM)
 
     def _decide(self, call: ApiCall) -> Decision:
@@ -727,7 +732,7 @@ class Flow:
             self._scene.complain(error)
             return UNDECIDED
 
-    def _rule(self, judge: Judge, decision: Decision, reserved: bool) -> None:
+    def _rule(self, judge: Judge, decision: Decision, reserved: Place | None) -> None:
         opened = self._calls[judge.number] = OpenCall(judge.call, decision, self._now, reserved)
         if self._adopting:
             opened.time -= timedelta(seconds=self._now - self._adopting.began)
@@ -820,7 +825,7 @@ class Flow:
         """No room for the record of a call: deny it, with a record in the reserve that is kept for refusals."""
         judge, self._waiting = self._waiting, None
         assert judge is not None
-        self._rule(judge, UNRECORDED, reserved=False)
+        self._rule(judge, UNRECORDED, None)
         self._advance(REQUEST)
 
     def _fail(self, fail: Fail) -> None:
@@ -846,7 +851,7 @@ class Flow:
         """Something that never became a call."""
         call = fail.partial or ApiCall(protocol=self._parser.protocol)
         decision = Decision(verdict=Verdict.DENIED, reason=fail.reason, generation=0)
-        opened = OpenCall(call, decision, self._now, reserved=False)
+        opened = OpenCall(call, decision, self._now, None)
         opened.status = fail.status
         opened.bytes = [len(self._sides[REQUEST].unsettled), len(fail.last_words)]
         self._write(f"r{self._refusals}", opened, fail.limit)
@@ -860,7 +865,7 @@ class Flow:
         self.over = True
         if self._waiting:
             judge, self._waiting = self._waiting, None
-            self._calls[judge.number] = OpenCall(judge.call, UNRECORDED, self._now, reserved=False)
+            self._calls[judge.number] = OpenCall(judge.call, UNRECORDED, self._now, None)
         for number in list(self._calls):
             opened = self._calls[number]
             if not opened.answered:
@@ -901,7 +906,7 @@ class Flow:
 
     def _write(self, number: int | str, opened: OpenCall, limit: str | None = None) -> None:
         self._scene.metrics.calls.add(self._labels(opened), self._now - opened.began)
-        plain = opened.decision.verdict is Verdict.ALLOWED and opened.reserved and opened.reason is None
+        plain = opened.decision.verdict is Verdict.ALLOWED and opened.reserved is not None and opened.reason is None
         if opened.decision.summary and plain and self._sum_up(number, opened):
             return
         self._scene.sink.write(self._record(number, opened, limit), reserved=opened.reserved)
@@ -919,8 +924,8 @@ class Flow:
         if summary is None:
             return False
         summary.add(opened.bytes[0], opened.bytes[1], self._now - opened.began)
-        if known:
-            self._scene.sink.cancel()  # the record has the room that was reserved for its first call
+        if known and opened.reserved is not None:
+            self._scene.sink.cancel(opened.reserved)  # the record has the room that was reserved for its first call
         return True
 
     def _write_summaries(self, second: int | None) -> None:
@@ -928,7 +933,7 @@ class Flow:
         if self._summaries is not None:
             for summary in self._summaries.ended(second):
                 number, opened = summary.first
-                self._scene.sink.write(self._record(number, opened, summary=summary), reserved=True)
+                self._scene.sink.write(self._record(number, opened, summary=summary), reserved=opened.reserved)
 
     def _labels(self, opened: OpenCall) -> tuple[str, str, str, str, str]:
         scene = self._scene
@@ -971,7 +976,7 @@ class Flow:
             policy=decision.policy or ", ".join(decision.detail) or None,  # where none decided: those that were asked
             rule=decision.rule,
             reason=opened.reason or decision.reason,
-            limit=limit,
+            limit=limit or ("AUDIT_PATIENCE" if decision is UNRECORDED else None),
             notes=decision.notes,
             per_resource=decision.per_resource,
             status=opened.status,

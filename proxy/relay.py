@@ -276,8 +276,9 @@ class Relay:
             elif isinstance(command, Close):
                 self._closing = True
             elif isinstance(command, AwaitRoom):
-                self._ticket = self._audit.on_room(self._room)
-                self.wheel.hold_back()
+                self._ticket = self._audit.on_room(self._room, self.flow.awaited)
+                if not self._audit.room:  # for anybody: not only this subject has more open than its share
+                    self.wheel.hold_back()
             else:
                 assert isinstance(command, Abort)
                 self._abort()

@@ -23,6 +23,7 @@ from parsers.http1 import Http1Parser
 from parsers.opaque import DetectingParser, TunnelParser
 from policies.decide import Action, Pair, PolicySet
 from policies.model import Acceleration, Endpoint
+from proxy.audit.places import Place
 from proxy.audit.record import AuditRecord, Party
 from proxy.audit.writer import AuditWriter
 from proxy.datapath import Origin, Origins, is_class, mapped
@@ -72,14 +73,14 @@ class Records:
         self._writer = writer
         self._backlog: deque[AuditRecord] = deque()
 
-    def reserve(self) -> bool:
-        return self._writer.reserve()
+    def reserve(self, place: Place) -> bool:
+        return self._writer.reserve(place)
 
-    def cancel(self) -> None:
-        self._writer.cancel()
+    def cancel(self, place: Place) -> None:
+        self._writer.cancel(place)
 
-    def write(self, record: AuditRecord, *, reserved: bool) -> None:
-        if (self._backlog and not reserved) or not self._writer.write(record, reserved=reserved):
+    def write(self, record: AuditRecord, *, reserved: Place | None) -> None:
+        if (self._backlog and reserved is None) or not self._writer.write(record, reserved=reserved):
             self._backlog.append(record)
 
     @property
@@ -91,7 +92,7 @@ class Records:
         return len(self._backlog)
 
     def retry(self) -> None:
-        while self._backlog and self._writer.write(self._backlog[0], reserved=False):
+        while self._backlog and self._writer.write(self._backlog[0], reserved=None):
             self._backlog.popleft()
 
 

@@ -29,6 +29,7 @@ from parsers.contract import (
     Verb,
 )
 from policies.decide import Decision, Pair, Verdict
+from proxy.audit.places import Place
 from proxy.audit.record import AuditRecord, Party
 from proxy.flow import Abort, Answer, Carried, Carry, Close, Command, Dial, Discard, Finished, Flow, Forward, Scene, Shut
 from proxy.metrics import Metrics
@@ -45,20 +46,20 @@ class Records:
         self.written: list[tuple[Any, bool]] = []  # records, or lines of calls that the kernel has carried
         self.reserved = 0
 
-    def reserve(self) -> bool:
+    def reserve(self, place: Place) -> bool:
         if self.room == 0:
             return False
         self.room -= 1
         self.reserved += 1
         return True
 
-    def cancel(self) -> None:
+    def cancel(self, place: Place) -> None:
         self.room += 1
         self.reserved -= 1
 
-    def write(self, record: AuditRecord, *, reserved: bool) -> None:
-        self.written.append((record, reserved))
-        self.reserved -= reserved
+    def write(self, record: AuditRecord, *, reserved: Place | None) -> None:
+        self.written.append((record, reserved is not None))
+        self.reserved -= reserved is not None
 
 
 class Policy:
@@ -198,7 +199,7 @@ class Dialogue:
                 case _:
                     pass
         assert self.flow.over == self.ended
-        owners = sum(opened.reserved for opened in self.flow._calls.values())  # adopted calls may be without
+        owners = sum(opened.reserved is not None for opened in self.flow._calls.values())  # adopted calls may be without
         owners += len(self.flow._summaries) if self.flow._summaries is not None else 0
         assert self.sink.reserved == owners, "each reservation belongs to one open call, or to one record of several"
         return self

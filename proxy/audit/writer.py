@@ -12,18 +12,20 @@ survive that, and two processes that share one descriptor also share its lock.
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 
+from proxy.audit.places import ANYWHERE, PLACE_BYTES, Place
 from proxy.audit.record import AuditRecord, encode_lines, now
 from proxy.audit.sink import Sink
+from proxy.shares import Budget
 
-# Open calls plus queued records. While the sink is stuck they fill memory: 8 MiB at 1 KiB each, some 50 MiB when hostile
-# clients send the longest paths, some 200 MiB when they send the longest lists of topics.
-CAPACITY = 8192
+# Bytes of memory that open calls and queued records may take, unless the operator says otherwise.
+CAPACITY = 64 * 1024 * 1024
 # Refusals are recorded without a reservation: a full queue must not hide them, and a flood of them must not take the
 # room of calls that policy allows. Hence slots of their own.
 REFUSAL_CAPACITY = 2048
@@ -36,6 +38,8 @@ RETRY_FIRST_SECONDS = 0.01
 RETRY_LONGEST_SECONDS = 1.0
 # While nothing is to be written, this often somebody looks whether the file is still where it was.
 LOOK_SECONDS = 1.0
+# Of those of one subject that wait, so many are looked at when there is room: the first may be over its own connection's share.
+WAITERS_LOOKED_AT = 4
 
 _log = logging.getLogger(__name__)
 
@@ -52,15 +56,18 @@ class _Slots:
     def left(self) -> int:
         return max(self.capacity - self.taken + self.freed, 0)
 
-    @property
-    def full(self) -> bool:
-        return not self.left
-
-    def take(self) -> bool:
-        if self.full:
+    def take(self, n: int) -> bool:
+        if self.taken + n > self.capacity + self.freed:
             return False
-        self.taken += 1
+        self.taken += n
         return True
+
+
+class _Waiter:
+    __slots__ = ("callback", "place")
+
+    def __init__(self, place: Place, callback: Callable[[], object]) -> None:
+        self.place, self.callback = place, callback
 
 
 class _Lines:
@@ -72,6 +79,16 @@ class _Lines:
         self.lines = lines
 
 
+_Queued = tuple[_Slots, Place, AuditRecord | _Lines]
+# Refusals are counted one by one.
+_REFUSAL = Place(1)
+
+
+def _line_of(place: Place) -> str | None:
+    """In whose line one waits for a place."""
+    return None if place.claim is None else place.claim.share.subject
+
+
 class AuditWriter:
     """Appends audit records to a file, a FIFO, or standard output (``-``).
 
@@ -80,13 +97,16 @@ class AuditWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, capacity: int = CAPACITY, refusals: int = REFUSAL_CAPACITY) -> None:
+        """``capacity`` in bytes, ``refusals`` in records."""
         self._sink = Sink(os.fspath(path))
+        self.budget = Budget(capacity)  # who has how much of it
         self._calls = _Slots(capacity)
         self._refusals = _Slots(refusals)
-        self._queue: deque[tuple[_Slots, AuditRecord | _Lines]] = deque()
+        self._queue: deque[_Queued] = deque()
+        self._given_back: deque[Sequence[Place]] = deque()  # by the writing thread, not yet counted in the budget
         self._given = 0  # records handed over; counted by the event loop's thread
         self._written = 0  # records in the sink; counted by the writing thread
-        self._waiters: OrderedDict[object, Callable[[], object]] = OrderedDict()
+        self._waiters: dict[str | None, OrderedDict[_Waiter, None]] = {}  # by subject
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = threading.Event()
         self._reopen_asked = threading.Event()
@@ -98,18 +118,37 @@ class AuditWriter:
         self._thread = threading.Thread(target=self._run, name="sluice-audit", daemon=True)
         self._thread.start()
 
-    def reserve(self) -> bool:
-        """Take room for one call's record, before the call is let through. False: none is left, or others wait for it."""
-        return not self._waiters and not self._closing.is_set() and self._calls.take()
+    def reserve(self, place: Place = ANYWHERE) -> bool:
+        """Take room for one call's record, before the call is let through. False: none is left for this connection, or others
+        of its subject wait for it."""
+        if self._waiters and _line_of(place) in self._waiters:
+            return False
+        return not self._closing.is_set() and self._take(place)
+
+    def _take(self, place: Place) -> bool:
+        size, claim = place
+        if self._given_back:
+            self._reclaim()
+        if not self._calls.take(size):
+            return False
+        if claim is None or self.budget.take(claim, size):
+            return True
+        self._calls.taken -= size
+        return False
 
     @property
     def room(self) -> int:
-        """How many times `reserve` would succeed."""
-        return 0 if self._waiters or self._closing.is_set() else self._calls.left
+        """Of how many calls records can be handed over as lines."""
+        short = self._calls.left * 8 < self._calls.capacity
+        if self._closing.is_set() or (self._waiters and short):  # those who wait come first
+            return 0
+        return self._calls.left // PLACE_BYTES
 
-    def cancel(self) -> None:
+    def cancel(self, place: Place = ANYWHERE) -> None:
         """Give a reservation back unused."""
-        self._calls.taken -= 1
+        self._calls.taken -= place.size
+        if place.claim is not None:
+            self.budget.charge(place.claim, -place.size)
         self._admit()
 
     def write_lines(self, lines: Sequence[str]) -> None:
@@ -117,44 +156,55 @@ class AuditWriter:
         or not. Who comes with more than there is ``room`` for must have a bound of his own."""
         if not lines:
             return
-        self._calls.taken += len(lines)
-        self._hand_over(self._calls, _Lines(lines), len(lines))
+        size = len(lines) * PLACE_BYTES
+        self._calls.taken += size
+        self._hand_over(self._calls, Place(size), _Lines(lines), len(lines))
 
-    def write(self, record: AuditRecord, *, reserved: bool = True) -> bool:
+    def write(self, record: AuditRecord, reserved: Place | None = ANYWHERE) -> bool:
         """Hand over a finished record. With a reservation, which it uses up, this always succeeds before ``close``.
 
-        ``reserved=False`` is for refusals. False: their slots are full and the record was **not** taken. Stop reading from
-        that client, and try again later.
+        Without one (None) are refusals. False: their slots are full and the record was **not** taken. Stop reading from that
+        client, and try again later.
         """
         if self._closing.is_set():
             return False
-        slots = self._calls if reserved else self._refusals
-        if not reserved and not slots.take():
+        if reserved is not None:
+            self._hand_over(self._calls, reserved, record, 1)
+        elif self._refusals.take(1):
+            self._hand_over(self._refusals, _REFUSAL, record, 1)
+        else:
             return False
-        self._hand_over(slots, record, 1)
         return True
 
-    def _hand_over(self, slots: _Slots, what: "AuditRecord | _Lines", count: int) -> None:
+    def _hand_over(self, slots: _Slots, place: Place, what: "AuditRecord | _Lines", count: int) -> None:
         self._given += count
-        self._queue.append((slots, what))
+        self._queue.append((slots, place, what))
         if not self._wake.is_set():
             self._wake.set()
 
-    def on_room(self, callback: Callable[[], object]) -> object:
+    def on_room(self, callback: Callable[[], object], place: Place = ANYWHERE) -> object:
         """Wait in line for a reservation: ``callback()`` runs once, on the running loop, and **owns one**.
 
-        Returns a ticket for ``forget``.
+        Every subject has a line of its own. Returns a ticket for ``forget``.
         """
         self._loop = asyncio.get_running_loop()
-        ticket = object()
-        self._waiters[ticket] = callback
+        waiter = _Waiter(place, callback)
+        self._waiters.setdefault(_line_of(place), OrderedDict())[waiter] = None
         # Room may have come between a failed ``reserve`` and now, when the writing thread saw nobody waiting.
         self._loop.call_soon(self._admit)
-        return ticket
+        return waiter
 
     def forget(self, ticket: object) -> bool:
         """Leave the line of ``on_room``. False: the callback has run, and the reservation is its owner's to give back."""
-        return self._waiters.pop(ticket, None) is not None
+        assert isinstance(ticket, _Waiter)
+        subject = _line_of(ticket.place)
+        line = self._waiters.get(subject)
+        if line is None or ticket not in line:
+            return False
+        del line[ticket]
+        if not line:
+            del self._waiters[subject]
+        return True
 
     def reopen(self) -> None:
         """Open the path anew after a rotation. Records that are not written yet go into the new file.
@@ -188,15 +238,31 @@ class AuditWriter:
     @property
     def healthy(self) -> bool:
         """The sink works, and there is room for the records of further calls and refusals."""
-        return self.last_error is None and self._thread.is_alive() and not self._calls.full and not self._refusals.full
+        return self.last_error is None and self._thread.is_alive() and self._calls.left >= PLACE_BYTES and self._refusals.left > 0
 
     def _admit(self) -> None:
-        if self._loop is None or not self._waiters or not self._calls.take():
+        """Give room to those who wait, subject by subject."""
+        if self._loop is None or not self._waiters:
             return
-        _, callback = self._waiters.popitem(last=False)
-        # The next in line has a turn of its own: an exception of this callback must not keep it waiting.
-        self._loop.call_soon(self._admit)
-        callback()
+        for subject, line in list(self._waiters.items()):
+            for waiter in list(itertools.islice(line, WAITERS_LOOKED_AT)):
+                if not self._take(waiter.place):
+                    line.move_to_end(waiter)
+                    continue
+                del line[waiter], self._waiters[subject]
+                if line:
+                    self._waiters[subject] = line  # behind the lines of others
+                # The next has a turn of its own: an exception of this callback must not keep it waiting.
+                self._loop.call_soon(self._admit)
+                waiter.callback()
+                return
+
+    def _reclaim(self) -> None:
+        """Count what the writing thread has given back."""
+        while self._given_back:
+            for size, claim in self._given_back.popleft():
+                assert claim is not None
+                self.budget.charge(claim, -size)
 
     # From here on: the writing thread.
 
@@ -215,7 +281,7 @@ class AuditWriter:
         while self._queue and not self._abandoned.is_set():
             self._reopen_if_asked()
             batch = [self._queue.popleft() for _ in range(min(len(self._queue), BATCH_RECORDS))]
-            if self._deliver(_encode([record for _, record in batch])):
+            if self._deliver(_encode([record for _, _, record in batch])):
                 self._settle(batch)
 
     def _deliver(self, data: bytes) -> bool:
@@ -242,11 +308,13 @@ class AuditWriter:
             _log.error("audit: cannot write, calls will be held back and then denied: %s", error)
         self._write_error = str(error)
 
-    def _settle(self, batch: "Sequence[tuple[_Slots, AuditRecord | _Lines]]") -> None:
-        for slots, what in batch:
-            count = len(what.lines) if isinstance(what, _Lines) else 1
-            self._written += count
-            slots.freed += count
+    def _settle(self, batch: "Sequence[_Queued]") -> None:
+        for slots, place, what in batch:
+            self._written += len(what.lines) if isinstance(what, _Lines) else 1
+            slots.freed += place.size
+        claimed = [place for _, place, _ in batch if place.claim is not None]
+        if claimed:
+            self._given_back.append(claimed)
         if self._waiters and self._loop is not None:
             # A loop that is closed has nobody left who waits.
             with contextlib.suppress(RuntimeError):

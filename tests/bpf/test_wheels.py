@@ -164,7 +164,7 @@ def test_without_room_for_records_nobody_is_carried_until_there_is_some(path: Ke
     fifo = tmp_path / "stuck"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-    writer = AuditWriter(fifo, capacity=2)
+    writer = AuditWriter(fifo, capacity=2 * PLACE_BYTES)
     filler = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
     with contextlib.suppress(BlockingIOError):
         while True:

@@ -18,6 +18,7 @@ from parsers.contract import Direction, Parser
 from parsers.http1 import Http1Parser
 from parsers.opaque import TunnelParser
 from policies.decide import Pair
+from proxy.audit.places import PLACE_BYTES
 from proxy.audit.record import Party
 from proxy.audit.writer import AuditWriter
 from proxy.flow import Flow, Scene
@@ -297,7 +298,7 @@ class TestAuditRoom:
         """The reasons of the records that were written."""
 
         async def both() -> None:
-            audit = AuditWriter(path, capacity=1)
+            audit = AuditWriter(path, capacity=1 * PLACE_BYTES)
             first, second = Bench(Http1Parser(), audit=audit), Bench(Http1Parser(), audit=audit)
             with contextlib.closing(first), contextlib.closing(second):
                 for bench in (first, second):

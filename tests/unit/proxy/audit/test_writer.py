@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from proxy.audit.places import PLACE_BYTES
 from proxy.audit.record import encode_lines
 from proxy.audit.writer import AuditWriter
 
@@ -173,7 +174,7 @@ def test_four_processes_share_one_file_and_no_record_is_torn_or_lost(audit: Path
 def test_a_full_disk_holds_calls_back_and_loses_nothing(make: Callable[..., AuditWriter], small_disk: Path) -> None:
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"x" * (128 << 10))
-    writer = make(small_disk / "audit.jsonl", capacity=200)
+    writer = make(small_disk / "audit.jsonl", capacity=200 * PLACE_BYTES)
     written = 0
     while writer.reserve():
         assert writer.write(record(written))
@@ -239,7 +240,7 @@ def test_a_slow_reader_of_a_fifo_holds_calls_back_and_gets_every_line(make: Call
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-    writer = make(fifo, capacity=500)
+    writer = make(fifo, capacity=500 * PLACE_BYTES)
     written = 0
     while written < 2000 and writer.reserve():
         writer.write(record(written))
@@ -507,7 +508,7 @@ def stuck(make: Callable[..., AuditWriter], tmp_path: Path) -> Iterator[tuple[Au
     fifo = tmp_path / "stuck"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-    writer = make(fifo, capacity=4, refusals=2)
+    writer = make(fifo, capacity=4 * PLACE_BYTES, refusals=2)
     filler = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
     with contextlib.suppress(BlockingIOError):
         while True:
@@ -532,15 +533,15 @@ def test_refusals_have_room_of_their_own(stuck: tuple[AuditWriter, int]) -> None
     writer, _ = stuck
     while writer.reserve():
         pass
-    assert writer.write(record(), reserved=False)
-    assert writer.write(record(), reserved=False)
-    assert not writer.write(record(), reserved=False)
+    assert writer.write(record(), reserved=None)
+    assert writer.write(record(), reserved=None)
+    assert not writer.write(record(), reserved=None)
     assert writer.depth == 2
 
 
 def test_a_flood_of_refusals_takes_no_room_from_calls(stuck: tuple[AuditWriter, int]) -> None:
     writer, _ = stuck
-    while writer.write(record(), reserved=False):
+    while writer.write(record(), reserved=None):
         pass
     assert [writer.reserve() for _ in range(5)] == [True, True, True, True, False]
 
