@@ -229,6 +229,11 @@ class Parser(Protocol):
         ...
 
     @property
+    def kept(self) -> int:
+        """About how many bytes of memory it keeps of what was settled, beside what belongs to open calls."""
+        ...
+
+    @property
     def at_boundary(self) -> bool:
         """No call is open, no message is half read in either direction, and another call may begin."""
         ...

@@ -127,6 +127,7 @@ class Http1Parser:
     )
 
     protocol = PROTOCOL
+    kept = 0
 
     def __init__(self) -> None:
         self._next_number = 0

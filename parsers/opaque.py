@@ -34,6 +34,7 @@ class TunnelParser:
     """The client may wait for the server to speak, so the connection is judged before its first byte."""
 
     protocol = "tcp"
+    kept = 0
 
     def __init__(self, number: int = CONNECTION, watch: Watcher | None = None, judged: bool = False) -> None:
         """``judged``: it is open already, as call ``number``. ``watch`` reads along, until it is over."""
@@ -111,6 +112,10 @@ class DetectingParser:
     @property
     def protocol(self) -> str:
         return self._parser.protocol if self._parser else "tcp"
+
+    @property
+    def kept(self) -> int:
+        return self._parser.kept if self._parser else 0
 
     @property
     def at_boundary(self) -> bool:

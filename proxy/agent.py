@@ -83,6 +83,7 @@ class Options(msgspec.Struct, frozen=True):
     hold_on_exit: bool
     existing: str  # "keep", "reset" or "reset-denied"
     datapath: str  # "auto", "kernel" or "relay"
+    memory: int  # bytes for the records and connections of all workers
 
 
 class Generation(msgspec.Struct, frozen=True):
@@ -186,6 +187,7 @@ class Agent:
             netns=netns_cookie(),
             idle_timeout=options.idle_timeout,
             accelerate_all=self._accelerate_all,
+            memory=options.memory // options.workers,
             record_headers=options.record_headers,
         )
         stack.callback(self._leave, own.before)
@@ -626,12 +628,15 @@ class Agent:
         troubles = await self._ask_all(lambda member: member.audit_trouble())
         trouble = next((trouble for trouble in troubles if trouble), None)
         absent = len(self._members) - len(troubles)
+        pressure = "; ".join(told for some in await self._ask_all(lambda member: member.pressure()) for told in some)
         late = time.monotonic() - self._beat_at
         return {
             "heartbeat": Check(late < HEARTBEAT_LIMIT, f"{late:.3f} s ago"),
             "hooks": Check(self._guard is not None, None if self._guard else "not attached yet"),
             "workers": Check(not absent, f"{absent} of {len(self._members)} are being replaced" if absent else None),
             "audit": Check(trouble is None, trouble),
+            # Told, and no fault: who uses too much must not be able to have the agent started anew.
+            "pressure": Check(True, pressure or None),
             "policy": Check(self._policy_trouble is None, self._policy_trouble),
             **{what: self._check(what) for what in ("guard", "workloads", "upkeep", "existing")},
         }

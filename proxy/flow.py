@@ -53,8 +53,13 @@ TUNNEL = 1 << 62
 AUDIT_PATIENCE = 5.0
 # Different calls of one connection that the kernel carries again and again: what their records have in common is kept.
 REPEATED_MAX = 16
+# The subject of whoever is no workload, in metrics and shares.
+HOST = "host"
 # Nothing of an unfinished head arrives for this long (seconds): the client is slow on purpose, or gone.
 HEAD_TIMEOUT = 30.0
+# A connection whose client has not made a whole call within this time (seconds) is closed: whoever has made one may be silent
+# for as long as both ends answer TCP's keepalive.
+FIRST_CALL_TIMEOUT = 60.0
 
 
 class Permit:
@@ -278,6 +283,7 @@ class Flow:
         self._waiting_since = 0.0
         self.awaited = scene.place  # what it waits for
         self._silent_since: float | None = None  # the client has not said a word, and that may mean another protocol
+        self._fresh_since: float | None = None  # nothing was judged yet
         self._head_since: float | None = None  # the client has begun something; nothing of it could be settled since
         self._hold_until: float | None = None  # a held request is patient until then
         self._dialled = False
@@ -306,6 +312,15 @@ class Flow:
     def idle(self) -> bool:
         """No call is open and nothing is half read."""
         return not self._calls and not self._sides[0].unsettled and not self._sides[1].unsettled
+
+    @property
+    def kept(self) -> int:
+        """Bytes in memory: what is not settled, and what the parser keeps of what was."""
+        return len(self._sides[0].unsettled) + len(self._sides[1].unsettled) + self._parser.kept
+
+    def unsettled(self, direction: Direction) -> int:
+        """Bytes of ``direction`` that are not settled yet."""
+        return len(self._sides[direction].unsettled)
 
     @property
     def client_ended(self) -> bool:
@@ -462,6 +477,24 @@ class Flow:
         """The agent stops now: end what is open, with its records."""
         return self._event(now, self._end, ABORT, "reset", "agent-stopped")
 
+    def dismiss(self, now: float) -> list[Command]:
+        """The connection is idle, and another needs its place: its end costs no call."""
+        self._limit("CONNECTIONS")
+        return self._event(now, self._end, CLOSE)
+
+    def turned_away(self, count: int, since: datetime, now: float) -> None:
+        """The connection was not let in, and neither were others like it: of all ``count`` there is one record."""
+        self._now = now
+        refused = Decision(verdict=Verdict.DENIED, reason="too-many-connections", generation=0)
+        opened = OpenCall(ApiCall(protocol="tcp"), refused, now, None)
+        opened.time = since
+        for _ in range(count):
+            self._scene.metrics.calls.add(self._labels(opened), 0.0)
+        number: int | str = "r0"
+        summary = Summary((number, opened), count) if count > 1 else None
+        self._scene.sink.write(self._record(number, opened, "CONNECTIONS", summary), reserved=None)
+        self.over = True
+
     def disordered(self, now: float) -> list[Command]:
         """Nobody can tell in which order the client has said things: the connection is over, with its records."""
         return self._event(now, self._end, ABORT, "reset", "order-unknown")
@@ -487,6 +520,7 @@ class Flow:
         raise error
 
     def _begun(self) -> None:
+        self._fresh_since = self._now
         if self._scene.detect_within is not None:
             self._silent_since = self._now
         self._perform(REQUEST, self._parser.on_data(REQUEST, b"", False))
@@ -582,6 +616,7 @@ class Flow:
         elif self._waiting:
             if self._now - self._waiting_since > AUDIT_PATIENCE and self._scene.sink.accepts_refusals:
                 self._limit("AUDIT_PATIENCE")
+                self._scene.metrics.over_share.add(("records", self._scene.subject.workload or HOST))
                 self._refuse_unrecorded()
         elif self._silent_since is not None:
             if self._now - self._silent_since > (self._scene.detect_within or 0):
@@ -594,6 +629,9 @@ class Flow:
                 self._head_since = None
                 self._limit("HEAD_TIMEOUT")
                 self._client_is_slow()
+        elif self._fresh_since is not None and self._now - self._fresh_since > FIRST_CALL_TIMEOUT:
+            self._limit("FIRST_CALL_TIMEOUT")
+            self._end(CLOSE)
 
     def _drained(self) -> None:
         if self.idle:
@@ -713,6 +751,7 @@ class Flow:
             opened.bytes[direction] += n
 
     def _judge(self, judge: Judge) -> None:
+        self._fresh_since = None
         place = place_for(judge.call, self._scene.place)
         if self._scene.sink.reserve(place):
             self._rule(judge, self._decide(judge.call), place)
@@ -937,7 +976,7 @@ class Flow:
 
     def _labels(self, opened: OpenCall) -> tuple[str, str, str, str, str]:
         scene = self._scene
-        parties = scene.subject.workload or "host", scene.peer.workload or "world"
+        parties = scene.subject.workload or HOST, scene.peer.workload or "world"
         return (opened.call.protocol, opened.decision.verdict.value, opened.via, *parties)
 
     def _record(

@@ -43,6 +43,10 @@ class Series:
             labels = self._admit(labels)
             self._values[labels] = self._values.get(labels, 0) + amount
 
+    def set(self, labels: Labels, value: int) -> None:
+        """What a gauge shows now."""
+        self._values[labels if labels in self._values else self._admit(labels)] = value
+
     def entry(self, labels: Labels) -> tuple[dict[Labels, int], Labels]:
         """Where ``add`` counts these labels: in which dictionary, under which key."""
         if labels not in self._values:
@@ -141,7 +145,7 @@ class Snapshot(TypedDict):
 
 
 class Metrics:
-    """One process's numbers. Counters only grow; ``connections`` is a gauge; the last three attributes are set, not counted."""
+    """One process's numbers. Counters only grow; ``connections`` and budgets are gauges; the last three attributes are set."""
 
     def __init__(self) -> None:
         self.calls = Calls()
@@ -150,6 +154,9 @@ class Metrics:
         self.kernel_bytes = Series()  # (direction,)
         self.kernel_fallbacks = Series()  # (reason,)
         self.limits = Series()  # (limit,)
+        self.over_share = Series(MAX_CALL_SERIES, keep=1)  # (budget, subject)
+        self.budget_used = Series()  # (budget,)
+        self.budget_limit = Series()  # (budget,)
         self.audit_queue = 0
         self.audit_moved = 0
         self.policy_generation: int | None = None
@@ -183,6 +190,9 @@ class Metrics:
             "sluice_kernel_bytes": self.kernel_bytes,
             "sluice_kernel_fallbacks": self.kernel_fallbacks,
             "sluice_limits": self.limits,
+            "sluice_over_share": self.over_share,
+            "sluice_budget_used": self.budget_used,
+            "sluice_budget_limit": self.budget_limit,
         }
 
 
@@ -215,6 +225,9 @@ class _Collector:
         yield self._counter("sluice_kernel_bytes", "Bytes carried inside the kernel", ("direction",))
         yield self._counter("sluice_kernel_fallbacks", "Calls that the kernel path handed to the relay", ("reason",))
         yield self._counter("sluice_limits", "Limits that were reached", ("limit",))
+        yield self._counter("sluice_over_share", "Calls and connections refused for want of a place", ("budget", "subject"))
+        yield self._gauge("sluice_budget_used", "How much of a budget is in use", ("budget",))
+        yield self._gauge("sluice_budget_limit", "How much there is of a budget", ("budget",))
         yield self._counter("sluice_connects", "What the hooks did with connect() and unconnected sends", ("outcome",))
         yield self._value("sluice_audit_queue", "Audit records not yet written", self._snapshot["audit_queue"])
         yield self._total("sluice_audit_moved", "Audit files found renamed or removed", self._snapshot["audit_moved"])

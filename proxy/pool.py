@@ -46,6 +46,7 @@ class Member(Protocol):
     async def snapshot(self) -> Snapshot: ...
     async def connections(self, limit: int) -> tuple[int, Sequence[Mapping[str, object]]]: ...
     async def audit_trouble(self) -> str | None: ...
+    async def pressure(self) -> Sequence[str]: ...
     async def drain(self, seconds: float) -> int:
         """Finish within ``seconds``; how many records could not be written."""
         ...
@@ -75,6 +76,9 @@ class LocalMember:
 
     async def audit_trouble(self) -> str | None:
         return self._worker.audit_trouble()
+
+    async def pressure(self) -> Sequence[str]:
+        return self._worker.pressure()
 
     async def drain(self, seconds: float) -> int:
         return await self._worker.drain(seconds)
@@ -215,6 +219,10 @@ class ProcessMember:
         trouble: str | None = await self._ask("audit_trouble")
         return trouble
 
+    async def pressure(self) -> Sequence[str]:
+        told: Sequence[str] = await self._ask("pressure")
+        return told
+
     async def drain(self, seconds: float) -> int:
         if self._life:
             self._life.cancel()
@@ -281,6 +289,8 @@ async def _do(member: LocalMember, request: Request) -> object:
         return await member.connections(int(request.amount))
     if request.verb == "audit_trouble":
         return await member.audit_trouble()
+    if request.verb == "pressure":
+        return await member.pressure()
     if request.verb == "reopen":
         await member.reopen()
         return None

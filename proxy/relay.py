@@ -24,13 +24,14 @@ from time import monotonic  # loop.time() is cached per turn and counts in milli
 from parsers.contract import Direction, Outage
 from proxy.audit.writer import AuditWriter
 from proxy.flow import Abort, Answer, AwaitRoom, Carry, Close, Command, Dial, Discard, Flow, Forward, Shut
+from proxy.memory import FLOOR, PIECE, Memory
 from proxy.poller import Poller
+from proxy.shares import Claim
 from proxy.wheel import COOLING, Ledger, NoWheel, Wheel
 
 REQUEST, REPLY = Direction.REQUEST, Direction.REPLY
 
-# One read. Larger reads cost more in allocation than they save in system calls; long bodies are spliced anyway.
-READ_SIZE = 64 * 1024
+READ_SIZE = PIECE  # one read
 # Bytes that may wait for a receiver before its sender is no longer read, and the level at which it is read again.
 HIGH_WATER = 256 * 1024
 LOW_WATER = 64 * 1024
@@ -72,13 +73,19 @@ class Pipes:
 
     KEEP = 16
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = KEEP) -> None:
+        """At most so many exist at once."""
         self._spare: list[tuple[int, int]] = []
+        self._left = most
 
     def take(self) -> tuple[int, int]:
+        """Raises ``OSError`` when there are no descriptors for one."""
         if self._spare:
             return self._spare.pop()
+        if not self._left:
+            raise OSError(errno.EMFILE, "all pipes are in use")
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._left -= 1
         with contextlib.suppress(OSError):  # a smaller pipe is slower, not wrong
             fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
         return reader, writer
@@ -89,6 +96,7 @@ class Pipes:
         else:
             os.close(pipe[0])
             os.close(pipe[1])
+            self._left += 1
 
 
 class Lane:
@@ -103,6 +111,7 @@ class Lane:
         "held",
         "in_pipe",
         "out",
+        "parked",
         "pipe",
         "read",
         "reading",
@@ -130,6 +139,7 @@ class Lane:
         self.broken = False  # the sink takes no more: what is meant for it is discarded, and the source is not read
         self.read = 0  # bytes from the source since the connection began
         self.written = 0  # bytes into the sink
+        self.parked = False  # the source is not read until there is memory for more
         self.held = False  # what is meant for the sink waits: what the kernel has carried may not be there yet
 
     def wait(self, data: bytes) -> None:
@@ -178,9 +188,12 @@ class Relay:
         audit: AuditWriter,
         pipes: Pipes,
         moved: list[int],
+        memory: Memory,
+        claim: Claim,
         on_close: Callable[["Relay"], None],
     ) -> None:
-        """``dial`` returns a non-blocking socket whose connect has been started; ``moved`` counts bytes per direction."""
+        """``dial`` returns a non-blocking socket whose connect has been started; ``moved`` counts bytes per direction, and
+        ``claim`` those that are kept in ``memory``."""
         self._loop = loop
         self._poller = poller
         self._down = down
@@ -193,6 +206,8 @@ class Relay:
         self._ticket: object | None = None  # our place in the line for room in the audit queue
         self._pipes = pipes
         self._moved = moved
+        self._memory = memory
+        self.memory = claim
         self._on_close = on_close
         self._lanes = (Lane(down, None), Lane(None, down))
         self._server_reset = False
@@ -231,6 +246,26 @@ class Relay:
         else:
             self.take_wheel()
             self._perform(self.flow.idled(self._unread(), now))
+
+    @property
+    def idle(self) -> bool:
+        """No call is open, and nobody is owed anything."""
+        return self.flow.idle and not (self._closing or self._closed or self._unread())
+
+    def dismiss(self, since: float) -> bool:
+        """Another connection needs our place: end this one in good order, if it is idle and nothing has happened ``since``."""
+        if self._closed:
+            return False
+        if self.wheel.held:
+            self.active_at = max(self.active_at, self.wheel.carried_at)
+        if self.active_at > since or not self.idle:
+            return False
+        self.take_wheel()
+        if not self.idle or not _silent(self._down):
+            return False
+        self._perform(self.flow.dismiss(monotonic()))
+        self._close()
+        return True
 
     def _unread(self) -> Direction | None:
         """The direction whose receiver does not read what waits for it."""
@@ -287,6 +322,10 @@ class Relay:
         if self._ticket is not None and not self.flow.waits_for_audit:
             self._audit.forget(self._ticket)
             self._ticket = None
+        request, reply = self._lanes
+        kept = self.flow.kept + request.size + reply.size + request.in_pipe + reply.in_pipe
+        if kept != self.memory.held:
+            self._memory.keeps(self, kept)
         if self._closing:
             self._finish()
         elif not self._closed:
@@ -463,6 +502,8 @@ class Relay:
         wanted = waiting < (HIGH_WATER if lane.reading else LOW_WATER) and not lane.broken and self.flow.wants(direction)
         if lane.carry and (lane.in_pipe or waiting or lane.held):
             wanted = False  # what is behind those bytes stays where it is until they are gone
+        if lane.parked:
+            wanted = False
         if direction is REQUEST and self._unread_answers:
             wanted = False  # a client that asks and does not listen must not fill our memory with answers
         if wanted == lane.reading:
@@ -472,6 +513,24 @@ class Relay:
             self._poller.add_reader(lane.source.fileno(), self._guard, self._readable, direction)
         else:
             self._poller.remove_reader(lane.source.fileno())
+
+    def _piece(self, direction: Direction, lane: Lane) -> int:
+        """How many bytes may be read now; none, if this direction has to wait until there is memory for more."""
+        if self._memory.fits(self):
+            return READ_SIZE
+        if self.flow.unsettled(direction) + lane.size < FLOOR:
+            return FLOOR
+        lane.parked = True
+        self._memory.wait(self)
+        self._watch(direction)
+        return 0
+
+    def read_on(self) -> None:
+        """There may be memory for what was left in the sockets."""
+        for lane in self._lanes:
+            lane.parked = False
+        if not self._closed:
+            self._guard(self._perform, [])
 
     def _want_write(self, direction: Direction, wanted: bool) -> None:
         lane = self._lanes[direction]
@@ -499,9 +558,12 @@ class Relay:
             self._carry(direction, lane)
             return
         assert lane.source is not None
+        size = self._piece(direction, lane)
+        if not size:
+            return
         self.active_at = now = monotonic()
         try:
-            data = lane.source.recv(READ_SIZE)
+            data = lane.source.recv(size)
         except BlockingIOError:
             return
         except OSError:
@@ -546,9 +608,10 @@ class Relay:
                 self._copy(direction, lane)
                 return
         before = lane.carry
+        size = PIPE_SIZE if self._memory.fits(self, PIPE_SIZE) else READ_SIZE
         for _ in range(CARRY_ROUNDS):
             left = lane.carry
-            trouble = self._splice(lane, lane.pipe, source, sink)
+            trouble = self._splice(lane, lane.pipe, source, sink, size)
             if trouble or lane.in_pipe or lane.carry in (0, left):
                 break
         if not lane.in_pipe:  # idle tunnels hold no pipe
@@ -567,12 +630,12 @@ class Relay:
                 self._perform([])
 
     def _splice(
-        self, lane: Lane, pipe: tuple[int, int], source: SocketType, sink: SocketType
+        self, lane: Lane, pipe: tuple[int, int], source: SocketType, sink: SocketType, size: int
     ) -> Callable[[Direction], None] | None:
         """One round through the pipe; what has to be done about an end or a loss, after what was delivered is reported."""
         if not lane.in_pipe:
             try:
-                lane.in_pipe = os.splice(source.fileno(), pipe[1], min(lane.carry, PIPE_SIZE), flags=_SPLICE)
+                lane.in_pipe = os.splice(source.fileno(), pipe[1], min(lane.carry, size), flags=_SPLICE)
             except BlockingIOError:
                 return None
             except OSError:
@@ -742,7 +805,19 @@ class Relay:
             if lane.pipe:
                 self._pipes.give(lane.pipe, lane.in_pipe == 0)
                 lane.pipe = None
+        self._memory.forget(self)
         self._on_close(self)
+
+
+def _silent(sock: SocketType) -> bool:
+    """Whether there is nothing to be read, an end or an error included."""
+    try:
+        sock.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 _SPLICE = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE

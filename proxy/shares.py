@@ -99,6 +99,10 @@ class Budget:
         share = max(self._shares.values(), key=lambda share: share.held, default=None)
         return share if share is not None and share.held else None
 
+    def by_greed(self) -> list[Share]:
+        """All who hold anything, the greediest first."""
+        return sorted((share for share in self._shares.values() if share.held), key=lambda share: -share.held)
+
     def short(self, n: int) -> Share | None:
         """Who is refused if it asks for ``n`` more, of those the one who holds the most."""
         share = self.greediest()

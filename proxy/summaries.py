@@ -56,6 +56,10 @@ class Summaries(Generic[Item]):
         made = self._open[key] = Summary(first)
         return made, False
 
+    def get(self, second: int, key: tuple[object, ...]) -> Summary[Item] | None:
+        """The summary for calls like this one, if there is one of this second."""
+        return self._open.get(key) if second == self._second else None
+
     def ended(self, second: int | None = None) -> Iterator[Summary[Item]]:
         """Take the summaries of seconds before ``second``, or all of them, in the order in which they were begun."""
         if self._open and second != self._second:

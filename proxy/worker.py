@@ -12,9 +12,10 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from ipaddress import ip_address
 from socket import SocketType
-from time import monotonic
+from time import monotonic, time
 
 import msgspec
 
@@ -23,14 +24,18 @@ from parsers.http1 import Http1Parser
 from parsers.opaque import DetectingParser, TunnelParser
 from policies.decide import Action, Pair, PolicySet
 from policies.model import Acceleration, Endpoint
-from proxy.audit.places import Place
+from proxy.admission import Crowd, Descriptors, TurnedAway, descriptors
+from proxy.audit.places import PLACE_BYTES, Place
 from proxy.audit.record import AuditRecord, Party
+from proxy.audit.record import now as wall_time
 from proxy.audit.writer import AuditWriter
 from proxy.datapath import Origin, Origins, is_class, mapped
-from proxy.flow import Flow, Scene
+from proxy.flow import HOST, Flow, Scene
+from proxy.memory import PIECE, Memory
 from proxy.metrics import Metrics, Snapshot
 from proxy.poller import Poller
 from proxy.relay import Pipes, Relay
+from proxy.shares import Budget, Claim
 from proxy.wheel import NO_WHEEL, Files, NoWheel, Wheel, Wheels
 
 # Connections accepted in one turn of the event loop, so that a burst does not starve those that are open.
@@ -44,6 +49,12 @@ ACCEPT_PAUSE = 0.1
 # How long the last records may take to reach the sink when the agent ends (seconds).
 AUDIT_CLOSE_SECONDS = 5.0
 
+# The part of a worker's memory that is for records; the rest is for bytes that connections keep.
+RECORDS_PART = 4
+# TCP's keepalive on both legs of a connection: after so many seconds of silence the other end is asked, again after so many,
+# and is gone after so many questions in vain: two minutes in all. Bytes that nobody acknowledges have the kernel's own limit
+# (net.ipv4.tcp_retries2, a quarter of an hour).
+KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 60, 15, 4
 # Ends of connections that are remembered: some 3 MiB.
 MAX_ENDS = 4096
 
@@ -62,6 +73,7 @@ class Settings(msgspec.Struct, frozen=True):
     port: int
     netns: int
     idle_timeout: float
+    memory: int  # bytes for records and for what connections keep, of one worker
     accelerate_all: bool = False  # also connections between workloads that do not ask for it
     record_headers: tuple[str, ...] = ()
 
@@ -139,7 +151,8 @@ class Worker:
         self._settings = settings
         self._listeners = listeners
         self._origins = origins
-        self._audit = AuditWriter(settings.audit)
+        self._audit = AuditWriter(settings.audit, capacity=settings.memory // RECORDS_PART)
+        self._memory = Memory(loop, settings.memory - settings.memory // RECORDS_PART)
         self._records = Records(self._audit)
         self._record_headers = frozenset(name.lower() for name in settings.record_headers)
         self._metrics = Metrics()
@@ -147,8 +160,9 @@ class Worker:
         self._names: Mapping[int, str] = {}
         self._elsewhere: set[int] = set()  # identities of workloads that have, or had at last, addresses only
         self._ends: dict[tuple[int, int, str, int], Ends] = {}
-        self._relays: dict[Relay, Scene] = {}
-        self._pipes = Pipes()
+        self._relays: dict[Relay, tuple[Scene, Claim]] = {}
+        self._turned_away: TurnedAway[tuple[Scene, datetime]] = TurnedAway(self._tell_turned_away)
+        self._admit_as_many(Descriptors(1, 1))
         self._poller = Poller(loop)
         self._moved = [0, 0]
         self._moved_before = [0, 0]
@@ -169,14 +183,28 @@ class Worker:
         self._elsewhere -= known
         self._elsewhere |= {number for number in known if not has_cgroups[names[number]]}
         self._metrics.policy_generation = policies.generation
+        self._expect_subjects()
 
     def start(self) -> None:
+        self._admit_as_many(descriptors())
+        self._expect_subjects()
         for listener in self._listeners:
             listener.setblocking(False)
+            _keep_alive(listener)  # accepted sockets inherit it
         self._resume()
         self._sweep()
         if self._wheels:
             self._wheels.start()
+
+    def _admit_as_many(self, there: Descriptors) -> None:
+        self._crowd: Crowd[Relay] = Crowd(there.connections)
+        self._pipes = Pipes(there.pipes)
+        self._budgets = {"connections": self._crowd.budget, "memory": self._memory.budget, "records": self._audit.budget}
+
+    def _expect_subjects(self) -> None:
+        """Every workload may be one, and the rest of the host together."""
+        for budget in self._budgets.values():
+            budget.expect(len(self.policies.bundle.workloads) + 1)
 
     async def drain(self, seconds: float) -> int:
         """Take no new connection, let open calls finish for at most ``seconds``, then end what is left.
@@ -201,6 +229,7 @@ class Worker:
             self._sweeping.cancel()
         if self._wheels:
             self._wheels.close()
+        self._turned_away.tell(None)
         self._records.retry()
         await self._loop.run_in_executor(None, self._audit.close, AUDIT_CLOSE_SECONDS)
         return self._audit.depth + self._records.waiting
@@ -216,6 +245,10 @@ class Worker:
         self._moved_before[:] = self._moved
         self._metrics.audit_queue = self._audit.depth
         self._metrics.audit_moved = self._audit.moved
+        self._audit.reclaim()
+        for name, budget in self._budgets.items():
+            self._metrics.budget_used.set((name,), budget.used)
+            self._metrics.budget_limit.set((name,), budget.limit)
         return self._metrics.snapshot()
 
     def connections(self, limit: int) -> tuple[int, list[dict[str, object]]]:
@@ -232,7 +265,7 @@ class Worker:
                 "openCalls": relay.flow.open_calls,
                 "idleSeconds": round(now - relay.active_at, 3),
             }
-            for relay, scene in list(self._relays.items())[:limit]
+            for relay, (scene, _) in list(self._relays.items())[:limit]
         ]
         return len(self._relays), shown
 
@@ -241,6 +274,20 @@ class Worker:
         if self._audit.healthy and self._records.accepts_refusals:
             return None
         return self._audit.last_error or "the audit queue is full"
+
+    def pressure(self) -> list[str]:
+        """Which budgets are short, and who has most of each."""
+        self._audit.reclaim()
+        told = []
+        for name, (budget, least) in zip(self._budgets, self._least(), strict=True):
+            share = budget.short(least)
+            if share is not None:
+                told.append(f"{name}: {share.subject} has {share.held} of {budget.limit}, {budget.used} are in use")
+        return told
+
+    def _least(self) -> list[tuple[Budget, int]]:
+        """Every budget, with what one call or connection more would need of it."""
+        return [(self._crowd.budget, 1), (self._memory.budget, PIECE), (self._audit.budget, PLACE_BYTES)]
 
     # Who is who.
 
@@ -320,36 +367,35 @@ class Worker:
     def _admit(self, family: int, down: SocketType, client: tuple[str, int], agent: bytes) -> None:
         down.setblocking(False)
         origin = self._origins.take(family, client, agent)
+        if origin is None or origin.to_agent:
+            # Nobody was redirected here: somebody found our port. Never trust the client's words for where it wants to go.
+            self._limit("NOT_REDIRECTED")
+            _reset(down)
+            return
+        subject = self._names.get(origin.subject) or HOST
+        place = self._crowd.admit(subject)
+        if place is None:
+            self._turn_away(subject, origin, client)
+            _reset(down)
+            return
+        try:
+            self._take_in(down, client, origin, place)
+        except BaseException:
+            self._crowd.give_back(place)
+            raise
+
+    def _take_in(self, down: SocketType, client: tuple[str, int], origin: Origin, place: Claim) -> None:
         dialled = None
-        if origin is not None and origin.unresolved:
+        if origin.unresolved:
             # In the client's namespace nobody could tell who listens there. In ours, the hook can.
             dialled = self._connect(origin)
             reached = self._origins.reached(dialled)
             if reached is None:
                 raise OSError(errno.ECONNREFUSED, "nobody can tell who listens there")
             origin = msgspec.structs.replace(origin, peer=reached)
-        if origin is None or origin.to_agent:
-            # Nobody was redirected here: somebody found our port. Never trust the client's words for where it wants to go.
-            self._limit("NOT_REDIRECTED")
-            _reset(down)
-            return
         ends = self._ends_of(origin)
         pair = ends()
-        self._accepted += 1
-        scene = Scene(
-            connection=f"{self._settings.port}-{self._accepted}" if not origin.cookie else f"{origin.cookie:x}",
-            node=self._settings.node,
-            source=_endpoint_text(client[0], client[1]),
-            destination=ends.destination,
-            subject=ends.subject,
-            peer=ends.peer,
-            pair=ends,
-            sink=self._records,
-            metrics=self._metrics,
-            record_headers=self._record_headers,
-            detect_within=DETECT_TIMEOUT if pair.protocol != "tcp" and pair.opaque_allowed else None,
-            complain=self._complain,
-        )
+        scene = self._scene(origin, client, ends, DETECT_TIMEOUT if pair.protocol != "tcp" and pair.opaque_allowed else None)
 
         parser = _parser(pair)
         # Of HTTP alone it is certain that the client's first bytes are here when the server is dialled.
@@ -360,10 +406,48 @@ class Worker:
             return dialled or self._connect(origin, origin.peer, request_waits, wheel)
 
         flow = Flow(scene, parser)
-        relay = Relay(self._loop, self._poller, down, dial, flow, wheel, self._audit, self._pipes, self._moved, self._gone)
-        self._relays[relay] = scene
+        memory = self._memory, self._memory.budget.claim(place.share.subject)
+        relay = Relay(
+            self._loop, self._poller, down, dial, flow, wheel, self._audit, self._pipes, self._moved, *memory, self._gone
+        )
+        self._relays[relay] = scene, place
+        self._crowd.enter(relay, place)
         self._metrics.connections.add(("open",))
         relay.start()
+
+    def _scene(self, origin: Origin, client: tuple[str, int], ends: Ends, detect_within: float | None) -> Scene:
+        self._accepted += 1
+        return Scene(
+            connection=f"{self._settings.port}-{self._accepted}" if not origin.cookie else f"{origin.cookie:x}",
+            node=self._settings.node,
+            source=_endpoint_text(client[0], client[1]),
+            destination=ends.destination,
+            subject=ends.subject,
+            peer=ends.peer,
+            pair=ends,
+            sink=self._records,
+            metrics=self._metrics,
+            place=Place(PLACE_BYTES, self._audit.budget.claim(ends.subject.workload or HOST)),
+            record_headers=self._record_headers,
+            detect_within=detect_within,
+            complain=self._complain,
+        )
+
+    def _turn_away(self, subject: str, origin: Origin, client: tuple[str, int]) -> None:
+        """There is no place for another connection of this subject: many of them make one record in a second."""
+        self._limit("CONNECTIONS")
+        self._metrics.over_share.add(("connections", subject))
+        ends = self._ends_of(origin)
+        key = subject, ends.peer.workload or ends.peer.address, origin.port
+
+        def first() -> tuple[Scene, datetime]:
+            return self._scene(origin, client, ends, None), wall_time()
+
+        self._turned_away.add(int(time()), key, first)
+
+    def _tell_turned_away(self, first: tuple[Scene, datetime], count: int) -> None:
+        scene, since = first
+        Flow(scene, TunnelParser()).turned_away(count, since, monotonic())
 
     def _wheel(self, origin: Origin, pair: Pair) -> Wheel | NoWheel:
         least = Acceleration.AUTO if self._settings.accelerate_all else Acceleration.ON
@@ -379,6 +463,7 @@ class Worker:
         up = SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             up.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _keep_alive(up)
             if request_waits:
                 # The handshake's last ACK travels with the request (tcp(7); haproxy's tcp-smart-connect): a packet less, and a
                 # server that wakes once, not twice.
@@ -398,7 +483,9 @@ class Worker:
         return up
 
     def _gone(self, relay: Relay) -> None:
-        if self._relays.pop(relay, None) is not None:
+        known = self._relays.pop(relay, None)
+        if known is not None:
+            self._crowd.leave(relay, known[1])
             self._metrics.connections.add(("open",), -1)
         if self._drained and not self._relays and not self._drained.done():
             self._drained.set_result(None)
@@ -407,6 +494,8 @@ class Worker:
         # First the next one: timeouts, and accepting after a pause, depend on it, whatever goes wrong with one connection.
         self._sweeping = self._loop.call_later(SWEEP_INTERVAL, self._sweep)
         now = monotonic()
+        self._turned_away.tell(int(time()))
+        self._memory.look(now)
         self._records.retry()
         if self._records.accepts_refusals:
             self._resume()
@@ -451,6 +540,13 @@ def _parser(pair: Pair) -> Parser:
 
 def _endpoint_text(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _keep_alive(sock: SocketType | socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
 
 
 def _reset(sock: SocketType) -> None:

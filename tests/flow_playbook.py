@@ -233,6 +233,7 @@ class LineParser:
 
     protocol = "line"
     at_boundary = False
+    kept = 0
     prefixes = None
 
     def policy_changed(self) -> None:

@@ -65,6 +65,9 @@ READ_WHOLE_MAX = 16 * 1024
 PREFIXES_MAX = 8
 # Topic ids whose names are remembered: as many as a large cluster has topics.
 TOPIC_IDS_MAX = 50_000
+# What one of them, and a partition of a fetch session, take in memory (bytes, measured).
+TOPIC_ID_BYTES = 220
+PARTITION_BYTES = 100
 
 _PRODUCE, _FETCH, _METADATA, _SASL_HANDSHAKE, _SASL_AUTHENTICATE, _ADD_PARTITIONS = 0, 1, 3, 17, 36, 24
 _METADATA_BY_ID = 12  # the first version of Metadata that may be asked by topic id
@@ -159,6 +162,10 @@ class KafkaParser:
         self._dead = False
         self._prefixes: OrderedDict[Prefix, None] = OrderedDict()
         self._alike: deque[tuple[bytes, Request]] = deque(maxlen=PREFIXES_MAX)  # passed as they are, for prefixes to be made of
+
+    @property
+    def kept(self) -> int:
+        return self._own_words + TOPIC_ID_BYTES * len(self._topic_ids) + PARTITION_BYTES * self._sessions.partitions
 
     # The kernel path
 

@@ -72,6 +72,11 @@ class Sessions:
     def __init__(self) -> None:
         self._sessions: OrderedDict[int, Session] = OrderedDict()
 
+    @property
+    def partitions(self) -> int:
+        """Of all sessions."""
+        return sum(session.partitions for session in self._sessions.values()) if self._sessions else 0
+
     def get(self, session_id: int, version: int) -> Session | None:
         """The session, if its making went by here and in this version of Fetch."""
         session = self._sessions.get(session_id)

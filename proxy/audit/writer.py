@@ -128,7 +128,7 @@ class AuditWriter:
     def _take(self, place: Place) -> bool:
         size, claim = place
         if self._given_back:
-            self._reclaim()
+            self.reclaim()
         if not self._calls.take(size):
             return False
         if claim is None or self.budget.take(claim, size):
@@ -238,7 +238,8 @@ class AuditWriter:
     @property
     def healthy(self) -> bool:
         """The sink works, and there is room for the records of further calls and refusals."""
-        return self.last_error is None and self._thread.is_alive() and self._calls.left >= PLACE_BYTES and self._refusals.left > 0
+        room = self._calls.left >= PLACE_BYTES and self._refusals.left > 0
+        return self.last_error is None and self._thread.is_alive() and room
 
     def _admit(self) -> None:
         """Give room to those who wait, subject by subject."""
@@ -257,7 +258,7 @@ class AuditWriter:
                 waiter.callback()
                 return
 
-    def _reclaim(self) -> None:
+    def reclaim(self) -> None:
         """Count what the writing thread has given back."""
         while self._given_back:
             for size, claim in self._given_back.popleft():

@@ -12,6 +12,10 @@ DEFAULT_RUN_DIR = "/run/sluice"
 # A day: the agent must not be the one that cuts connections which both ends want to keep.
 DEFAULT_IDLE_TIMEOUT = 86400.0
 DEFAULT_DRAIN_TIMEOUT = 30.0
+# MiB of memory for records and for what connections keep. A worker needs room for the longest message that it must read as a
+# whole (proxy/memory.py: RESERVE) and as much again.
+LEAST_WORKER_MEMORY = 64
+DEFAULT_MEMORY = 256
 
 USAGE_ERROR, FAULT = 2, 1
 
@@ -64,6 +68,13 @@ def _addresses(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) ->
     help="Seconds without a byte, then a connection ends.",
 )
 @click.option(
+    "--memory-budget",
+    type=click.IntRange(min=LEAST_WORKER_MEMORY),
+    metavar="MIB",
+    help=f"Memory for open calls, records and what connections keep [default: {DEFAULT_MEMORY}, "
+    f"or {LEAST_WORKER_MEMORY} for each worker].",
+)
+@click.option(
     "--drain-timeout",
     type=click.FloatRange(min=0),
     default=DEFAULT_DRAIN_TIMEOUT,
@@ -93,6 +104,7 @@ def run(
     run_dir: Path,
     gateways: tuple[IPv4Address | IPv6Address, ...],
     idle_timeout: float,
+    memory_budget: int | None,
     drain_timeout: float,
     record_headers: tuple[str, ...],
     existing: str,
@@ -117,6 +129,9 @@ def run(
 
     if os.geteuid() != 0:
         _end(FAULT, "Sluice needs root: it loads eBPF programs and attaches them to the cgroup tree (see sluice check)")
+    least = LEAST_WORKER_MEMORY * workers
+    if memory_budget is not None and memory_budget < least:
+        _end(USAGE_ERROR, f"--memory-budget: {workers} workers need at least {least} MiB")
     options = Options(
         paths=paths,
         audit=audit,
@@ -130,6 +145,7 @@ def run(
         hold_on_exit=hold_on_exit,
         existing=existing,
         datapath=datapath,
+        memory=(memory_budget or max(DEFAULT_MEMORY, least)) << 20,
     )
     try:
         if audit != "-":

@@ -15,6 +15,7 @@ from parsers.http1 import Http1Parser
 from policies.decide import Endpoint, Pair
 from policies.decide import PolicySet as Policies
 from policies.load import Source, load
+from proxy.audit.places import PLACE_BYTES
 from proxy.audit.writer import AuditWriter
 from proxy.flow import Flow
 from proxy.metrics import Metrics

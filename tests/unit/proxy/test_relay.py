@@ -22,6 +22,7 @@ from proxy.audit.places import PLACE_BYTES
 from proxy.audit.record import Party
 from proxy.audit.writer import AuditWriter
 from proxy.flow import Flow, Scene
+from proxy.memory import Memory
 from proxy.metrics import Metrics
 from proxy.poller import Poller
 from proxy.relay import HIGH_WATER, Patience, Pipes, Relay
@@ -52,10 +53,13 @@ class CountingRelay(Relay):
 class Bench:
     """A client and a server with a relay in between, all in one loop; the ends are used with asyncio's ``sock_`` methods."""
 
-    def __init__(self, parser: Parser, *, idle_timeout: float = 1000.0, audit: AuditWriter | None = None) -> None:
+    def __init__(
+        self, parser: Parser, *, idle_timeout: float = 1000.0, audit: AuditWriter | None = None, memory: int = 1 << 30
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         self.records = Records()
         self.moved = [0, 0]
+        self.memory = Memory(self.loop, memory)
         self.closed = asyncio.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL)  # of the accepted sockets
@@ -84,6 +88,8 @@ class Bench:
             cast(AuditWriter, audit),
             Pipes(),
             self.moved,
+            self.memory,
+            self.memory.budget.claim("web"),
             lambda relay: self.closed.set(),
         )
         self.relay.start()
