@@ -59,7 +59,9 @@ class Memory:
     def fits(self, reader: Reader, n: int = PIECE) -> bool:
         """Whether a connection may read ``n`` more bytes."""
         budget = self.budget
-        if budget.used + n <= budget.calm or reader is self._finishing:
+        if budget.used + n <= budget.calm:
+            return True
+        if reader is self._finishing and reader.memory.held + n <= self._had + self.reserve:
             return True
         return budget.fits(reader.memory, n)
 

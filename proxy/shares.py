@@ -12,6 +12,8 @@ All of this is counting: nothing here waits, or takes back what was given. One t
 PROMISED = 4
 # A borrower holds at most so many times what it leaves to the others.
 LEAVES = 3
+# A budget is short for a subject that has no more than this part of it left.
+SHORT = 64
 
 
 class Share:
@@ -103,7 +105,7 @@ class Budget:
         """All who hold anything, the greediest first."""
         return sorted((share for share in self._shares.values() if share.held), key=lambda share: -share.held)
 
-    def short(self, n: int) -> Share | None:
-        """Who is refused if it asks for ``n`` more, of those the one who holds the most."""
+    def short(self) -> Share | None:
+        """Who has all but what it may have, of those the one who holds the most."""
         share = self.greediest()
-        return share if share is not None and self.room(share) < n else None
+        return share if share is not None and self.room(share) <= self.limit // SHORT else None

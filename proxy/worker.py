@@ -31,11 +31,11 @@ from proxy.audit.record import now as wall_time
 from proxy.audit.writer import AuditWriter
 from proxy.datapath import Origin, Origins, is_class, mapped
 from proxy.flow import HOST, Flow, Scene
-from proxy.memory import PIECE, Memory
+from proxy.memory import Memory
 from proxy.metrics import Metrics, Snapshot
 from proxy.poller import Poller
 from proxy.relay import Pipes, Relay
-from proxy.shares import Budget, Claim
+from proxy.shares import Claim
 from proxy.wheel import NO_WHEEL, Files, NoWheel, Wheel, Wheels
 
 # Connections accepted in one turn of the event loop, so that a burst does not starve those that are open.
@@ -279,15 +279,11 @@ class Worker:
         """Which budgets are short, and who has most of each."""
         self._audit.reclaim()
         told = []
-        for name, (budget, least) in zip(self._budgets, self._least(), strict=True):
-            share = budget.short(least)
+        for name, budget in self._budgets.items():
+            share = budget.short()
             if share is not None:
                 told.append(f"{name}: {share.subject} has {share.held} of {budget.limit}, {budget.used} are in use")
         return told
-
-    def _least(self) -> list[tuple[Budget, int]]:
-        """Every budget, with what one call or connection more would need of it."""
-        return [(self._crowd.budget, 1), (self._memory.budget, PIECE), (self._audit.budget, PLACE_BYTES)]
 
     # Who is who.
 

@@ -132,6 +132,7 @@ class Sluice:
     """``sluice run`` in a folder of its own. Use as a context manager; ``kill`` it as you like."""
 
     datapath = "relay"  # of all agents whose options say nothing of it
+    prefix: tuple[str, ...] = ()  # a command that starts the next agents, such as prlimit
 
     def __init__(self, folder: Path, documents: str, *options: str) -> None:
         self.folder = folder
@@ -165,7 +166,8 @@ class Sluice:
         eventually(lambda: b"ready" in self.log.read_bytes() or self._must_run(), "the agent's ready line")
 
     def launch(self, **environment: str) -> None:
-        command = [SLUICE, "run", "-f", str(self.policies), "--audit", str(self.audit), "--run-dir", str(self.folder / "run")]
+        command = [*self.prefix, SLUICE, "run", "-f", str(self.policies), "--audit", str(self.audit)]
+        command += ["--run-dir", str(self.folder / "run")]
         if "--datapath" not in self.options:
             command += ["--datapath", self.datapath]
         with open(self.log, "wb") as log:

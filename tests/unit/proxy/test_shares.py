@@ -64,7 +64,7 @@ def test_the_fuller_it_is_the_sooner_the_greediest_is_refused_and_newcomers_are_
     budget = Budget(LIMIT, SUBJECTS)
     for number in range(SUBJECTS - 1):
         all_that_fits(budget, lambda number=number: budget.claim(str(number)))  # type: ignore[misc]
-    assert budget.short(10) is budget.share("0")
+    assert budget.short() is budget.share("0")
     assert all_that_fits(budget, lambda: budget.claim(HONEST)) >= budget.own - 10
 
 
@@ -77,7 +77,7 @@ def test_what_is_given_back_goes_to_whoever_asks_next() -> None:
     for claim in greedy:
         budget.charge(claim, -claim.held)
     assert all_that_fits(budget, lambda: budget.claim(HONEST)) > before
-    assert budget.short(10) is budget.share(HONEST)
+    assert budget.short() is budget.share(HONEST)
 
 
 def test_more_subjects_get_shares_of_their_own_once_there_is_room() -> None:
