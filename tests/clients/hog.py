@@ -1,7 +1,7 @@
 """Takes all that it can, as user nobody: many connections that never finish what they say.
 
 hog.py HOST PORT COUNT FILE       opens COUNT connections and sends on each what is in FILE, as far as it is taken; once nothing
-                                  has moved for a second, prints how many are "open", "ended" and "reset", as JSON, and holds
+                                  has moved for a moment, prints how many are "open", "ended" and "reset", as JSON, and holds
                                   them until standard input is closed; then prints it again
 """
 
@@ -15,7 +15,7 @@ import time
 
 HOST, PORT, COUNT = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 NOBODY = 65534
-QUIET = 1.0  # seconds
+QUIET = 0.5  # seconds
 
 
 class Hog:

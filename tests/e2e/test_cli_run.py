@@ -39,6 +39,8 @@ def run(folder: Path, *options: str, prefix: tuple[str, ...] = ()) -> "subproces
         (("--gateway", "10.0.0.1", "--gateway", "10.0.0.2"), "--gateway"),
         (("--idle-timeout", "0"), "--idle-timeout"),
         (("--drain-timeout", "-1"), "--drain-timeout"),
+        (("--memory-budget", "63"), "--memory-budget"),
+        (("--memory-budget", "64", "--workers", "2"), "2 workers need at least 128 MiB"),
         (("--unknown",), "--unknown"),
         (("argument",), "argument"),
     ],

@@ -145,7 +145,6 @@ def test_open_calls_of_one_workload_leave_room_for_the_records_of_another(neighb
     neighbours.all_honest_calls_succeed()
     assert neighbours.agent.metric("sluice_over_share_total") == neighbours.agent.metric(over_share)
     neighbours.let_go()
-    eventually(lambda: not neighbours.pressure(), "the places are free again")
     neighbours.agent.stop()  # the server never answers: calls behind others are open until now
     refused = neighbours.records(reason="audit-unavailable")
     assert refused

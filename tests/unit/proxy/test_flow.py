@@ -12,9 +12,11 @@ from parsers.http1 import Http1Parser
 from parsers.opaque import DetectingParser, TunnelParser
 from policies.decide import Decision, Verdict
 from proxy import flow
+from proxy.audit.places import Place, place_for
 from proxy.flow import (
     AUDIT_PATIENCE,
     CARRY_MIN,
+    FIRST_CALL_TIMEOUT,
     HEAD_TIMEOUT,
     Abort,
     Answer,
@@ -199,6 +201,42 @@ class TestFaultsOfOurs:
         assert not play.ended
 
 
+class TestPlaces:
+    def test_connections_that_were_turned_away_have_one_record_with_their_number(self) -> None:
+        for count, told in ((1, None), (7, 7)):
+            play = http()
+            since = datetime.now(UTC)
+            play.flow.turned_away(count, since, 1.0)
+            (record,) = play.records
+            assert (record.verdict, record.protocol, record.reason) == ("DENIED", "tcp", "too-many-connections")
+            assert (record.limit, record.calls, record.time, record.status) == ("CONNECTIONS", told, since, None)
+            assert play.metrics.calls.total.items() == [(["tcp", "DENIED", "relay", "web", "orders"], count)]
+            assert play.sink.written[0][1] is False
+
+    def test_an_idle_connection_that_is_dismissed_is_closed_without_a_record(self) -> None:
+        play = http().client(GET % b"1").server(OK)
+        assert play.take(play.flow.dismiss(play.now)).commands == [Close()]
+        assert len(play.records) == 1
+
+    def test_what_is_kept_is_what_is_not_settled(self) -> None:
+        play = http()
+        assert play.flow.kept == 0
+        play.client(b"GET / HTTP")
+        assert (play.flow.kept, play.flow.unsettled(REQUEST), play.flow.unsettled(REPLY)) == (10, 10, 0)
+
+    def test_a_call_takes_a_larger_place_the_more_it_keeps(self) -> None:
+        least = Place()
+        small = ApiCall(protocol="http/1.1", headers=(("host", "a"),), wire_length=300)
+        assert place_for(small, least) is least
+        for large in (
+            ApiCall(protocol="http/1.1", wire_length=60_000),
+            ApiCall(protocol="http/1.1", headers=(("x", "y"),) * 100, wire_length=600),
+            ApiCall(protocol="kafka", resources=("topic:a",) * 1000, wire_length=7000),
+        ):
+            place = place_for(large, least)
+            assert place.size >= 2 * large.wire_length + 200 * (len(large.headers) + len(large.resources))
+
+
 class TestAudit:
     def test_a_call_without_room_for_its_record_waits_and_reading_stops(self) -> None:
         play = Dialogue(LineParser(), sink=Records(room=0)).client(b"/a\n/b\n")
@@ -224,6 +262,8 @@ class TestAudit:
         play.wait(0.1)
         assert play.story == [("DENIED", "/a", 403, "audit-unavailable")]
         assert play.sink.written[0][1] is False
+        assert play.records[0].limit == "AUDIT_PATIENCE"
+        assert play.metrics.over_share.items() == [(["records", "web"], 1)]
 
     def test_it_waits_longer_while_even_refusals_have_no_room(self) -> None:
         sink = Records(room=0)
@@ -582,6 +622,25 @@ class TestTime:
 
     def test_a_call_that_waits_for_its_reply_is_not_a_slow_client(self) -> None:
         assert not http().client(GET % b"1" + GET % b"no").wait(10 * HEAD_TIMEOUT).ended
+
+    def test_a_client_that_makes_no_call_in_time_is_closed_without_a_record(self) -> None:
+        play = http().wait(FIRST_CALL_TIMEOUT)
+        assert not play.ended
+        assert play.wait(0.1).commands == [Close()]
+        assert not play.records
+        assert play.metrics.limits.items() == [(["FIRST_CALL_TIMEOUT"], 1)]
+
+    def test_empty_lines_are_no_call(self) -> None:
+        assert http().client(b"\r\n").wait(FIRST_CALL_TIMEOUT + 0.1).commands == [Close()]
+
+    def test_after_its_first_call_a_client_may_be_silent_for_as_long_as_it_likes(self) -> None:
+        for play in (http().client(GET % b"1").server(OK), http().client(GET % b"no"), Dialogue(TunnelParser())):
+            assert not play.wait(100 * FIRST_CALL_TIMEOUT).ended
+
+    def test_a_client_that_we_do_not_read_has_its_time_for_what_it_has_begun(self) -> None:
+        play = http().client((GET % b"1")[:10]).wait(FIRST_CALL_TIMEOUT + 1, listening=False)
+        assert not play.ended
+        assert play.client((GET % b"1")[10:]).server(OK).records[0].status == 200
 
     def test_an_idle_connection_without_a_call_is_closed_without_a_record(self) -> None:
         play = line().client(b"/a\n").server(b"yes\n").idles()

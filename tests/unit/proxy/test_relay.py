@@ -9,6 +9,7 @@ import socket
 import termios
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from time import monotonic
 from typing import cast
 
 import pytest
@@ -22,10 +23,11 @@ from proxy.audit.places import PLACE_BYTES
 from proxy.audit.record import Party
 from proxy.audit.writer import AuditWriter
 from proxy.flow import Flow, Scene
-from proxy.memory import Memory
+from proxy.memory import FLOOR, Memory
 from proxy.metrics import Metrics
 from proxy.poller import Poller
 from proxy.relay import HIGH_WATER, Patience, Pipes, Relay
+from proxy.shares import Claim
 from proxy.wheel import NO_WHEEL
 from proxy.worker import Records as AuditRoom
 from tests.flow_playbook import Policy, Records
@@ -262,6 +264,95 @@ def test_a_client_that_does_not_read_its_last_words_is_not_kept_for_ever() -> No
 
     bench = play(Http1Parser(), act, idle_timeout=10.0)
     assert [record.status for record, _ in bench.records.written] == [200]
+
+
+def test_who_is_dismissed_sees_an_orderly_end() -> None:
+    async def act(bench: Bench) -> None:
+        await bench.loop.sock_sendall(bench.client, GET)
+        server = await bench.server()
+        assert not bench.relay.dismiss(monotonic()), "a call is open"
+        await bench.loop.sock_sendall(server, OK)
+        assert await bench.read(len(OK)) == OK
+        assert not bench.relay.dismiss(bench.relay.active_at - 1), "something has happened since"
+        assert bench.relay.dismiss(monotonic())
+        assert bench.closed.is_set()
+        assert await bench.loop.sock_recv(bench.client, 1) == b""
+        assert await bench.loop.sock_recv(server, 1000) == GET
+        assert await bench.loop.sock_recv(server, 1) == b""
+        assert not bench.relay.dismiss(monotonic())
+        server.close()
+
+    play(Http1Parser(), act)
+
+
+def test_a_call_that_has_arrived_keeps_its_connection() -> None:
+    async def act(bench: Bench) -> None:
+        bench.client.send(GET)  # and nobody has read it yet
+        assert not bench.relay.dismiss(monotonic())
+        (await bench.server()).close()
+
+    play(Http1Parser(), act)
+
+
+def test_what_one_keeps_beyond_its_share_stays_in_its_socket_until_there_is_memory() -> None:
+    head = b"GET / HTTP/1.1\r\nhost: a\r\nx: %s\r\n\r\n" % (b"y" * 60_000)
+
+    async def act(bench: Bench) -> None:
+        memory, other = bench.memory, Other(bench.memory.budget.claim("another"))
+        memory.keeps(other, memory.budget.limit)
+        memory.wait(other)  # it is the one that may finish
+        await asyncio.sleep(0.01)
+        await bench.loop.sock_sendall(bench.client, head)
+        await bench.until(lambda: memory.waiting)
+        assert FLOOR <= bench.relay.flow.unsettled(Direction.REQUEST) < 2 * FLOOR
+        assert bench.relay.memory.held == bench.relay.flow.kept
+        readings = bench.relay.readings
+        await asyncio.sleep(0.05)
+        assert bench.relay.readings == readings
+        memory.forget(other)
+        server = await bench.server()
+        received = b""
+        while len(received) < len(head):
+            received += await bench.loop.sock_recv(server, 65536)
+        assert received == head
+        assert bench.relay.memory.held == 0
+        server.close()
+
+    play(Http1Parser(), act)
+
+
+class Other:
+    """A connection that keeps what it has."""
+
+    def __init__(self, claim: Claim) -> None:
+        self.memory = claim
+
+    def read_on(self) -> None:
+        pass
+
+
+def test_small_calls_pass_whatever_others_keep() -> None:
+    async def act(bench: Bench) -> None:
+        bench.memory.keeps(Other(bench.memory.budget.claim("another")), 2 * bench.memory.budget.limit)
+        await bench.loop.sock_sendall(bench.client, GET)
+        server = await bench.server()
+        for _ in range(3):
+            assert await bench.loop.sock_recv(server, 1000) == GET
+            await bench.loop.sock_sendall(server, OK)
+            assert await bench.read(len(OK)) == OK
+            await bench.loop.sock_sendall(bench.client, GET)
+        server.close()
+
+    play(Http1Parser(), act)
+
+
+def test_there_are_no_more_pipes_than_descriptors_for_them() -> None:
+    pipes = Pipes(1)
+    pipe = pipes.take()
+    with pytest.raises(OSError, match="in use"):
+        pipes.take()
+    pipes.give(pipe, empty=False)
+    pipes.give(pipes.take(), empty=True)
 
 
 def test_single_bytes_that_wait_are_joined() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from proxy.audit.places import PLACE_BYTES
+from proxy.audit.places import PLACE_BYTES, Place
 from proxy.audit.record import encode_lines
 from proxy.audit.writer import AuditWriter
 
@@ -703,3 +703,62 @@ def test_lines_beyond_the_capacity_hold_others_back_until_they_are_written(stuck
     assert not writer.reserve()
     drain(writer, reader)
     assert writer.room == 3, "one of four is still open"
+
+
+# Shares
+
+
+async def fill(writer: AuditWriter, subject: str) -> list[Place]:
+    """Take what one subject may have, by as many connections as it takes."""
+    places = []
+    while writer.reserve(place := Place(PLACE_BYTES, writer.budget.claim(subject))):
+        places.append(place)
+    return places
+
+
+def test_one_subject_cannot_take_the_places_of_another(make: Callable[..., AuditWriter]) -> None:
+    writer = make(capacity=100 * PLACE_BYTES)
+    writer.budget.expect(3)
+
+    async def scenario() -> None:
+        greedy = await fill(writer, "greedy")
+        assert 50 < len(greedy) < 80
+        assert len(await fill(writer, "honest")) > 10
+        assert writer.healthy
+        assert writer.room > 0, "the kernel path goes on"
+
+    asyncio.run(scenario())
+
+
+def test_who_waits_for_its_share_does_not_hold_up_another_subject(make: Callable[..., AuditWriter]) -> None:
+    writer = make(capacity=100 * PLACE_BYTES)
+    writer.budget.expect(3)
+
+    async def scenario() -> None:
+        greedy = await fill(writer, "greedy")
+        served: list[str] = []
+        for name in "abcdef":
+            place = Place(PLACE_BYTES, writer.budget.claim("greedy"))
+            writer.on_room(lambda name=name: served.append(name), place)  # type: ignore[misc]
+        assert not writer.reserve(Place(PLACE_BYTES, writer.budget.claim("greedy"))), "nobody overtakes its own"
+        assert writer.reserve(Place(PLACE_BYTES, writer.budget.claim("honest")))
+        await asyncio.sleep(0)
+        assert served == []
+        for place in greedy[:40]:
+            writer.cancel(place)
+        await asyncio.sleep(0.01)
+        assert sorted(served) == list("abcdef")
+
+    asyncio.run(scenario())
+
+
+def test_a_written_record_gives_its_place_back_to_its_subject(make: Callable[..., AuditWriter]) -> None:
+    writer = make(capacity=100 * PLACE_BYTES)
+    place = Place(10 * PLACE_BYTES, writer.budget.claim("web"))
+    assert writer.reserve(place)
+    assert writer.budget.used == place.size
+    assert writer.write(record(), place)
+    wait_until(lambda: writer.depth == 0)
+    writer.reclaim()
+    assert writer.budget.used == 0
+    assert writer.room == 100
