@@ -15,6 +15,7 @@ from policies.load import Source, load
 from policies.model import Endpoint
 from proxy.datapath import Origin, Origins
 from proxy.worker import KEEPALIVE_IDLE, Settings, Worker
+from proxy.worker import _keep_alive as keep_alive
 from proxy.worker import _parser as parser_for
 
 DATABASE, BACKEND = 1, 2
@@ -72,8 +73,7 @@ def test_what_reads_a_connection(mode: str, opaque: str, http2: str, tls: str) -
 def test_both_legs_of_a_connection_are_kept_alive(worker: Worker) -> None:
     worker.apply(policies(), {})
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        worker._listeners = [listener]
-        worker.start()
+        keep_alive(listener)
         origin = Origin("127.0.0.1", listener.getsockname()[1], subject=0, peer=0, cookie=1, cgroup=0, accelerated=False)
         up = worker._connect(origin)
         down, _ = listener.accept()
@@ -81,7 +81,6 @@ def test_both_legs_of_a_connection_are_kept_alive(worker: Worker) -> None:
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == KEEPALIVE_IDLE
             sock.close()
-        asyncio.run(worker.drain(0))
 
 
 def test_every_workload_and_the_host_have_a_share(worker: Worker) -> None:
