@@ -7,11 +7,11 @@ When there is no place for a subject, the oldest idle connection of whoever has 
 client that keeps connections makes another. Only where nobody who has as much is idle, the newcomer is turned away.
 """
 
-import heapq
 import os
 import resource
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator
+from itertools import islice
 from time import monotonic
 from typing import Generic, Protocol, TypeVar
 
@@ -28,10 +28,10 @@ PIPES_PART = 8
 # A connection on which nothing has happened for so long (seconds) may be ended for another: the next call of a client that is
 # at work comes sooner.
 RESTED = 1.0
-# How many that rest longest are looked up at once, and how long (seconds) it takes until they are looked up again: of many
-# connections that takes some milliseconds.
-LOOKED_UP = 64
-LOOK_UP_INTERVAL = 0.25
+# So many of a subject's connections are looked at for those that rest, the oldest first and then in turn, and after this time
+# (seconds) again: with a hundred thousand of them, looking at all would hold the others up.
+LOOKED_AT = 512
+LOOK_INTERVAL = 0.25
 
 
 class Descriptors(msgspec.Struct, frozen=True):
@@ -79,9 +79,9 @@ class Crowd(Generic[Member]):
 
     def __init__(self, capacity: int) -> None:
         self.budget = Budget(capacity)
-        self._members: dict[str, dict[Member, None]] = {}
+        self._members: dict[str, OrderedDict[Member, None]] = {}
         self._resting: dict[str, deque[Member]] = {}  # those that rest longest come first
-        self._looked_up: dict[str, float] = {}
+        self._looked_at: dict[str, float] = {}
 
     def admit(self, subject: str) -> Claim | None:
         """A place for one more connection of ``subject``; None: it must be turned away."""
@@ -94,7 +94,7 @@ class Crowd(Generic[Member]):
         return claim
 
     def enter(self, member: Member, claim: Claim) -> None:
-        self._members.setdefault(claim.share.subject, {})[member] = None
+        self._members.setdefault(claim.share.subject, OrderedDict())[member] = None
 
     def give_back(self, claim: Claim) -> None:
         """The connection never came about."""
@@ -103,14 +103,14 @@ class Crowd(Generic[Member]):
     def leave(self, member: Member, claim: Claim) -> None:
         """The connection is over."""
         self.give_back(claim)
-        self._members.get(claim.share.subject, {}).pop(member, None)
+        members = self._members.get(claim.share.subject)
+        if members is not None:
+            members.pop(member, None)
 
     def _make_room(self, newcomer: Share) -> bool:
-        """End a connection of the greediest, or of the newcomer itself if nobody has more."""
+        """End a connection of the greediest, or at last of the newcomer's own subject."""
         now = monotonic()
-        for share in self.budget.by_greed():
-            if share is not newcomer and share.held <= newcomer.held + 1:
-                continue
+        for share in (*self.budget.greedier(newcomer.held + 1), newcomer):
             for member in self._rested(share.subject, now):
                 if member.dismiss(now - RESTED):
                     return True
@@ -118,10 +118,15 @@ class Crowd(Generic[Member]):
 
     def _rested(self, subject: str, now: float) -> Iterator[Member]:
         resting = self._resting.setdefault(subject, deque())
-        if not resting and now - self._looked_up.get(subject, 0.0) > LOOK_UP_INTERVAL:
-            self._looked_up[subject] = now
-            idle = [member for member in self._members.get(subject, ()) if member.idle and now - member.active_at > RESTED]
-            resting += heapq.nsmallest(LOOKED_UP, idle, key=lambda member: member.active_at)
+        if not resting and now - self._looked_at.get(subject, 0.0) > LOOK_INTERVAL:
+            self._looked_at[subject] = now
+            members = self._members.get(subject, OrderedDict())
+            for member in list(islice(members, LOOKED_AT)):
+                if now - member.active_at > RESTED and member.idle:
+                    resting.append(member)
+                else:
+                    members.move_to_end(member)
+            self._resting[subject] = resting = deque(sorted(resting, key=lambda member: member.active_at))
         while resting:
             yield resting.popleft()
 

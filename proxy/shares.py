@@ -101,9 +101,9 @@ class Budget:
         share = max(self._shares.values(), key=lambda share: share.held, default=None)
         return share if share is not None and share.held else None
 
-    def by_greed(self) -> list[Share]:
-        """All who hold anything, the greediest first."""
-        return sorted((share for share in self._shares.values() if share.held), key=lambda share: -share.held)
+    def greedier(self, than: int) -> list[Share]:
+        """All who hold more, the greediest first."""
+        return sorted((share for share in self._shares.values() if share.held > than), key=lambda share: -share.held)
 
     def short(self) -> Share | None:
         """Who has all but what it may have, of those the one who holds the most."""

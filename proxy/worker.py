@@ -53,7 +53,7 @@ AUDIT_CLOSE_SECONDS = 5.0
 RECORDS_PART = 4
 # TCP's keepalive on both legs of a connection: after so many seconds of silence the other end is asked, again after so many,
 # and is gone after so many questions in vain: two minutes in all. Bytes that nobody acknowledges have the kernel's own limit
-# (net.ipv4.tcp_retries2, a quarter of an hour).
+# (net.ipv4.tcp_retries2, a quarter of an hour): TCP_USER_TIMEOUT would also end those who answer and do not read for a while.
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 60, 15, 4
 # Ends of connections that are remembered: some 3 MiB.
 MAX_ENDS = 4096
