@@ -33,9 +33,9 @@ SLOW = b"GET /slow HTTP/1.1\r\nhost: orders\r\nx: %s\r\n\r\n" % (b"y" * 3000)
 DESCRIPTORS = 1024
 HOGGING = 1100
 HONEST = 30
-# KiB by which the agent may grow while it keeps what it has a budget for (--memory-budget, MiB).
+# The agent's memory budget (MiB), and how much it may take besides (KiB): connections, and what Python has not given back.
 BUDGET = 64
-OVERHEAD = 48 * 1024
+OVERHEAD = 24 * 1024
 
 
 def documents(server: Workload, clients: list[Workload], port: int, rules: str) -> str:
@@ -142,8 +142,12 @@ def test_open_calls_of_one_workload_leave_room_for_the_records_of_another(neighb
     assert f"records: {neighbours.greedy.name} has" in neighbours.pressure()
     over_share = f'sluice_over_share_total{{budget="records",subject="{neighbours.greedy.name}"}}'
     eventually(lambda: neighbours.agent.metric(over_share), "calls are refused for want of a place")
+    seen = len(neighbours.agent.records())
     neighbours.all_honest_calls_succeed()
     assert neighbours.agent.metric("sluice_over_share_total") == neighbours.agent.metric(over_share)
+    if Sluice.datapath == "kernel":
+        fresh = eventually(lambda: neighbours.agent.records()[seen:], "records")
+        assert "kernel" in {record["via"] for record in fresh}, "who waits for his share does not stop the kernel path"
     neighbours.let_go()
     neighbours.agent.stop()  # the server never answers: calls behind others are open until now
     refused = neighbours.records(reason="audit-unavailable")
@@ -185,7 +189,7 @@ def test_idle_connections_go_for_newcomers_of_another_workload_and_keep_alive_cl
     neighbours.start()
     before = neighbours.hog(HOGGING)
     time.sleep(1.5)  # longer than RESTED
-    neighbours.all_honest_calls_succeed(before["open"] - 40)
+    neighbours.all_honest_calls_succeed(before["open"] * 2 // 3)  # more than were left free, less than half of all
     after = neighbours.let_go()
     assert after["ended"] > before["ended"]
     assert after["reset"] == before["reset"], "an orderly end, not a reset"
@@ -207,7 +211,8 @@ def test_what_one_workload_sends_without_an_end_stays_within_the_memory_budget(
     frame = raw.produce(7, 9, ["a"] * topics, value=bytes(HELD_REQUEST_MAX // topics - 2000))
     told = neighbours.hog(60, frame[: len(frame) * 15 // 16], listener.port)
     assert told["open"] == 60
-    assert pss(neighbours.agent) - before < BUDGET * 1024 + OVERHEAD
+    grown = pss(neighbours.agent) - before
+    assert grown < BUDGET * 1024 + OVERHEAD
     assert f"memory: {neighbours.greedy.name} has" in neighbours.pressure()
     neighbours.all_honest_calls_succeed()
     neighbours.let_go()
