@@ -191,10 +191,9 @@ class L7Plan:
         self.kinds = frozenset(entry.port_rule.kind for entry in entries if entry.port_rule is not None)
         self._protocols = frozenset.intersection(*(PROTOCOLS_OF_KIND[kind] for kind in self.kinds if kind is not None))
         self.opaque_allowed = any(entry.port_rule.opaque_allowed for entry in entries if entry.port_rule is not None)
-        refusing = [(e, e.rule.audit) for e in entries if e.port_rule is not None and e.port_rule.bodies_refused]
-        ranked = [(Rank.TOLERATE if audit else Rank.DENY, entry) for entry, audit in sorted(refusing, key=lambda one: one[1])]
-        # What becomes of calls with a body that their method has no use for, if anything does.
-        self.bodies = next((Outcome(rank, "body-refused", e.policy.name, e.rule.name) for rank, e in ranked), None)
+        refusing = [entry for entry in entries if entry.port_rule is not None and entry.port_rule.bodies_refused]
+        # What becomes of calls with a body that their method has no use for, if not the same as of others.
+        self.bodies = min(map(_body_refused, refusing), key=lambda outcome: outcome.rank, default=None)
         self.open_by = open_by
         self._entries = entries
         # Non-matching calls pass (``enableDefaultDeny: false``), or pass and are recorded (the rule's ``mode: audit``).
@@ -685,6 +684,10 @@ class _Granting:
         except Exception:
             return False
         return Rank.DENY not in judged
+
+
+def _body_refused(entry: Entry) -> Outcome:
+    return Outcome(Rank.TOLERATE if entry.rule.audit else Rank.DENY, "body-refused", entry.policy.name, entry.rule.name)
 
 
 def _looks_at_headers(rule: AnyL7Rule) -> bool:
