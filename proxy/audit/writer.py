@@ -129,12 +129,11 @@ class AuditWriter:
         size, claim = place
         if self._given_back:
             self.reclaim()
-        if not self._calls.take(size):
+        calls = self._calls
+        if calls.taken + size > calls.capacity + calls.freed or not (claim is None or self.budget.take(claim, size)):
             return False
-        if claim is None or self.budget.take(claim, size):
-            return True
-        self._calls.taken -= size
-        return False
+        calls.taken += size
+        return True
 
     @property
     def room(self) -> int:
