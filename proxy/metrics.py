@@ -145,7 +145,7 @@ class Snapshot(TypedDict):
 
 
 class Metrics:
-    """One process's numbers. Counters only grow; ``connections`` and budgets are gauges; the last three are set, not counted."""
+    """One process's numbers. Counters only grow; connections and budgets are gauges; the last three are set."""
 
     def __init__(self) -> None:
         self.calls = Calls()

@@ -58,7 +58,7 @@ def agent(tmp_path: Path) -> Agent:
     documents.write_text(WORKLOAD % ("web", "web"))
     (tmp_path / "web").mkdir()
     (tmp_path / "orders").mkdir()
-    agent = Agent(Options((str(documents),), "-", "0", 1, tmp_path, (), 1.0, 1.0, (), False, "relay", 1 << 28))
+    agent = Agent(Options((str(documents),), "-", "0", 1, tmp_path, (), 1.0, 1.0, (), False, "reset-denied", "relay", 1 << 28))
     agent._mount = tmp_path
     agent._kernel = None
     agent._hooks = agent._watch = Kernel()  # type: ignore[assignment]
