@@ -26,7 +26,10 @@ class Event(IntEnum):
     EV_CLOSED = 0x8
     EV_SYN_REFUSED = 0x9
     EV_SYN_UNKNOWN = 0xA
-    EV_MAX = 0xB
+    EV_ROOTLESS = 0xB
+    EV_CROWDED = 0xC
+    EV_DATAGRAM_REFUSED = 0xD
+    EV_MAX = 0xE
 
 
 class Fallback(IntEnum):
@@ -55,6 +58,7 @@ class Flag(IntEnum):
     CGROUP_ACCELERATE = 0x2
     ORIGIN_ACCELERATE = 0x1
     CONTROL_TRANSLATED = 0x1
+    ORIGIN_WAITS = 0x2
 
 
 class Framing(IntEnum):
@@ -80,6 +84,7 @@ class Limit(IntEnum):
     MAX_ADDRESSES = 0x40000
     MAX_RULES = 0x100000
     MAX_PENDING = 0x10000
+    MAX_WAITING = 0x2000
     MAX_WRITERS = 0x4000
 
 
@@ -247,7 +252,7 @@ class Origin(NamedTuple):
     cgroup: int
     since_ns: int
     flags: int
-    zero: int
+    sequence: int
 
 
 SLUICE_ORIGIN = Struct("=16sHHIIIQQQII")
@@ -340,7 +345,7 @@ class Tuple(NamedTuple):
     agent: bytes
     client_port: int
     agent_port: int
-    zero: int
+    sequence: int
 
 
 SLUICE_TUPLE = Struct("=Q16s16sHHI")

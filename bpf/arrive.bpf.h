@@ -168,15 +168,4 @@ static __always_inline int judge_syn(struct __sk_buff *skb, struct bpf_sock *lis
 	return DENY;
 }
 
-SEC("cgroup_skb/ingress")
-int sluice_ingress(struct __sk_buff *skb)
-{
-	struct bpf_sock *sk = skb->sk;
-
-	if (!sk || sk->state != BPF_TCP_LISTEN)
-		return ALLOW;
-	sk = bpf_sk_fullsock(sk);
-	return sk && sk->protocol == IPPROTO_TCP ? judge_syn(skb, sk) : ALLOW;
-}
-
 #endif

@@ -11,20 +11,6 @@
 
 #define AF_INET6 10
 
-struct in6_addr {
-	__u8 bytes[16];
-};
-struct sock_common {
-	unsigned short skc_family;
-	int skc_bound_dev_if;
-	volatile unsigned char skc_state;
-	__be32 skc_daddr;
-	__be32 skc_rcv_saddr;
-	__be16 skc_dport;
-	__u16 skc_num;
-	struct in6_addr skc_v6_daddr;
-	struct in6_addr skc_v6_rcv_saddr;
-} __attribute__((preserve_access_index));
 struct seq_file;
 struct bpf_iter_meta {
 	struct seq_file *seq;

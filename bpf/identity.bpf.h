@@ -25,11 +25,38 @@ struct cgroup {
 struct sock_cgroup_data {
 	struct cgroup *cgroup;
 } __attribute__((preserve_access_index));
+struct user_namespace {
+	int level;	/* 0: the first one, of the host */
+} __attribute__((preserve_access_index));
+struct net {
+	struct user_namespace *user_ns;
+	__u64 net_cookie;
+} __attribute__((preserve_access_index));
+typedef struct {
+	struct net *net;
+} possible_net_t;
+struct in6_addr {
+	__u8 bytes[16];
+};
+struct sock_common {
+	unsigned short skc_family;
+	int skc_bound_dev_if;
+	volatile unsigned char skc_state;
+	unsigned char skc_reuse : 4;
+	__be32 skc_daddr;
+	__be32 skc_rcv_saddr;
+	__be16 skc_dport;
+	__u16 skc_num;
+	possible_net_t skc_net;
+	struct in6_addr skc_v6_daddr;
+	struct in6_addr skc_v6_rcv_saddr;
+} __attribute__((preserve_access_index));
 struct sock_reuseport {
 	__u16 num_socks;
 	struct sock *socks[];
 } __attribute__((preserve_access_index));
 struct sock {
+	struct sock_common __sk_common;
 	struct sock_cgroup_data sk_cgrp_data;
 	struct sock_reuseport *sk_reuseport_cb;
 } __attribute__((preserve_access_index));
@@ -73,6 +100,13 @@ struct destination {
 	__u8 transport;
 	bool v4;
 };
+
+/* The caller's socket. Without the barrier clang keeps the address of ctx->sk for several uses, which the verifier forbids. */
+static __always_inline struct bpf_sock *socket_of(struct bpf_sock_addr *ctx)
+{
+	barrier_var(ctx);
+	return ctx->sk;
+}
 
 static __always_inline bool is_workload(__u32 identity)
 {
@@ -118,6 +152,14 @@ static __always_inline __u64 cgroup_of(__u64 sock)
 	struct sock *sk = (struct sock *)sock;
 
 	return BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
+}
+
+/* The cookie of a socket's network namespace. */
+static __always_inline __u64 netns_of(__u64 sock)
+{
+	struct sock *sk = (struct sock *)sock;
+
+	return BPF_CORE_READ(sk, __sk_common.skc_net.net, net_cookie);
 }
 
 /* The search for the nearest ancestor of a cgroup that the agent knows. */

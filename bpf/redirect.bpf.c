@@ -2,9 +2,10 @@
 /* redirect.bpf.c: which connections go to the agent.
  *
  *   connect4/6, sendmsg4/6   who calls, whom, may they: native, refused or redirected
- *   recvmsg4/6               who wrote to a UDP socket, and so may be answered
+ *   recvmsg4/6               who wrote to a UDP socket from elsewhere, and so may be answered
+ *   egress                   datagrams, as they leave (datagrams.bpf.h)
  *   sock_create              no sockets of protocols that the other hooks do not see, for those who may not speak freely
- *   sock_ops                 tells the agent, before the SYN leaves, what the connection that it will accept really asked for
+ *   sock_ops                 tells the agent what the connections that it accepts really asked for (handover.bpf.h)
  *   ingress                  a SYN that nobody has judged reaches no policed listener (arrive.bpf.h)
  *   getpeername4/6           lets the application go on seeing the peer that it asked for
  *
@@ -13,6 +14,8 @@
 #include "identity.bpf.h"
 #include "outcome.bpf.h"
 #include "arrive.bpf.h"
+#include "datagrams.bpf.h"
+#include "handover.bpf.h"
 
 #define AF_INET6 10
 #define SOCK_STREAM 1
@@ -25,21 +28,6 @@
 #define ECONNREFUSED 111
 
 #define POINT 2	/* allow, after pointing the socket at the agent (never seen by the kernel) */
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, SLUICE_MAX_PENDING);
-	__type(key, struct sluice_tuple);
-	__type(value, struct sluice_origin);
-} pending SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, SLUICE_MAX_WRITERS);
-	__type(key, struct sluice_writer);
-	__type(value, __u8);
-} writers SEC(".maps");
 
 static __always_inline int refuse(__u32 event, int error)
 {
@@ -62,12 +50,6 @@ static __always_inline bool is_loopback(const struct destination *to)
 	return to->v4 ? to->addr[12] == 127 : !ip[0] && !ip[1] && !ip[2] && ip[3] == bpf_htonl(1);
 }
 
-/* UDP to a group: it leaves the host, and whoever listens here hears it too. */
-static __always_inline bool is_multicast(const struct destination *to)
-{
-	return to->v4 ? (to->addr[12] & 0xf0) == 0xe0 : to->addr[0] == 0xff;
-}
-
 static __always_inline bool is_zero(const volatile __u8 *addr)
 {
 	__u8 any = 0;
@@ -77,24 +59,12 @@ static __always_inline bool is_zero(const volatile __u8 *addr)
 	return !any;
 }
 
-/* An answer to a datagram is no new conversation. */
-static __always_inline bool is_answer(struct bpf_sock_addr *ctx, const struct destination *to)
-{
-	struct sluice_writer key = {.port = to->port};
-
-	if (to->transport != IPPROTO_UDP)
-		return false;
-	key.cookie = bpf_get_socket_cookie(ctx);
-	__builtin_memcpy(key.addr, to->addr, 16);
-	return bpf_map_lookup_elem(&writers, &key);
-}
-
 /* A socket bound to a network card does not reach loopback. Only CAP_NET_RAW may loosen it, with the caller's rights. */
 static __always_inline bool reaches_loopback(struct bpf_sock_addr *ctx)
 {
 	char none[4] = "";
 
-	return ctx->sk->bound_dev_if <= LOOPBACK_IFINDEX ||
+	return socket_of(ctx)->bound_dev_if <= LOOPBACK_IFINDEX ||
 	       !bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTODEVICE, none, sizeof(none));
 }
 
@@ -126,9 +96,13 @@ static __always_inline int redirect(struct bpf_sock_addr *ctx, const struct dest
 
 	if (!agent_address(ctx, to, addr))
 		return refuse(SLUICE_EV_NO_GATEWAY, ECONNREFUSED);
+	if (is_rootless(address_of(socket_of(ctx))))
+		return refuse(SLUICE_EV_ROOTLESS, ECONNREFUSED);
+	if (is_crowded(origin->subject))
+		return refuse(SLUICE_EV_CROWDED, EAGAIN);
 	__builtin_memcpy(origin->addr, to->addr, 16);
 	origin->cookie = bpf_get_socket_cookie(ctx);
-	kept = bpf_sk_storage_get(&origins, ctx->sk, origin, BPF_SK_STORAGE_GET_F_CREATE);
+	kept = bpf_sk_storage_get(&origins, socket_of(ctx), origin, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!kept)
 		return refuse(SLUICE_EV_NO_ROOM, EAGAIN);
 	*kept = *origin;	/* a socket may connect again */
@@ -136,19 +110,42 @@ static __always_inline int redirect(struct bpf_sock_addr *ctx, const struct dest
 	return POINT;
 }
 
-/* Let a socket go its own way. Where a SYN of it arrives, it is judged once more, for the same subject: whose the socket's cgroup
- * is, unless somebody else has called connect().
+/* Whether a datagram that is not allowed may go all the same: to whoever wrote to this socket. */
+static __always_inline bool is_answer(struct bpf_sock_addr *ctx, const struct destination *to, __u32 whom, __u32 generation,
+				      bool leaves)
+{
+	struct bpf_sock *own = socket_of(ctx);
+	struct hearer hearer = {};
+	struct sluice_address *class;
+	struct end from;
+
+	if (to->transport != IPPROTO_UDP)
+		return false;
+	class = class_of(to, generation);
+	if (!class || !(class->flags & SLUICE_ADDRESS_LOCAL))
+		return class && has_written(bpf_get_socket_cookie(ctx), to, whom);
+	if (leaves)	/* who hears it depends on its source, which is not chosen yet: it is judged as it leaves */
+		return true;
+	/* Both are on this host. Mostly the source will be the same address. */
+	__builtin_memcpy(from.addr, to->addr, 16);
+	from.port = bpf_htons(own->src_port);
+	return look_up_hearer(ctx, to, &from, address_of(own), from.port, &hearer) && hearer.asked;
+}
+
+/* Let a socket go its own way. A SYN of it is judged once more where it arrives, a datagram as it leaves, for the same subject:
+ * whose the socket's cgroup is, unless somebody else has called connect().
  */
 static __always_inline int pass(struct bpf_sock_addr *ctx, const struct destination *to, const struct sluice_origin *origin,
 				__u32 event)
 {
-	struct bpf_sock *sk = ctx->sk;
+	struct bpf_sock *sk = socket_of(ctx);
 	__u32 *kept, subject;
-	__u64 sock;
 
 	bpf_sk_storage_delete(&origins, sk);
-	bpf_probe_read_kernel(&sock, sizeof(sock), &sk);
-	if (to->transport != IPPROTO_TCP || cgroup_of(sock) == origin->cgroup) {
+	if (to->transport != IPPROTO_TCP) {
+		if (!keep_sender(sk, origin))
+			return refuse(SLUICE_EV_NO_ROOM, EAGAIN);
+	} else if (cgroup_of(address_of(sk)) == origin->cgroup) {
 		bpf_sk_storage_delete(&natives, sk);
 	} else {
 		subject = origin->subject;
@@ -176,7 +173,8 @@ __noinline bool sluice_stays_closed(__u32 generation, __u32 subject, __u32 port)
 	       action_of(rule(generation, subject, SLUICE_UNRESOLVED, &to), subject) != SLUICE_NATIVE;
 }
 
-static __always_inline int judge(struct bpf_sock_addr *ctx, const struct destination *to, __u8 *addr)
+/* `leaves`: a datagram is on its way, and will be judged as it leaves; otherwise a connect(), after which one may be. */
+static __always_inline int judge(struct bpf_sock_addr *ctx, const struct destination *to, __u8 *addr, bool leaves)
 {
 	struct sluice_origin origin = {.port = to->port, .v4 = to->v4};
 	struct caller who = {};
@@ -197,7 +195,7 @@ static __always_inline int judge(struct bpf_sock_addr *ctx, const struct destina
 		/* Tell the agent whom it has really reached, before it sends a byte. */
 		origin.peer = peer(ctx, to, origin.generation, &closed);
 		__builtin_memcpy(origin.addr, to->addr, 16);
-		bpf_sk_storage_get(&origins, ctx->sk, &origin, BPF_SK_STORAGE_GET_F_CREATE);
+		bpf_sk_storage_get(&origins, socket_of(ctx), &origin, BPF_SK_STORAGE_GET_F_CREATE);
 		return ALLOW;
 	}
 	if (!origin.generation)	/* before the first policy is in: not attached to anyone yet */
@@ -213,7 +211,7 @@ static __always_inline int judge(struct bpf_sock_addr *ctx, const struct destina
 		return refuse(SLUICE_EV_UNSETTLED, EAGAIN);
 	action = action_of(found, origin.subject);
 	flags = found ? found->flags : 0;
-	if (action == SLUICE_NATIVE && is_multicast(to)) {
+	if (action == SLUICE_NATIVE && to->transport == IPPROTO_UDP && is_group(to)) {
 		__u32 hearer = listener(ctx, to, &closed);
 
 		if (is_workload(hearer) && hearer != origin.subject) {
@@ -225,7 +223,7 @@ static __always_inline int judge(struct bpf_sock_addr *ctx, const struct destina
 	if (closed && action != SLUICE_REFUSE && to->transport == IPPROTO_TCP &&
 	    sluice_stays_closed(origin.generation, origin.subject, to->port))
 		return refuse(SLUICE_EV_CLOSED, ECONNREFUSED);
-	if (action == SLUICE_NATIVE || is_answer(ctx, to))
+	if (action == SLUICE_NATIVE || is_answer(ctx, to, origin.peer, origin.generation, leaves))
 		return pass(ctx, to, &origin, SLUICE_EV_NATIVE);
 	if (action == SLUICE_REDIRECT && !beats(now)) {
 		if (!(flags & SLUICE_RULE_FAIL_OPEN))
@@ -249,7 +247,7 @@ static __always_inline void name_zero4(struct destination *to, __be32 source)
 	map_v4(to->addr, source ? source : bpf_htonl(0x7f000001));
 }
 
-static __always_inline int judge4(struct bpf_sock_addr *ctx, __be32 source)
+static __always_inline int judge4(struct bpf_sock_addr *ctx, __be32 source, bool leaves)
 {
 	struct destination to = {.port = ctx->user_port, .transport = transport(ctx), .v4 = true};
 	__u8 addr[16];
@@ -260,16 +258,22 @@ static __always_inline int judge4(struct bpf_sock_addr *ctx, __be32 source)
 		map_v4(to.addr, ip);
 	else
 		name_zero4(&to, source);
-	verdict = judge(ctx, &to, addr);
-	if (verdict != POINT)
-		return verdict;
-	__builtin_memcpy(&ip, addr + 12, 4);
-	ctx->user_ip4 = ip;
-	ctx->user_port = config.agent_port;
-	return ALLOW;
+	verdict = judge(ctx, &to, addr, leaves);
+	if (verdict == POINT) {
+		__builtin_memcpy(&ip, addr + 12, 4);
+		ctx->user_ip4 = ip;
+		ctx->user_port = config.agent_port;
+		return ALLOW;
+	}
+	if (verdict == ALLOW && !ip) {
+		/* What was judged is what is routed, whatever network card has been chosen. */
+		__builtin_memcpy(&ip, to.addr + 12, 4);
+		ctx->user_ip4 = ip;
+	}
+	return verdict;
 }
 
-static __always_inline int judge6(struct bpf_sock_addr *ctx, __be32 source4)
+static __always_inline int judge6(struct bpf_sock_addr *ctx, __be32 source4, bool leaves)
 {
 	__u32 ip[4] = {ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]};
 	struct destination to = {.port = ctx->user_port, .transport = transport(ctx), .v4 = is_mapped(ip)};
@@ -286,7 +290,7 @@ static __always_inline int judge6(struct bpf_sock_addr *ctx, __be32 source4)
 		else
 			to.addr[15] = 1;
 	}
-	verdict = judge(ctx, &to, addr);
+	verdict = judge(ctx, &to, addr, leaves);
 	if (verdict != POINT)
 		return verdict;
 	__builtin_memcpy(ip, addr, 16);
@@ -301,44 +305,52 @@ static __always_inline int judge6(struct bpf_sock_addr *ctx, __be32 source4)
 SEC("cgroup/connect4")
 int sluice_connect4(struct bpf_sock_addr *ctx)
 {
-	return judge4(ctx, ctx->sk->src_ip4);
+	return judge4(ctx, ctx->sk->src_ip4, false);
 }
 
 SEC("cgroup/connect6")
 int sluice_connect6(struct bpf_sock_addr *ctx)
 {
-	return judge6(ctx, ctx->sk->src_ip4);
+	return judge6(ctx, ctx->sk->src_ip4, false);
 }
 
 SEC("cgroup/sendmsg4")
 int sluice_sendmsg4(struct bpf_sock_addr *ctx)
 {
-	return judge4(ctx, ctx->msg_src_ip4);
+	return judge4(ctx, ctx->msg_src_ip4, true);
 }
 
 SEC("cgroup/sendmsg6")
 int sluice_sendmsg6(struct bpf_sock_addr *ctx)
 {
-	return judge6(ctx, ctx->sk->src_ip4);
+	return judge6(ctx, ctx->sk->src_ip4, true);
 }
 
-static __always_inline void note_writer(struct bpf_sock_addr *ctx, struct sluice_writer *key)
+/* Of who wrote from this host it is kept with the sockets themselves (datagrams.bpf.h). */
+static __always_inline void note_writer(struct bpf_sock_addr *ctx, struct destination *from)
 {
-	__u8 yes = 1;
+	struct sluice_writer key = {.port = ctx->user_port, .cookie = bpf_get_socket_cookie(ctx)};
+	struct sluice_control *now;
+	struct sluice_address *class;
+	__u32 zero = 0, *known;
 
-	key->port = ctx->user_port;
-	key->cookie = bpf_get_socket_cookie(ctx);
-	if (!bpf_map_lookup_elem(&writers, key))	/* also keeps it from being the least recently used */
-		bpf_map_update_elem(&writers, key, &yes, BPF_ANY);
+	now = bpf_map_lookup_elem(&control, &zero);
+	class = now ? class_of(from, now->generation) : NULL;
+	if (!class || class->flags & SLUICE_ADDRESS_LOCAL)
+		return;
+	__builtin_memcpy(key.addr, from->addr, 16);
+	known = bpf_map_lookup_elem(&writers, &key);	/* also keeps it from being the least recently used */
+	if (!known || *known != class->identity)
+		bpf_map_update_elem(&writers, &key, &class->identity, BPF_ANY);
 }
 
 SEC("cgroup/recvmsg4")
 int sluice_recvmsg4(struct bpf_sock_addr *ctx)
 {
-	struct sluice_writer key = {};
+	struct destination from = {.v4 = true};
 
-	map_v4(key.addr, ctx->user_ip4);
-	note_writer(ctx, &key);
+	map_v4(from.addr, ctx->user_ip4);
+	note_writer(ctx, &from);
 	return ALLOW;
 }
 
@@ -346,10 +358,10 @@ SEC("cgroup/recvmsg6")
 int sluice_recvmsg6(struct bpf_sock_addr *ctx)
 {
 	__u32 ip[4] = {ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]};
-	struct sluice_writer key = {};
+	struct destination from = {};
 
-	__builtin_memcpy(key.addr, ip, 16);
-	note_writer(ctx, &key);
+	__builtin_memcpy(from.addr, ip, 16);
+	note_writer(ctx, &from);
 	return ALLOW;
 }
 
@@ -377,6 +389,30 @@ int sluice_sock_create(struct bpf_sock *ctx)
 	if (found ? found->action == SLUICE_NATIVE : who.subject == SLUICE_HOST)
 		return ALLOW;
 	return refuse(SLUICE_EV_REFUSED, EPROTONOSUPPORT);
+}
+
+SEC("cgroup_skb/ingress")
+int sluice_ingress(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+
+	if (!sk || (sk->state != BPF_TCP_LISTEN && skb->ifindex != LOOPBACK_IFINDEX && skb->pkt_type != PACKET_LOOPBACK))
+		return ALLOW;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk)
+		return ALLOW;
+	if (sk->protocol == IPPROTO_UDP)
+		return judge_hearing(skb, sk);
+	return sk->protocol == IPPROTO_TCP && sk->state == BPF_TCP_LISTEN ? judge_syn(skb, sk) : ALLOW;
+}
+
+SEC("cgroup_skb/egress")
+int sluice_egress(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+
+	sk = sk ? bpf_sk_fullsock(sk) : NULL;
+	return sk && sk->protocol == IPPROTO_UDP ? judge_departure(skb, sk) : ALLOW;
 }
 
 SEC("cgroup/getpeername4")
@@ -412,21 +448,10 @@ int sluice_getpeername6(struct bpf_sock_addr *ctx)
 	return ALLOW;
 }
 
-static __always_inline void name(const volatile struct bpf_sock_ops *ctx, bool v4, struct sluice_tuple *tuple)
-{
-	/* In the agent's eyes the client is in the agent's namespace, wherever the packet came from. */
-	tuple->netns = config.agent_netns;
-	addresses_of(ctx, v4, tuple->client, tuple->agent);
-	tuple->client_port = bpf_htons(ctx->local_port);
-	tuple->agent_port = config.agent_port;
-}
-
 SEC("sockops")
 int sluice_sock_ops(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
-	struct sluice_origin *origin;
-	struct sluice_tuple tuple = {};
 
 	if (!sk)
 		return ALLOW;
@@ -436,32 +461,13 @@ int sluice_sock_ops(struct bpf_sock_ops *ctx)
 			note_device_port(bpf_htons(ctx->local_port));
 		break;
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
-		origin = bpf_sk_storage_get(&origins, sk, 0, 0);
-		if (!origin) {
-			/* Who calls the agent's port by itself must not be taken for someone redirected whom it never accepted. */
-			if (bpf_ntohl(ctx->remote_port) == bpf_ntohs(config.agent_port)) {
-				name(ctx, ctx->family == AF_INET, &tuple);
-				bpf_map_delete_elem(&pending, &tuple);
-			}
-			break;
-		}
-		if (origin->subject == SLUICE_AGENT)
-			break;
-		origin->since_ns = bpf_ktime_get_ns();
-		name(ctx, origin->v4, &tuple);
-		if (bpf_map_update_elem(&pending, &tuple, origin, BPF_ANY))
-			count(SLUICE_EV_NO_ROOM);	/* the agent then refuses a connection that it does not know */
-		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+		on_syn(ctx, sk);
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
-		/* A connect that failed is never accepted. One that succeeded is taken out by the agent's accept. */
-		if (ctx->args[0] != BPF_TCP_SYN_SENT || ctx->args[1] != BPF_TCP_CLOSE)
-			break;
-		origin = bpf_sk_storage_get(&origins, sk, 0, 0);
-		if (!origin || origin->subject == SLUICE_AGENT)
-			break;
-		name(ctx, origin->v4, &tuple);
-		bpf_map_delete_elem(&pending, &tuple);
+		on_state(ctx, sk);
+		break;
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		on_accept(ctx, sk);
 		break;
 	}
 	return ALLOW;

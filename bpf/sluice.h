@@ -37,6 +37,9 @@ enum sluice_event {
 	SLUICE_EV_CLOSED,		/* nobody listens there, and who might is policed: ECONNREFUSED */
 	SLUICE_EV_SYN_REFUSED,		/* a SYN arrived at a listener that its sender may not reach past the agent */
 	SLUICE_EV_SYN_UNKNOWN,		/* a SYN of this host arrived at a policed listener, and no socket is known to have sent it */
+	SLUICE_EV_ROOTLESS,		/* client in a network namespace that is not root's: redirected from there it could be anybody */
+	SLUICE_EV_CROWDED,		/* a subject with too many connections on their way to the agent */
+	SLUICE_EV_DATAGRAM_REFUSED,	/* as it was about to leave, or to be heard */
 	SLUICE_EV_MAX,
 };
 
@@ -51,7 +54,8 @@ enum sluice_limit {
 	SLUICE_MAX_ADDRESSES = 262144,	/* two generations of prefixes */
 	SLUICE_MAX_RULES = 1048576,	/* two generations of rules */
 	SLUICE_MAX_PENDING = 65536,	/* redirected connections that the agent has not accepted yet */
-	SLUICE_MAX_WRITERS = 16384,	/* who wrote to a UDP socket lately: preallocated, and the oldest give way */
+	SLUICE_MAX_WAITING = 8192,	/* of these, unanswered ones of one subject: more than the agent's backlog, and not all of them */
+	SLUICE_MAX_WRITERS = 16384,	/* who wrote to a UDP socket from elsewhere lately: preallocated, and the oldest give way */
 };
 
 /* Bits of the `flags` fields below, which are those of different structures and share no meaning. */
@@ -62,6 +66,7 @@ enum sluice_flag {
 	SLUICE_CGROUP_ACCELERATE = 2,	/* its workload's connections may be carried by the kernel */
 	SLUICE_ORIGIN_ACCELERATE = 1,	/* the same of one connection */
 	SLUICE_CONTROL_TRANSLATED = 1,	/* something on this host may lead a local address elsewhere (NAT) */
+	SLUICE_ORIGIN_WAITS = 2,	/* its SYN is not answered yet */
 };
 
 /* config: fixed by the loader before the programs are loaded. */
@@ -109,7 +114,7 @@ struct sluice_rule {
 	__u32 flags;
 };
 
-/* What a redirected socket really asked for. Kept in socket storage (for getpeername) and in `pending` (for accept). */
+/* What a redirected socket really asked for. Kept with it (for getpeername), in `pending`, and with the socket that is accepted. */
 struct sluice_origin {
 	__u8 addr[16];
 	__be16 port;
@@ -121,17 +126,17 @@ struct sluice_origin {
 	__u64 cgroup;		/* of the process that called connect() */
 	__u64 since_ns;		/* CLOCK_MONOTONIC, set when the SYN leaves */
 	__u32 flags;
-	__u32 zero;
+	__u32 sequence;		/* number of the client's first byte, set when the SYN leaves */
 };
 
-/* pending: the client's end as the agent will see it -> origin. Tuples repeat across namespaces, hence the cookie. */
+/* pending: the client's end as the agent will see it -> origin. Tuples repeat across namespaces, first sequence numbers do not. */
 struct sluice_tuple {
 	__u64 netns;		/* cookie of the namespace in which the agent accepts */
 	__u8 client[16];
 	__u8 agent[16];
 	__be16 client_port;
 	__be16 agent_port;
-	__u32 zero;
+	__u32 sequence;		/* number of the client's first byte */
 };
 
 /* What existing.bpf.c tells of a TCP socket. */
@@ -147,7 +152,7 @@ struct sluice_socket {
 	__u64 cookie;
 };
 
-/* writers: from where a datagram came to a UDP socket. The socket may answer there, whatever its policy. */
+/* writers: from where outside of this host a datagram came to a UDP socket. The socket may answer there, whatever its policy. */
 struct sluice_writer {
 	__u64 cookie;
 	__u8 addr[16];

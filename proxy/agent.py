@@ -33,7 +33,7 @@ from policies.model import Acceleration, Network, Workload
 from policies.replies import reply_table
 from proxy import guard, hostnet, selftest
 from proxy.admin import Admin, Check, PolicyStatus
-from proxy.datapath import HEARTBEAT_INTERVAL, HEARTBEAT_LIMIT, Hooks, netns_cookie
+from proxy.datapath import HEARTBEAT_INTERVAL, HEARTBEAT_LIMIT, Hooks
 from proxy.documents import UnsettledError, read_sources
 from proxy.existing import Existing
 from proxy.faults import step
@@ -184,7 +184,6 @@ class Agent:
             node=platform.node(),
             audit=options.audit,
             port=port.number,
-            netns=netns_cookie(),
             idle_timeout=options.idle_timeout,
             accelerate_all=self._accelerate_all,
             memory=options.memory // options.workers,

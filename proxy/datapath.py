@@ -29,7 +29,7 @@ PENDING_LIMIT = 120.0
 
 PROGRAMS = (
     "connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6",
-    "sock_create", "getpeername4", "getpeername6", "sock_ops", "ingress",
+    "sock_create", "getpeername4", "getpeername6", "sock_ops", "ingress", "egress",
 )  # fmt: skip
 
 _SO_NETNS_COOKIE = 71
@@ -78,20 +78,15 @@ class Origin(msgspec.Struct, frozen=True):
 
 
 class Origins:
-    """Connections on their way to the agent, by the client's address and port."""
+    """What sockets of ours are about, as the kernel's programs have noted it with them."""
 
-    def __init__(self, pending: Map, sockets: Map, netns: int, port: int) -> None:
-        self._pending, self._sockets = pending, sockets
-        self._netns, self._port = netns, socket.htons(port)
-        self.fds = (pending.fd, sockets.fd)
+    def __init__(self, accepted: Map, connected: Map) -> None:
+        self._accepted, self._connected = accepted, connected
+        self.fds = (accepted.fd, connected.fd)
 
-    def take(self, family: int, client: tuple[str, int], agent: bytes) -> Origin | None:
-        """What the connection accepted from ``client`` at our ``agent`` address asked for; None: nobody redirected it."""
-        if family == socket.AF_INET:
-            address = b"\0" * 10 + b"\xff\xff" + socket.inet_aton(client[0])
-        else:
-            address = socket.inet_pton(socket.AF_INET6, client[0].partition("%")[0])
-        value = self._pending.pop(abi.SLUICE_TUPLE.pack(self._netns, address, agent, socket.htons(client[1]), self._port, 0))
+    def asked(self, sock: socket.SocketType) -> Origin | None:
+        """What the connection that a socket of ours has accepted really asked for; None: nobody redirected it."""
+        value = self._accepted.get(sock.fileno().to_bytes(4, sys.byteorder))
         if value is None:
             return None
         addr, port, v4, subject, peer, _, cookie, cgroup, _, flags, _ = abi.SLUICE_ORIGIN.unpack(value)
@@ -103,16 +98,17 @@ class Origins:
 
         None: nobody can tell.
         """
-        value = self._sockets.get(sock.fileno().to_bytes(4, sys.byteorder))
+        value = self._connected.get(sock.fileno().to_bytes(4, sys.byteorder))
         peer = abi.Origin._make(abi.SLUICE_ORIGIN.unpack(value)).peer if value else abi.Identity.UNRESOLVED
         return None if peer == abi.Identity.UNRESOLVED else peer
 
     @classmethod
-    def inherited(cls, fds: tuple[int, int], netns: int, port: int) -> "Origins":
+    def inherited(cls, fds: tuple[int, int]) -> "Origins":
         """In a worker process: from the agent's maps."""
-        size = abi.SLUICE_ORIGIN.size
-        pending = map_from_fd(fds[0], "pending", abi.SLUICE_TUPLE.size, size)
-        return cls(pending, map_from_fd(fds[1], "origins", 4, size), netns, port)
+        accepted, connected = (
+            map_from_fd(fd, name, 4, abi.SLUICE_ORIGIN.size) for fd, name in zip(fds, ("accepted", "origins"), strict=True)
+        )
+        return cls(accepted, connected)
 
 
 def is_class(identity: int) -> bool:
@@ -143,6 +139,7 @@ class Hooks:
         self._rules = self._object.map("rules")
         self._pending = self._object.map("pending")
         self._events = self._object.map("events")
+        self.writers, self.waiting = self._object.map("writers"), self._object.map("waiting")
         control = self._object.map("control")
         self.shared = (control, self._object.map("origins"))  # with the programs of the kernel path
         names = "cgroups", "graves", "natives", "device_ports"
@@ -156,7 +153,7 @@ class Hooks:
         self._buried: dict[bytes, None] = {}  # the oldest first
         self.forgotten = 0  # how often the limit MAX_GRAVES was reached
         self._own: set[int] = set()
-        self.origins = Origins(self._pending, self._object.map("origins"), self.netns, port)
+        self.origins = Origins(self._object.map("accepted"), self._object.map("origins"))
 
     def attach(self, mount: Path) -> list[int]:
         """Attach to the root of the cgroup tree; the file descriptors of the links."""

@@ -259,7 +259,7 @@ async def serve(control: socket.socket) -> None:
     setup = msgspec.json.decode(await reader.readline(), type=Setup)
     settings = setup.settings
     listeners = [socket.socket(fileno=fd) for fd in setup.listeners]
-    origins = Origins.inherited(setup.maps, settings.netns, settings.port)
+    origins = Origins.inherited(setup.maps)
     member: LocalMember | None = None
     decoder = msgspec.json.Decoder(Request)
     while line := await reader.readline():

@@ -25,7 +25,7 @@ from bpf.loader import BpfError
 from policies.compile import ANY_PEER, FIRST_ADDRESS_CLASS, FIRST_WORKLOAD, AddressEntry, KernelTables, RuleEntry
 from policies.decide import Action
 from proxy import guard, hostnet, selftest
-from proxy.datapath import Hooks, mapped, object_file
+from proxy.datapath import Hooks, object_file
 from proxy.existing import Existing
 from proxy.runtime import DESCRIPTORS
 from proxy.workloads import OWN_FOLDER, WorkloadError, cgroup2_mount
@@ -197,11 +197,11 @@ def descriptors(hard: int, may_raise: bool) -> Result:
 
 
 def self_test() -> Result:
-    """Redirect one connection in a cgroup of its own to a socket of our own, and look at it from both ends."""
+    """Redirect one connection in a cgroup of its own to a socket in another one, and look at it from both ends."""
     began = time.perf_counter()
     try:
-        with socket.create_server(("127.0.0.1", 0)) as agent, _own_cgroup() as cgroup:
-            _redirect_once(cgroup, agent)
+        with _own_cgroup("agent") as own, socket.create_server(("127.0.0.1", 0)) as agent, _own_cgroup("client") as cgroup:
+            _redirect_once(own, cgroup, agent)
     except (BpfError, OSError, _SurpriseError) as error:
         return Result("self-test", False, "a connection was not redirected as it should", str(error) or type(error).__name__)
     return Result("self-test", True, f"a connection redirected in {(time.perf_counter() - began) * 1e3:.0f} ms")
@@ -211,7 +211,7 @@ class _SurpriseError(Exception):
     """The hooks did something else than they were told."""
 
 
-def _redirect_once(cgroup: Path, agent: socket.socket) -> None:
+def _redirect_once(own: Path, cgroup: Path, agent: socket.socket) -> None:
     agent.settimeout(PATIENCE)
     hooks = Hooks(agent.getsockname()[1], None, None)
     with contextlib.closing(hooks), socket.socket() as client:
@@ -220,12 +220,14 @@ def _redirect_once(cgroup: Path, agent: socket.socket) -> None:
         everywhere = AddressEntry(ip_network("0.0.0.0/0"), FIRST_ADDRESS_CLASS, False)
         to_us = RuleEntry(FIRST_WORKLOAD, ANY_PEER, socket.IPPROTO_TCP, 0, 0, Action.REDIRECT, False)
         hooks.install(KernelTables((everywhere,), (to_us,)), 1)
-        hooks.attach(cgroup)
+        hooks.exclude(own.stat().st_ino)
+        for end in (own, cgroup):
+            hooks.attach(end)
         client.connect(NOWHERE)
-        accepted, source = agent.accept()
+        accepted, _ = agent.accept()
         with accepted:
             accepted.sendall(b"x")
-            origin = hooks.origins.take(socket.AF_INET, source, mapped(hostnet.LOOPBACK[0].network_address + 1))
+            origin = hooks.origins.asked(accepted)
             if origin is None or (origin.address, origin.port) != NOWHERE:
                 raise _SurpriseError(f"the agent would see {origin} instead of {NOWHERE}")
             if client.getpeername() != NOWHERE:
@@ -261,10 +263,10 @@ def old_connections() -> Result:
 
 
 @contextlib.contextmanager
-def _own_cgroup() -> Iterator[Path]:
+def _own_cgroup(name: str) -> Iterator[Path]:
     """A cgroup in which this process is for the body; sockets made there meet the hooks that are attached to it."""
     home = selftest.own_cgroup()
-    cgroup = cgroup2_mount() / OWN_FOLDER / f"check-{os.getpid()}"
+    cgroup = cgroup2_mount() / OWN_FOLDER / f"check-{os.getpid()}-{name}"
     cgroup.mkdir(parents=True)
     try:
         (cgroup / "cgroup.procs").write_text("0")

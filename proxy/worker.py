@@ -13,7 +13,6 @@ import struct
 from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from ipaddress import ip_address
 from socket import SocketType
 from time import monotonic, time
 
@@ -29,7 +28,7 @@ from proxy.audit.places import PLACE_BYTES, Place
 from proxy.audit.record import AuditRecord, Party
 from proxy.audit.record import now as wall_time
 from proxy.audit.writer import AuditWriter
-from proxy.datapath import Origin, Origins, is_class, mapped
+from proxy.datapath import Origin, Origins, is_class
 from proxy.flow import HOST, Flow, Scene
 from proxy.memory import Memory
 from proxy.metrics import Metrics, Snapshot
@@ -71,7 +70,6 @@ class Settings(msgspec.Struct, frozen=True):
     node: str
     audit: str
     port: int
-    netns: int
     idle_timeout: float
     memory: int  # bytes for records and for what connections keep, of one worker
     accelerate_all: bool = False  # also connections between workloads that do not ask for it
@@ -328,8 +326,7 @@ class Worker:
         if not self._accepting and self._drained is None:
             self._accepting = True
             for listener in self._listeners:
-                agent = mapped(ip_address(listener.getsockname()[0]))
-                self._loop.add_reader(listener, self._accept, listener, int(listener.family), agent)
+                self._loop.add_reader(listener, self._accept, listener, int(listener.family))
 
     def _pause(self) -> None:
         if self._accepting:
@@ -337,7 +334,7 @@ class Worker:
             for listener in self._listeners:
                 self._loop.remove_reader(listener)
 
-    def _accept(self, listener: socket.socket, family: int, agent: bytes) -> None:
+    def _accept(self, listener: socket.socket, family: int) -> None:
         for _ in range(ACCEPT_BATCH):
             try:
                 # ``accept`` without the wrapping that makes a ``socket.socket`` of the descriptor, which takes 3 us.
@@ -353,16 +350,16 @@ class Worker:
                     return
                 continue  # the client was gone before we came
             try:
-                self._admit(family, down, client, agent)
+                self._admit(down, client)
             except Exception as error:
                 if not isinstance(error, OSError):  # an OSError: nobody listens where it wants to go
                     self._complain(error)
                 self._limit("ACCEPT_FAILED")
                 _reset(down)
 
-    def _admit(self, family: int, down: SocketType, client: tuple[str, int], agent: bytes) -> None:
+    def _admit(self, down: SocketType, client: tuple[str, int]) -> None:
         down.setblocking(False)
-        origin = self._origins.take(family, client, agent)
+        origin = self._origins.asked(down)
         if origin is None or origin.to_agent:
             # Nobody was redirected here: somebody found our port. Never trust the client's words for where it wants to go.
             self._limit("NOT_REDIRECTED")
@@ -389,6 +386,9 @@ class Worker:
             if reached is None:
                 raise OSError(errno.ECONNREFUSED, "nobody can tell who listens there")
             origin = msgspec.structs.replace(origin, peer=reached)
+            if origin.to_agent:
+                self._limit("NOT_REDIRECTED")
+                raise OSError(errno.ECONNREFUSED, "our own port")
         ends = self._ends_of(origin)
         pair = ends()
         scene = self._scene(origin, client, ends, DETECT_TIMEOUT if pair.protocol != "tcp" and pair.opaque_allowed else None)

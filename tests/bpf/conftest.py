@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.bpf.kernel_rig import KernelRig
+from tests.bpf.namespace import Namespace
 from tests.bpf.rig import Rig
 from tests.requirements import require_bpf
 
@@ -38,3 +39,12 @@ def path() -> Iterator[KernelRig]:
     """The programs of both objects, attached, with a heart that beats."""
     with contextlib.closing(KernelRig()) as made:
         yield made.start()
+
+
+@pytest.fixture
+def namespace() -> Iterator[Namespace]:
+    made = Namespace()
+    with contextlib.ExitStack() as stack:
+        stack.callback(made.close)
+        made.open()
+        yield made

@@ -7,16 +7,18 @@ a cgroup, makes a socket, and moves back. Whose socket it is stays as it was.
 import contextlib
 import itertools
 import os
+import pickle
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
+from typing import TypeVar, cast
 
 from policies.compile import ANY_PEER, AddressEntry, KernelTables, RuleEntry
 from policies.decide import Action
-from proxy.datapath import HEARTBEAT_INTERVAL, Hooks, Origin, mapped
+from proxy.datapath import HEARTBEAT_INTERVAL, Hooks, Origin
 from proxy.workloads import cgroup2_mount
 from tests.harness import free_port
 
@@ -26,6 +28,9 @@ TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 NATIVE, REFUSE, REDIRECT = Action.NATIVE, Action.REFUSE, Action.REDIRECT
 # How long something on this machine that should happen may take (seconds).
 PATIENCE = 10.0
+NOBODY = 65534  # the user and the group without any rights
+
+T = TypeVar("T")
 
 # Every generation knows every address: the world, and this host's own.
 ADDRESSES = (
@@ -75,6 +80,34 @@ class Cgroup:
         finally:
             (cgroup2_mount() / "cgroup.procs").write_text("0")
 
+    def as_nobody(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns in a process of the cgroup that has no rights at all; raises what it raises.
+
+        The process is a copy of this one (fork), so it has our sockets too.
+        """
+        ours, theirs = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                (self.path / "cgroup.procs").write_text("0")
+                os.setgroups([])
+                os.setgid(NOBODY)
+                os.setuid(NOBODY)
+                result: tuple[bool, object] = True, work()
+            except BaseException as error:
+                result = False, error
+            with open(theirs, "wb") as channel:
+                channel.write(pickle.dumps(result))
+            os._exit(0)
+        os.close(theirs)
+        with open(ours, "rb") as channel:
+            answer = channel.read()
+        os.waitpid(child, 0)
+        done, value = pickle.loads(answer)
+        if not done:
+            raise value
+        return cast(T, value)
+
     def remove(self) -> None:
         for child in list(self.path.iterdir()):
             if child.is_dir():
@@ -94,7 +127,8 @@ class Rig:
         with self.agent.inside():
             self.listeners = self._listen(hosts, backlog)
         self.port: int = self.listeners[0].getsockname()[1]
-        self.hooks = Hooks(self.port, IPv4Address(gateway4) if gateway4 else None, IPv6Address(gateway6) if gateway6 else None)
+        gateways = IPv4Address(gateway4) if gateway4 else None, IPv6Address(gateway6) if gateway6 else None
+        self.hooks = Hooks(self.port, *gateways)
         self._stack.callback(self.hooks.close)
         self.hooks.exclude(self.agent.id)
         self.hooks.translated = False
@@ -165,10 +199,9 @@ class Rig:
         while time.monotonic() < deadline:
             for listener in self.listeners:
                 with contextlib.suppress(BlockingIOError):
-                    down, client = listener.accept()
+                    down, _ = listener.accept()
                     self._stack.enter_context(down)
-                    agent = mapped(ip_address(listener.getsockname()[0]))
-                    return down, self.hooks.origins.take(listener.family, client[:2], agent)
+                    return down, self.hooks.origins.asked(down)
             time.sleep(0.001)
         raise AssertionError("nobody came to the agent's port")
 
@@ -189,6 +222,10 @@ class Rig:
     def event(self, name: str) -> int:
         """How many connects of anybody on this machine had this outcome since the hooks were loaded."""
         return self.hooks.events()[name]
+
+    def written(self) -> int:
+        """How many who wrote from elsewhere to UDP sockets are remembered."""
+        return len(self.hooks.writers.keys())
 
     def server(
         self,

@@ -13,6 +13,7 @@ import pytest
 
 from policies.compile import ANY_PEER, AddressEntry, RuleEntry
 from proxy.datapath import HEARTBEAT_LIMIT
+from tests.bpf.namespace import CLIENT4, HOST4, Namespace
 from tests.bpf.rig import (
     CLIENT,
     HOST,
@@ -27,10 +28,7 @@ from tests.bpf.rig import (
     free,
     rule,
 )
-from tests.bpf.test_namespaces import CLIENT4, HOST4, Namespace, namespace
 from tests.harness import eventually, free_port
-
-__all__ = ["namespace"]  # the fixture
 
 TCP_FASTOPEN_CONNECT, TCP_FASTOPEN_NO_COOKIE = 30, 34
 LOOPBACKS = ["127.0.0.1", "::1", "::ffff:127.0.0.1"]

@@ -1,84 +1,18 @@
 """Clients in a network namespace of their own, as containers are: the agent must have an address that leads there."""
 
 import contextlib
-import ctypes
-import os
 import socket
-import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from ipaddress import ip_network
-from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
 from policies.compile import AddressEntry
 from proxy.wheel import Ledger
 from tests.bpf.kernel_rig import GET, KernelRig, receive
+from tests.bpf.namespace import CLIENT4, CLIENT6, HOST4, HOST6, Namespace
 from tests.bpf.rig import CLIENT, HOST, NATIVE, REDIRECT, REFUSE, SERVER, UNRESOLVED, WORLD, Cgroup, Rig, free, rule
 from tests.harness import free_port
-
-_CLONE_NEWNET = 0x40000000
-HOST4, CLIENT4, HOST6, CLIENT6 = "10.231.7.1", "10.231.7.2", "fd00:231:7::1", "fd00:231:7::2"
-
-T = TypeVar("T")
-
-
-class Namespace:
-    """A network namespace with one link to ours."""
-
-    def __init__(self) -> None:
-        self.name, self.link = f"rig{os.getpid()}", f"rig{os.getpid() % 100000}"
-
-    def open(self) -> None:
-        _ip("netns", "add", self.name)
-        _ip("link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self.name)
-        for inside, device, *addresses in ((False, self.link, HOST4, HOST6), (True, "eth0", CLIENT4, CLIENT6)):
-            where = ["-n", self.name] if inside else []
-            _ip(*where, "addr", "add", f"{addresses[0]}/30", "dev", device)
-            _ip(*where, "addr", "add", f"{addresses[1]}/64", "dev", device, "nodad")
-            _ip(*where, "link", "set", device, "up")
-        _ip("-n", self.name, "link", "set", "lo", "up")
-        _ip("-n", self.name, "route", "add", "default", "via", HOST4)
-        _ip("-n", self.name, "-6", "route", "add", "default", "via", HOST6)
-
-    def close(self) -> None:
-        subprocess.run(["ip", "netns", "del", self.name], check=False)
-        subprocess.run(["ip", "link", "del", self.link], check=False, stderr=subprocess.DEVNULL)
-
-    def run(self, work: Callable[[], T]) -> T:
-        """``work`` in a thread that is in the namespace; its sockets stay there."""
-        results: list[T] = []
-        errors: list[BaseException] = []
-
-        def enter() -> None:
-            try:
-                with open(Path("/run/netns", self.name)) as namespace:
-                    assert ctypes.CDLL(None).setns(namespace.fileno(), _CLONE_NEWNET) == 0
-                results.append(work())
-            except BaseException as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=enter)
-        thread.start()
-        thread.join()
-        if errors:
-            raise errors[0]
-        return results[0]
-
-
-def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True)
-
-
-@pytest.fixture
-def namespace() -> Iterator[Namespace]:
-    made = Namespace()
-    with contextlib.ExitStack() as stack:
-        stack.callback(made.close)
-        made.open()
-        yield made
 
 
 def call(rig: Rig, namespace: Namespace, owner: Cgroup | None, host: str, port: int) -> socket.socket:

@@ -33,7 +33,7 @@ def policies(*documents: str) -> PolicySet:
 
 @pytest.fixture
 def worker(tmp_path: Path) -> Iterator[Worker]:
-    settings = Settings(node="n", audit=str(tmp_path / "audit"), port=1, netns=1, idle_timeout=1.0, memory=1 << 28)
+    settings = Settings(node="n", audit=str(tmp_path / "audit"), port=1, idle_timeout=1.0, memory=1 << 28)
     with asyncio.Runner() as runner:
         yield Worker(runner.get_loop(), settings, (), cast(Origins, None), None)
 
