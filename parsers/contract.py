@@ -135,6 +135,10 @@ class More(msgspec.Struct, frozen=True):
     n: int = 1
 
 
+class Later(msgspec.Struct, frozen=True):
+    """There is more to say about what was offered, and it takes time: ask again in a later turn. The last of its list."""
+
+
 class Hold(msgspec.Struct, frozen=True):
     """Nothing more of this direction can be settled until the other direction has moved.
 
@@ -206,7 +210,7 @@ class Opaque(msgspec.Struct, frozen=True):
     watched: bool = False
 
 
-Verb = Pass | Drop | More | Hold | Void | Inject | Judge | Reply | Done | Fail | Opaque
+Verb = Pass | Drop | More | Later | Hold | Void | Inject | Judge | Reply | Done | Fail | Opaque
 
 
 class Outage(Enum):

@@ -66,6 +66,7 @@ OPEN_CALLS_MAX = 64  # calls passed to the server and not over; more pipelined r
 EXPECT_PATIENCE = 1.0
 DRAIN_MAX = 1024 * 1024  # bytes of a denied request's body that are read away to keep the connection usable
 EARLY_REPLY = "early-reply"  # the reason of a call whose reply was complete before its request was, and ended the connection
+VERBS_MAX = 32  # said at once about what a server sends: it may be thousands of tiny replies, and others want their turn
 UNTIL_CLOSE_LENGTH = 1 << 62  # bytes; more than any connection carries
 
 _State = Callable[["Http1Parser", bytes, int, list[Verb]], int]
@@ -74,6 +75,7 @@ _HOLD = Hold()
 # What a state returns instead of a position.
 _NEED_MORE = -1  # the next message or part has begun and is not complete
 _STOP = -2  # nothing of this direction can be settled before something else happens
+_PAUSE = -3  # enough for once
 
 _OUTAGES = {
     Outage.UNREACHABLE: (502, "the server cannot be reached"),
@@ -181,7 +183,7 @@ class Http1Parser:
                 at = self._request_state(self, data, at, verbs)
         else:
             while 0 <= at < len(data):
-                at = self._reply_state(self, data, at, verbs)
+                at = self._reply_state(self, data, at, verbs) if len(verbs) < VERBS_MAX else _PAUSE
         # With a position behind the data the transport asks again when those bytes have come, or cannot come any more.
         if end and _NEED_MORE <= at <= len(data):
             if direction is Direction.REQUEST:
@@ -336,7 +338,7 @@ class Http1Parser:
         if self._body.finished:
             self._request_over(call, verbs)
             return behind
-        return behind if behind >= len(data) else _NEED_MORE
+        return behind if behind >= len(data) else _NEED_MORE if self._body.starved else _PAUSE
 
     def _sending(self) -> tuple[_Call, type[Pass] | type[Drop]]:
         """Return the call whose body is under way, and the verb that settles it: a denied one is drained."""
@@ -522,7 +524,7 @@ class Http1Parser:
         if self._reply_body.finished:
             self._reply_over(verbs)
             return behind
-        return behind if behind >= len(data) else _NEED_MORE
+        return behind if behind >= len(data) else _NEED_MORE if self._reply_body.starved else _PAUSE
 
     def _read_until_close(self, data: bytes, at: int, verbs: list[Verb]) -> int:
         verbs.append(Pass(UNTIL_CLOSE_LENGTH, self._open[0].number))

@@ -9,11 +9,15 @@ from parsers.http1_head import FIELDS, FRAMING_FIELDS, HEAD_END, find_suspect, w
 CHUNK_LINE_MAX = 256  # bytes of a chunk-size line with its extensions and CRLF; extensions are all but unused
 CHUNK_SIZE_MAX = (1 << 60) - 1  # bytes; far below 2**63, where servers' signed counters turn negative
 TRAILERS_MAX = 8 * 1024  # bytes of a trailer section; checksums and timings need some hundred
+# Chunks that are looked at one by one before others have their turn: some 60 us. Tiny ones, as they are usual, take a tenth.
+CHUNKS_AT_ONCE = 32
 
 _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*+"'
 _WORD = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 # No white space around the semicolon: RFC 9112 has it for bad senders only, and parsers differ about it.
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16}+)(?:;" + _WORD + rb"(?:=(?:" + _WORD + rb"|" + _QUOTED + rb"))?)*+\r\n")
+# Whole chunks of less than 16 bytes as everybody writes them, many at once: what costs is the number of chunks, not of bytes.
+_TINY_CHUNKS = re.compile(rb"(?s:" + b"|".join(rb"[%x%X]\r\n.{%d}\r\n" % (size, size, size) for size in range(1, 16)) + rb")++")
 _NOT_IN_SIZE_LINE = re.compile(rb"[^\t\r\x20-\x7e\x80-\xff]|\r(?=[^\n])")
 _TRAILERS = re.compile(FIELDS)
 # Fields that a server which merges trailers into the head would take for judged ones (RFC 9110 section 6.5.1).
@@ -32,7 +36,7 @@ _FORBIDDEN_TRAILERS = FRAMING_FIELDS | {
 class ChunkedBody:
     """Finds the end of one chunked body. It keeps no bytes, only what comes next."""
 
-    __slots__ = ("_in_trailers", "_inside_chunk", "_may_have_trailers", "fault", "finished")
+    __slots__ = ("_in_trailers", "_inside_chunk", "_may_have_trailers", "fault", "finished", "starved")
 
     def __init__(self, trailers: bool = True) -> None:
         """Without ``trailers`` it is a fault if the body has some."""
@@ -40,19 +44,26 @@ class ChunkedBody:
         self._inside_chunk = False  # a chunk's data has been settled, its CRLF has not
         self._in_trailers = False
         self.finished = False
+        self.starved = False  # more must arrive before anything can be said
         self.fault: Fault | None = None
 
     def scan(self, data: bytes, at: int) -> int:
         """Return up to where the bytes from ``data[at]`` on are settled, which may lie behind the end of ``data``.
 
-        Less than all of ``data`` is settled when more is needed, when the body is ``finished``, or when what follows is no
-        chunked body, for the reason in ``fault``.
+        Less than all of ``data`` is settled when more is needed (``starved``), when the body is ``finished``, when what follows
+        is no chunked body, for the reason in ``fault``, or when there are very many chunks.
         """
+        self.starved = False
+        left = 2 * CHUNKS_AT_ONCE  # steps: each chunk has a beginning and an end
         try:
             while at < len(data) and not self.finished:
+                left -= 1
+                if left < 0:
+                    return at
                 step = self._trailers if self._in_trailers else self._chunk_end if self._inside_chunk else self._chunk
                 behind = step(data, at)
                 if behind == at:
+                    self.starved = True
                     break
                 at = behind
         except Refused as refused:
@@ -60,6 +71,9 @@ class ChunkedBody:
         return at
 
     def _chunk(self, data: bytes, at: int) -> int:
+        tiny = _TINY_CHUNKS.match(data, at)
+        if tiny is not None:
+            return tiny.end()
         line_end = data.find(b"\r\n", at, at + CHUNK_LINE_MAX)
         if line_end < 0:
             if _NOT_IN_SIZE_LINE.search(data, at, at + CHUNK_LINE_MAX):

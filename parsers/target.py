@@ -36,10 +36,14 @@ class BadTarget(ValueError):  # noqa: N818 - it is the client that is bad, not o
 _HOST = re.compile(r"(?:([A-Za-z0-9._-]++)|(\[[0-9A-Fa-f:.]++\]))(:[1-9][0-9]{0,4})?")
 _TARGET = re.compile(r"[\x21-\x7e]+")
 _ABSOLUTE = re.compile(r"[Hh][Tt][Tt][Pp]://([^/?#]*)(.*)")
-_TRIPLET = re.compile(r"%([0-9A-Fa-f]{2})")
 _BROKEN_TRIPLET = re.compile(r"%(?![0-9A-Fa-f]{2})")
 # RFC 3986 section 2.3. Only these mean the same encoded and plain, whatever the server does with delimiters.
-_UNRESERVED = {f"{byte:02X}": chr(byte) for byte in b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"}
+_UNRESERVED = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
+_HEX = "0123456789ABCDEFabcdef"
+# By the two digits of a percent-encoding, what is written instead.
+_NORMAL = {
+    high + low: chr(byte) if (byte := int(high + low, 16)) in _UNRESERVED else f"%{byte:02X}" for high in _HEX for low in _HEX
+}
 # A segment may carry parameters: servlet containers strip them before they resolve dots ("/public/..;/admin") and merge
 # slashes ("/;x/admin"). Some decode before they strip.
 _DOT_SEGMENT = re.compile(r"/\.\.?(?:(?:;|%3B)[^/]*)?(?:/|\Z)")
@@ -87,14 +91,15 @@ def _judged(target: str) -> Target:
     """Canonicalise an origin-form target, or find the fault that forbids to do so."""
     if _BROKEN_TRIPLET.search(target):
         return Target(target, fault="broken-percent-encoding")
-    canonical = _TRIPLET.sub(_normal_triplet, target) if "%" in target else target
+    canonical = _normalised(target) if "%" in target else target
     fault = _fault(canonical)
     return Target(canonical if fault is None else target, fault=fault)
 
 
-def _normal_triplet(match: re.Match[str]) -> str:
-    digits = match[1].upper()
-    return _UNRESERVED.get(digits) or "%" + digits
+def _normalised(target: str) -> str:
+    """A target of which each ``%`` has its two digits; there may be thousands of them."""
+    before, *pieces = target.split("%")
+    return before + "".join([_NORMAL[piece[:2]] + piece[2:] for piece in pieces])
 
 
 def _fault(canonical: str) -> str | None:

@@ -11,7 +11,7 @@ Law: doubt is a denial. `Pair.decide` never raises; whatever goes wrong inside i
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from enum import IntEnum, StrEnum
 from functools import cached_property
 from ipaddress import IPv6Address, ip_address
@@ -48,6 +48,7 @@ from policies.model import (
 # what falls out is worked out again. The numbers bound the memory that strangers' addresses or varied calls can claim: of
 # decisions, that of all pairs together.
 MAX_PAIRS = 4096
+PIECES_AT_ONCE = 128  # pieces of a call that are judged before others have their turn: some 20 us each
 MAX_DECISIONS = 4096
 # Bytes; a call with a longer head is never the same object again (parsers.http1_head.MEMO_HEAD_MAX).
 MAX_REMEMBERED_LENGTH = 4096
@@ -411,8 +412,18 @@ class Pair:
         known = self._decisions.get(call)
         if known is not None:
             return known
+        steps = self.deciding(call)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                decision: Decision = end.value
+                return decision
+
+    def deciding(self, call: ApiCall) -> Generator[None, None, Decision]:
+        """The same, step by step: of a call about very many things it yields behind every `PIECES_AT_ONCE` of them."""
         try:
-            decision = self._judge(call)
+            decision = yield from self._judge(call)
         except UndecidedError:
             decision = self._denial("pattern-undecided")
         except Exception:
@@ -430,15 +441,19 @@ class Pair:
         # Not the pair itself: a circle would keep every generation of policy, with its calls, until a collection finds it.
         self._remembered.append((self._decisions, call))
 
-    def _judge(self, call: ApiCall) -> Decision:
-        return self._judge_pieces(call) if call.protocol == PROTOCOL else self._judge_whole(call)
+    def _judge(self, call: ApiCall) -> Generator[None, None, Decision]:
+        return (yield from self._judge_pieces(call)) if call.protocol == PROTOCOL else self._judge_whole(call)
 
     def _judge_whole(self, call: ApiCall) -> Decision:
         return self._combine([(s.enforced.judge(call), _audited(s.full, call) if s.full else None) for s in self.sides])
 
-    def _judge_pieces(self, call: ApiCall) -> Decision:
+    def _judge_pieces(self, call: ApiCall) -> Generator[None, None, Decision]:
         """A call that touches several things: each must be allowed, or, where the protocol can tell them apart, some."""
-        judged = [(piece, self._judge_whole(piece)) for piece in pieces(call)]
+        judged = []
+        for piece in pieces(call):
+            judged.append((piece, self._judge_whole(piece)))
+            if not len(judged) % PIECES_AT_ONCE:
+                yield
         denied = next((decision for _, decision in judged if not decision.allowed), None)
         if denied is None:
             decision = next((one for _, one in judged if one.verdict is not Verdict.ALLOWED), judged[0][1])
@@ -670,6 +685,7 @@ class _Granting:
 
     def __init__(self, sides: tuple[Side, ...], call: ApiCall) -> None:
         self._sides, self._call = sides, call
+        self._for = tuple(one for one in call.resources if not one.startswith(TOPIC))
 
     def __call__(self, resource: str) -> bool:
         resources: tuple[str, ...] = (resource,)
@@ -677,7 +693,7 @@ class _Granting:
         if not resource.startswith(TOPIC):
             all_topics = self._call.all_topics and self._call.separate  # each of the groups with all topics
         elif not self._call.separate:  # a rule may be about this topic for that group
-            resources += tuple(one for one in self._call.resources if not one.startswith(TOPIC))
+            resources += self._for
         call = msgspec.structs.replace(self._call, resources=resources, all_topics=all_topics)
         try:
             judged = [side.enforced.judge(piece).rank for piece in pieces(call) for side in self._sides]

@@ -90,7 +90,7 @@ ROLES: dict[KafkaRole, frozenset[int]] = {
     ),
 }
 # Pieces of one call that are judged one by one. A call of more is refused as a whole.
-MAX_PIECES = 10_000
+MAX_PIECES = 4_000
 
 TOPIC, GROUP, TRANSACTIONAL_ID = "topic:", "group:", "transactionalId:"
 # What rules have conditions on. Anything else that a call names (a broker's configuration, what only brokers ask) is the

@@ -33,10 +33,11 @@ from policies.model import Acceleration, Network, Workload
 from policies.replies import reply_table
 from proxy import guard, hostnet, selftest
 from proxy.admin import Admin, Check, PolicyStatus
-from proxy.datapath import HEARTBEAT_INTERVAL, HEARTBEAT_LIMIT, Hooks
+from proxy.datapath import HEARTBEAT_LIMIT, Hooks
 from proxy.documents import UnsettledError, read_sources
 from proxy.existing import Existing
 from proxy.faults import step
+from proxy.heartbeat import REMEMBERED, Heartbeat
 from proxy.metrics import Snapshot, merge
 from proxy.pool import LocalMember, Member, ProcessMember, WorkerError
 from proxy.port import Port
@@ -118,8 +119,7 @@ class Agent:
         self._tables: KernelTables | None = None  # in force
         self._dropped = 0  # SYNs, when their senders were last looked at
         self._left: list[int] = []  # maps of sockets of the agent before us, which may hold bytes that nobody has read yet
-        self._beat_at = time.monotonic()
-        self._beating: asyncio.TimerHandle | None = None
+        self._heartbeat: Heartbeat | None = None
         self._number = 0  # of the last generation that was tried
         self._rest = Rest()
         self._asking: asyncio.Future[Any] | None = None  # what is asked about files
@@ -390,13 +390,16 @@ class Agent:
     # The heartbeat, and the guard that holds the hooks when it ends.
 
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._beat_at = time.monotonic()
-        self._hooks.beat()
-        self._beating = loop.call_later(HEARTBEAT_INTERVAL, self._beat, loop)
+        self._heartbeat = Heartbeat(loop, self._hooks.beat, self._hangs)
+        self._heartbeat.start()
 
     def _end_beat(self) -> None:
-        if self._beating:
-            self._beating.cancel()
+        if self._heartbeat:
+            self._heartbeat.end()
+
+    def _hangs(self, where: str) -> None:
+        sys.stderr.write(f"sluice: the event loop does not turn, connects are refused until it does; it is here:\n{where}")
+        sys.stderr.flush()
 
     def _hold(self) -> None:
         """Have a guard hold what refuses, and what it points to, when we are killed."""
@@ -628,9 +631,8 @@ class Agent:
         trouble = next((trouble for trouble in troubles if trouble), None)
         absent = len(self._members) - len(troubles)
         pressure = "; ".join(told for some in await self._ask_all(lambda member: member.pressure()) for told in some)
-        late = time.monotonic() - self._beat_at
         return {
-            "heartbeat": Check(late < HEARTBEAT_LIMIT, f"{late:.3f} s ago"),
+            "heartbeat": self._check_heartbeat(),
             "hooks": Check(self._guard is not None, None if self._guard else "not attached yet"),
             "workers": Check(not absent, f"{absent} of {len(self._members)} are being replaced" if absent else None),
             "audit": Check(trouble is None, trouble),
@@ -648,6 +650,13 @@ class Agent:
         """Why the documents on disk are not the ones in force."""
         told = [self._troubles[what] for what in ("documents", "policy", "addresses") if what in self._troubles]
         return "\n".join(told) or None
+
+    def _check_heartbeat(self) -> Check:
+        if self._heartbeat is None:
+            return Check(False, "not yet")
+        age, pause = self._heartbeat.age, self._heartbeat.longest_pause
+        late = f", and {pause:.1f} s late in the last {REMEMBERED:.0f} s" if pause else ""
+        return Check(age < HEARTBEAT_LIMIT, f"{age:.3f} s ago{late}")
 
     async def policy(self) -> PolicyStatus:
         bundle = self._now.policies.bundle

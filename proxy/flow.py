@@ -9,7 +9,7 @@ Bytes of a request are forwarded only under a ``Permit``, and a ``Permit`` can b
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from time import time
 from typing import NamedTuple, Protocol
@@ -25,6 +25,7 @@ from parsers.contract import (
     Hold,
     Inject,
     Judge,
+    Later,
     More,
     Opaque,
     Outage,
@@ -60,6 +61,14 @@ HEAD_TIMEOUT = 30.0
 # A connection whose client has not made a whole call within this time (seconds) is closed: whoever has made one may be silent
 # for as long as both ends answer TCP's keepalive.
 FIRST_CALL_TIMEOUT = 60.0
+# About so many steps are taken for a direction in one event: each verb of the parser is one, and so are so many bytes that are
+# settled. One takes 10 to 150 us, and one read may bring thousands: they go on in later turns, so that others have theirs.
+STEPS_MAX = 32
+STEP_BYTES = 1024
+# A call of very many resources is judged by each of them: so many are a step as well, and of more than these it is judged over
+# several turns.
+STEP_RESOURCES = 32
+MANY_RESOURCES = 128
 
 
 class Permit:
@@ -97,6 +106,10 @@ class Answer(msgspec.Struct, frozen=True):
 
 class AwaitRoom(msgspec.Struct, frozen=True):
     """A call waits for room in the audit queue: call ``Flow.room`` with a reservation in hand."""
+
+
+class Again(msgspec.Struct, frozen=True):
+    """What has arrived could keep us busy for long: call ``Flow.go_on`` in a later turn."""
 
 
 class Dial(msgspec.Struct, frozen=True):
@@ -153,9 +166,9 @@ class Loan(NamedTuple):
     prefixes: Sequence[Prefix] | None
 
 
-Command = Forward | Carry | Discard | Answer | AwaitRoom | Dial | Shut | Close | Abort
+Command = Forward | Carry | Discard | Answer | AwaitRoom | Again | Dial | Shut | Close | Abort
 
-AWAIT_ROOM, DIAL, CLOSE, ABORT = AwaitRoom(), Dial(), Close(), Abort()
+AWAIT_ROOM, AGAIN, DIAL, CLOSE, ABORT = AwaitRoom(), Again(), Dial(), Close(), Abort()
 SHUT = (Shut(REQUEST), Shut(REPLY))
 
 # Why a call has not come to the server, though nobody has refused it.
@@ -168,6 +181,7 @@ _NOT_REFUSED = frozenset(
 
 _log = logging.getLogger(__name__)
 UNDECIDED = Decision(verdict=Verdict.DENIED, reason="internal-error", generation=0)
+UNJUDGED = Decision(verdict=Verdict.DENIED, reason="ended-unjudged", generation=0)
 UNRECORDED = Decision(verdict=Verdict.DENIED, reason="audit-unavailable", generation=0)
 
 
@@ -252,7 +266,7 @@ class _RepeatedCall(msgspec.Struct, frozen=True):
 class Side:
     """What a flow keeps for one direction."""
 
-    __slots__ = ("call", "credit", "dropping", "ended", "held", "queue", "shut", "unsettled")
+    __slots__ = ("call", "credit", "dropping", "ended", "held", "paused", "queue", "shut", "steps", "unsettled")
 
     def __init__(self) -> None:
         self.unsettled = b""
@@ -261,6 +275,8 @@ class Side:
         self.dropping = False
         self.queue: list[Verb] = []  # behind that Pass or Drop
         self.held = False
+        self.steps = STEPS_MAX  # that may still be taken in this event
+        self.paused = False  # until the next turn: there is more to be settled
         self.ended = False
         self.shut = False
 
@@ -282,6 +298,7 @@ class Flow:
         self._waiting: Judge | None = None  # for room in the audit queue
         self._waiting_since = 0.0
         self.awaited = scene.place  # what it waits for
+        self._deciding: tuple[Judge, Generator[None, None, Decision], Place] | None = None  # over several turns
         self._silent_since: float | None = None  # the client has not said a word, and that may mean another protocol
         self._fresh_since: float | None = None  # nothing was judged yet
         self._head_since: float | None = None  # the client has begun something; nothing of it could be settled since
@@ -304,7 +321,7 @@ class Flow:
     def wants(self, direction: Direction) -> bool:
         """Whether more bytes of ``direction`` could be settled: if not, leave them in the socket (back-pressure)."""
         side = self._sides[direction]
-        if side.ended or (self._waiting and direction is REQUEST):
+        if side.ended or side.paused or (self._waiting and direction is REQUEST):
             return False
         return not (side.held and side.unsettled)
 
@@ -440,6 +457,10 @@ class Flow:
         """``data``, at least one byte, has arrived from the sender of ``direction``."""
         return self._event(now, self._arrived, direction, data)
 
+    def go_on(self, now: float) -> list[Command]:
+        """It is another turn: settle more of what has arrived. Asked for by ``Again``."""
+        return self._event(now, self._gone_on)
+
     def eof(self, direction: Direction, now: float) -> list[Command]:
         """No more bytes will come in ``direction``."""
         return self._event(now, self._stream_ended, direction)
@@ -508,6 +529,8 @@ class Flow:
         if self.over:
             return []
         self._now = now
+        request, reply = self._sides
+        request.steps = reply.steps = STEPS_MAX
         try:
             act(*facts)
         except Exception as error:
@@ -531,6 +554,18 @@ class Flow:
         if direction is REQUEST:
             self._silent_since = None
         self._advance(direction)
+
+    def _gone_on(self) -> None:
+        request, reply = self._sides
+        goes_on = request.paused
+        if self._deciding:
+            request.paused = False
+            self._decide_on(*self._deciding)
+            goes_on = not request.paused
+        if goes_on and not self.over:
+            self._advance(REQUEST)
+        if reply.paused and not self.over:
+            self._advance(REPLY)
 
     def _stream_ended(self, direction: Direction) -> None:
         self._sides[direction].ended = True
@@ -585,7 +620,7 @@ class Flow:
     def _admitted(self) -> None:
         judge, self._waiting = self._waiting, None
         assert judge is not None
-        self._rule(judge, self._decide(judge.call), self.awaited)
+        self._admit(judge, self.awaited)
         self._advance(REQUEST)
 
     def _reset(self, direction: Direction) -> None:
@@ -642,6 +677,9 @@ class Flow:
     def _advance(self, direction: Direction) -> None:
         """Settle as many bytes as possible: credit first, then waiting verbs, then ask the parser."""
         side = self._sides[direction]
+        if self._deciding and direction is REQUEST:
+            return
+        side.paused = False
         while not self.over and not (self._waiting and direction is REQUEST):
             if side.credit and not self._spend(direction, side):
                 break
@@ -653,13 +691,23 @@ class Flow:
                 continue
             if (not side.unsettled and not side.ended) or (self._tunnel is not None and not self._watched):
                 break
+            if side.steps <= 0 and not self._adopting:
+                self._pause(side)
+                break
             before = len(side.unsettled)
             side.held = False
-            self._perform(direction, self._parser.on_data(direction, side.unsettled, side.ended))
-            if not side.credit and not side.queue and len(side.unsettled) == before:
+            answer = self._parser.on_data(direction, side.unsettled, side.ended)
+            self._perform(direction, answer)
+            if side.unsettled:
+                side.steps -= len(answer) + (before - len(side.unsettled)) // STEP_BYTES
+            if side.paused or (not side.credit and not side.queue and len(side.unsettled) == before):
                 break  # nothing was settled: wait for more bytes, or for the other direction
         if not self.over:
             self._after(direction)
+
+    def _pause(self, side: Side) -> None:
+        side.paused = True
+        self._out.append(AGAIN)
 
     def _spend(self, direction: Direction, side: Side) -> bool:
         """Settle bytes that are covered by credit; False when the buffer ran dry first."""
@@ -720,6 +768,8 @@ class Flow:
                 voided = self._sides[verb.direction]
                 voided.credit, voided.queue = 0, []
                 self._out.append(Discard(verb.direction))
+            elif isinstance(verb, Later):
+                self._pause(side)
             elif isinstance(verb, Fail):
                 self._fail(verb)
             elif isinstance(verb, Opaque):
@@ -754,7 +804,7 @@ class Flow:
         self._fresh_since = None
         place = place_for(judge.call, self._scene.place)
         if self._scene.sink.reserve(place):
-            self._rule(judge, self._decide(judge.call), place)
+            self._admit(judge, place)
             return
         if self._adopting:  # it is under way: its record goes where those of refusals go
             self._rule(judge, self._decide(judge.call), None)
@@ -762,6 +812,30 @@ class Flow:
         self._limit("AUDIT_QUEUE")
         self._waiting, self._waiting_since, self.awaited = judge, self._now, place
         self._out.append(AWAIT_ROOM)
+
+    def _admit(self, judge: Judge, place: Place) -> None:
+        """A call with room for its record: decide it now, or over several turns."""
+        if len(judge.call.resources) > MANY_RESOURCES and not self._adopting:
+            self._decide_on(judge, self._steps_to_decide(judge.call), place)
+        else:
+            self._rule(judge, self._decide(judge.call), place)
+
+    def _steps_to_decide(self, call: ApiCall) -> Generator[None, None, Decision]:
+        try:
+            return (yield from self._current_pair().deciding(call))
+        except Exception as error:
+            self._scene.complain(error)
+            return UNDECIDED
+
+    def _decide_on(self, judge: Judge, steps: Generator[None, None, Decision], place: Place) -> None:
+        try:
+            next(steps)
+        except StopIteration as end:
+            self._deciding = None
+            self._rule(judge, end.value, place)
+        else:
+            self._deciding = judge, steps, place
+            self._pause(self._sides[REQUEST])
 
     def _decide(self, call: ApiCall) -> Decision:
         try:
@@ -772,6 +846,8 @@ class Flow:
             return UNDECIDED
 
     def _rule(self, judge: Judge, decision: Decision, reserved: Place | None) -> None:
+        if judge.call.resources:
+            self._sides[REQUEST].steps -= len(judge.call.resources) // STEP_RESOURCES
         opened = self._calls[judge.number] = OpenCall(judge.call, decision, self._now, reserved)
         if self._adopting:
             opened.time -= timedelta(seconds=self._now - self._adopting.began)
@@ -804,13 +880,13 @@ class Flow:
             self._advance(REQUEST)
             if self.over:
                 return
-        if not request.unsettled or request.held or self._waiting:
+        if not request.unsettled or request.held or request.paused or self._waiting:
             self._head_since = None
         elif self._head_since is None:
             self._head_since = self._now
-        if reply.ended and not (reply.shut or reply.credit or reply.queue):
+        if reply.ended and not (reply.shut or reply.credit or reply.queue or reply.paused):
             self._server_ended()
-        waits = request.credit or request.queue or request.held or self._waiting
+        waits = request.credit or request.queue or request.held or request.paused or self._waiting
         if request.ended and not (self.over or request.shut or waits):
             self._client_ended()
         if self.draining and not self.over:
@@ -905,6 +981,9 @@ class Flow:
         if self._waiting:
             judge, self._waiting = self._waiting, None
             self._calls[judge.number] = OpenCall(judge.call, UNRECORDED, self._now, None)
+        if self._deciding:
+            (judge, _, place), self._deciding = self._deciding, None
+            self._calls[judge.number] = OpenCall(judge.call, UNJUDGED, self._now, place)
         for number in list(self._calls):
             opened = self._calls[number]
             if not opened.answered:

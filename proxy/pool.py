@@ -19,6 +19,7 @@ import msgspec
 from policies.decide import PolicySet
 from policies.load import Source, load
 from proxy.datapath import Origins
+from proxy.heartbeat import Heartbeat
 from proxy.metrics import Snapshot
 from proxy.runtime import run_loop
 from proxy.wheel import Files
@@ -260,6 +261,7 @@ async def serve(control: socket.socket) -> None:
     settings = setup.settings
     listeners = [socket.socket(fileno=fd) for fd in setup.listeners]
     origins = Origins.inherited(setup.maps)
+    Heartbeat(loop, beat=lambda: None, hang=_end_hanging).start()
     member: LocalMember | None = None
     decoder = msgspec.json.Decoder(Request)
     while line := await reader.readline():
@@ -275,6 +277,13 @@ async def serve(control: socket.socket) -> None:
         writer.write(msgspec.json.encode(answer) + b"\n")
         await writer.drain()
     os._exit(1)  # nobody judges the judge: without its agent a worker must not go on
+
+
+def _end_hanging(where: str) -> None:
+    """Our connections, and those that wait for us, would wait for ever: the agent starts another worker."""
+    sys.stderr.write(f"sluice: worker process {os.getpid()} hangs; it is here:\n{where}")
+    sys.stderr.flush()
+    os._exit(1)
 
 
 async def _do(member: LocalMember, request: Request) -> object:

@@ -23,7 +23,7 @@ from time import monotonic  # loop.time() is cached per turn and counts in milli
 
 from parsers.contract import Direction, Outage
 from proxy.audit.writer import AuditWriter
-from proxy.flow import Abort, Answer, AwaitRoom, Carry, Close, Command, Dial, Discard, Flow, Forward, Shut
+from proxy.flow import Abort, Again, Answer, AwaitRoom, Carry, Close, Command, Dial, Discard, Flow, Forward, Shut
 from proxy.memory import FLOOR, PIECE, Memory
 from proxy.poller import Poller
 from proxy.shares import Claim
@@ -244,8 +244,12 @@ class Relay:
         elif self._closing:
             self._abort()  # the client does not take what it is owed
         else:
+            self._later(self._idled, idle_timeout)
+
+    def _idled(self, idle_timeout: float) -> None:
+        if not self._closed and monotonic() - self.active_at > idle_timeout:
             self.take_wheel()
-            self._perform(self.flow.idled(self._unread(), now))
+            self._perform(self.flow.idled(self._unread(), monotonic()))
 
     @property
     def idle(self) -> bool:
@@ -308,6 +312,8 @@ class Relay:
             elif isinstance(command, Shut):
                 self._lanes[command.direction].shut = True
                 self._flush(command.direction)
+            elif isinstance(command, Again):
+                self._later(self._go_on)
             elif isinstance(command, Close):
                 self._closing = True
             elif isinstance(command, AwaitRoom):
@@ -548,6 +554,14 @@ class Relay:
         except Exception as error:
             self.fault(error)
 
+    def _later(self, act: Callable[..., None], *facts: object) -> None:
+        """In its turn: whatever ends or goes on on many connections at once is done piece by piece."""
+        if not self._closed:
+            self._poller.call(self._down.fileno(), self._guard, act, *facts)
+
+    def _go_on(self) -> None:
+        self._perform(self.flow.go_on(monotonic()))
+
     def _readable(self, direction: Direction) -> None:
         if self.wheel.held:
             self.take_wheel()
@@ -676,6 +690,7 @@ class Relay:
         except OSError as error:
             self._dial_failed(error.errno or errno.ECONNREFUSED)
             return
+        self._poller.goes_with(self._up.fileno(), self._down.fileno())
         # Within one host the handshake is over when connect() returns, although that says EINPROGRESS.
         if self._up.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _ESTABLISHED:
             self._connected(self._up)
@@ -703,7 +718,7 @@ class Relay:
     def _dial_failed(self, error: int) -> None:
         outage = Outage.TIMEOUT if error == errno.ETIMEDOUT else Outage.UNREACHABLE
         # Not from within the command that dialled: the flow is not ready for events while its commands are carried out.
-        self._loop.call_soon(self._outage, outage)
+        self._later(self._outage, outage)
 
     def _outage(self, outage: Outage) -> None:
         if not self._closed:
@@ -737,7 +752,7 @@ class Relay:
     def _lost(self, direction: Direction) -> None:
         if direction is REPLY:
             self._drop_upstream()
-        self._loop.call_soon(self._tell_lost, direction)
+        self._later(self._tell_lost, direction)
 
     def _tell_lost(self, direction: Direction) -> None:
         if not self._closed and not self._closing:

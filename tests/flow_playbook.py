@@ -8,7 +8,7 @@
 AssertionError. ``LineParser`` speaks a toy protocol of one line per call, so that a flow can be tested without any real one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, cast
 
 from parsers.contract import (
@@ -31,7 +31,22 @@ from parsers.contract import (
 from policies.decide import Decision, Pair, Verdict
 from proxy.audit.places import Place
 from proxy.audit.record import AuditRecord, Party
-from proxy.flow import Abort, Answer, Carried, Carry, Close, Command, Dial, Discard, Finished, Flow, Forward, Scene, Shut
+from proxy.flow import (
+    Abort,
+    Again,
+    Answer,
+    Carried,
+    Carry,
+    Close,
+    Command,
+    Dial,
+    Discard,
+    Finished,
+    Flow,
+    Forward,
+    Scene,
+    Shut,
+)
 from proxy.metrics import Metrics
 
 REQUEST, REPLY = Direction.REQUEST, Direction.REPLY
@@ -82,6 +97,10 @@ class Policy:
             redact_query=self.redact_query,
         )
 
+    def deciding(self, call: ApiCall) -> Generator[None, None, Decision]:
+        yield
+        return self.decide(call)
+
 
 class Dialogue:
     """One connection. ``commands`` are those of the last event; the rest adds up."""
@@ -99,6 +118,7 @@ class Dialogue:
         self.to_server = b""
         self.to_client = b""
         self.carry = [0, 0]
+        self.turns = 0  # that it has asked for
         scene = Scene(
             connection="c",
             node="n",
@@ -176,7 +196,11 @@ class Dialogue:
 
     def take(self, commands: Sequence[Command]) -> "Dialogue":
         self.commands = list(commands)
-        for command in commands:
+        while not self.flow.over and Again() in commands:
+            self.turns += 1
+            commands = self.flow.go_on(self.now)
+            self.commands += commands
+        for command in self.commands:
             assert not self.ended, f"{command} behind the last command"
             self.all.append(command)
             match command:
@@ -199,7 +223,8 @@ class Dialogue:
                 case _:
                     pass
         assert self.flow.over == self.ended
-        owners = sum(opened.reserved is not None for opened in self.flow._calls.values())  # adopted calls may be without
+        owners = bool(self.flow._deciding)
+        owners += sum(opened.reserved is not None for opened in self.flow._calls.values())  # adopted calls may be without
         owners += len(self.flow._summaries) if self.flow._summaries is not None else 0
         assert self.sink.reserved == owners, "each reservation belongs to one open call, or to one record of several"
         return self

@@ -22,6 +22,7 @@ from parsers.contract import (
     Hold,
     Inject,
     Judge,
+    Later,
     More,
     Opaque,
     Outage,
@@ -137,7 +138,8 @@ class Playbook:
             side.held = False
             verbs = list(self.parser.on_data(direction, side.unsettled, side.ended))
             self._perform(direction, verbs)
-            if len(side.unsettled) == before and not side.left and not side.waiting:
+            later = isinstance(self.verbs[-1] if self.verbs else None, Later)
+            if len(side.unsettled) == before and not side.left and not side.waiting and not later:
                 return
 
     def _settle(self, direction: Direction) -> bool:
@@ -217,5 +219,7 @@ class Playbook:
                     self._sides[way].waiting.clear()
                 case Hold():
                     side.held = True
+                case Later():
+                    assert at == len(verbs) - 1, "verbs behind a Later"
                 case More(n=n):
                     assert n > 0

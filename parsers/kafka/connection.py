@@ -29,6 +29,7 @@ from parsers.contract import (
     Hold,
     Inject,
     Judge,
+    Later,
     More,
     Outage,
     Pass,
@@ -55,8 +56,16 @@ OWN_WORDS_MAX = 1024 * 1024
 # Bytes of one request that are kept until it can be judged, or refused with all its topics. A Produce request to several topics
 # has to be read to its last topic, and is at most 1 MiB with the defaults of all clients.
 HELD_REQUEST_MAX = 8 * 1024 * 1024
-# Bytes of one reply that has to be read as a whole: Metadata of some 100,000 partitions.
+# Bytes of one reply that has to be read as a whole: Metadata of some 100,000 partitions; and of those that name no topics, a
+# broker's versions or a word of its login.
 HELD_REPLY_MAX = 16 * 1024 * 1024
+HELD_SMALL_REPLY_MAX = 64 * 1024
+# A request that names more, and is refused or taken apart, is so over several turns.
+MANY_RESOURCES = 256
+# Verbs about replies that are said at once: many tiny ones may come together, and others want their turn.
+VERBS_MAX = 32
+# Answers of ours that wait for earlier replies; beyond, the client is not read until these have come. All are given at once.
+OWN_ANSWERS_MAX = 64
 # Shorter replies are kept until they are there as a whole, too: the record tells their error. Of those that the kernel may
 # carry, it keeps less.
 READ_WHOLE_MAX = 16 * 1024
@@ -87,7 +96,7 @@ _KEPT_RESOURCES_MAX = 16
 _BEGINNING = struct.Struct(">ii")  # size, correlation id
 # Replies that are kept until they are there as a whole, whatever their size.
 _READ_WHOLE = frozenset({_METADATA, API_VERSIONS, _SASL_AUTHENTICATE})
-_MORE, _HOLD = More(), Hold()
+_MORE, _LATER, _HOLD = More(), Later(), Hold()
 
 
 class _Open:
@@ -138,6 +147,13 @@ class _Asked(msgspec.Struct):
     unknown: tuple[int, ...] = ()  # positions of topics whose ids nobody knows
     instead: tuple[bytes, str] | None = None  # our words, whatever the ruling, with their status
     probe: bool = False  # a question of ours, in ``data``
+    sound: bool = False  # ``request`` was read from the whole of its frame
+
+    def takes_long(self, ruling: Ruling) -> bool:
+        """Whether it names very many things, of which some are refused, and is there as a whole: then it is dealt with step by
+        step. What the kernel has carried is never as long, and must be dealt with at once."""
+        many = len(self.resources) > MANY_RESOURCES and len(self.data) >= self.request.size > KEPT_BYTES
+        return many and not self.probe and not (ruling.allowed and ruling.per_resource is None)
 
 
 class KafkaParser:
@@ -152,6 +168,8 @@ class KafkaParser:
         self._half: tuple[_Asked, Ruling] | None = None  # ruled, and its frame has to be there as a whole before we can act
         self._behind_probe: tuple[Request, bytes] | None = None  # the request that asked for names
         self._own_words = 0  # bytes
+        self._own_answers = 0
+        self._metadata: replies.Metadata | None = None  # a reply that is being read
         self._wanted = 0  # bytes of the next frame that must be there before it is worth a look
         self._topic_ids: OrderedDict[bytes, str] = OrderedDict()
         self._asked_ids: frozenset[bytes] = frozenset()  # the broker was asked for their names, for the next request
@@ -224,6 +242,9 @@ class KafkaParser:
         asked, self._asked = self._asked, None
         if asked is None or asked.number != number:
             return [self._fail("ruling-without-judge")]
+        if asked.takes_long(ruling):
+            self._half = asked, ruling
+            return [_LATER]
         try:
             return self._act(asked, ruling)
         except MalformedError as error:
@@ -251,7 +272,9 @@ class KafkaParser:
             return [Pass(1, number)]
         if self._half is not None:
             return self._act_when_whole(*self._half, data, end)
-        if self._behind_probe is not None or len(self._open) >= OPEN_CALLS_MAX or self._own_words > OWN_WORDS_MAX:
+        if self._behind_probe is not None or len(self._open) >= OPEN_CALLS_MAX:
+            return [_HOLD]
+        if self._own_words > OWN_WORDS_MAX or self._own_answers >= OWN_ANSWERS_MAX:
             return [_HOLD]
         if len(data) < self._wanted and not end:
             return [_MORE]
@@ -471,14 +494,17 @@ class KafkaParser:
         if len(asked.data) < size:
             return None
         frame = asked.data[:size]
-        asked.request = skim(frame)
+        if not asked.sound:
+            asked.request, asked.sound = skim(frame), True
         return frame
 
     def _act_when_whole(self, asked: _Asked, ruling: Ruling, data: bytes, end: bool) -> Sequence[Verb]:
         if len(data) < asked.request.size:
             return [self._fail("truncated-request", asked.number)] if end else [_MORE]
-        self._half = None
         asked.data = data
+        if asked.takes_long(ruling) and not asked.sound and self._whole(asked) is not None:
+            return [_LATER]
+        self._half = None
         return self._act(asked, ruling)
 
     def _answer(self, asked: _Asked, words: bytes, status: str) -> Sequence[Verb]:
@@ -487,6 +513,7 @@ class KafkaParser:
         opened.words = words, status
         self._open.append(opened)
         self._own_words += len(words)
+        self._own_answers += 1
         verbs: list[Verb] = [Drop(asked.request.size, asked.number)]
         if len(self._open) == 1:
             self._take_turn(verbs)
@@ -499,6 +526,7 @@ class KafkaParser:
             assert opened.words is not None
             words, status = opened.words
             self._own_words -= len(words)
+            self._own_answers -= 1
             verbs += (Reply(opened.number, status), Inject(Direction.REPLY, words, opened.number), Done(opened.number))
 
     # Replies
@@ -506,7 +534,7 @@ class KafkaParser:
     def _read_reply(self, data: bytes, end: bool) -> Sequence[Verb]:
         verbs: list[Verb] = []
         at = 0
-        while at < len(data):
+        while at < len(data) and len(verbs) < VERBS_MAX:
             if self._reply_rest is not None:
                 opened, self._reply_rest = self._reply_rest, None
                 verbs.append(Pass(1, opened.number))
@@ -518,6 +546,9 @@ class KafkaParser:
                 if not self._open:
                     raise MalformedError("unasked")
                 settled = self._one_reply(self._open[0], data[at:] if at else data, verbs)
+                if settled is None and self._metadata is not None:
+                    verbs.append(_LATER)
+                    break
                 if settled is None and end:
                     raise MalformedError("truncated")
             except MalformedError as error:  # the replies before it reach the client, as if they had come alone
@@ -544,12 +575,14 @@ class KafkaParser:
         if correlation_id != opened.correlation_id:
             raise MalformedError("out-of-order")
         if opened.api_key in _READ_WHOLE or size <= (KEPT_BYTES if opened.api_key in CARRIED else READ_WHOLE_MAX):
-            if len(data) >= size:
-                self._whole_reply(opened, data[:size], verbs)
-                return size
+            if opened.api_key != _METADATA and size > HELD_SMALL_REPLY_MAX:
+                raise MalformedError("too-large", "HELD_SMALL_REPLY_MAX")
             if size > HELD_REPLY_MAX:
                 raise MalformedError("too-large", "HELD_REPLY_MAX")
-            return None
+            if len(data) < size:
+                return None
+            frame = self._metadata.frame if self._metadata is not None else data[:size]
+            return size if self._whole_reply(opened, frame, verbs) else None
         return self._long_reply(opened, data, size, verbs)
 
     def _reply_error(self, opened: _Open, start: bytes) -> int:
@@ -572,15 +605,18 @@ class KafkaParser:
         start = replies.fetch_start(data, opened.version)
         return None if start is None else start[0]
 
-    def _whole_reply(self, opened: _Open, frame: bytes, verbs: list[Verb]) -> None:
+    def _whole_reply(self, opened: _Open, frame: bytes, verbs: list[Verb]) -> bool:
+        """Settle a reply that is there as a whole; False if it is not read to its end yet."""
         number = opened.number
         told = frame
         if opened.api_key == _METADATA:
-            metadata = replies.Metadata(frame, opened.version)
-            error = metadata.error
+            metadata = self._metadata = self._metadata or replies.Metadata(frame, opened.version, opened.granting)
+            whole = metadata.read_some()
             self._learn(metadata.topic_ids)
-            if opened.granting is not None:
-                told = metadata.filtered(opened.granting)
+            if not whole:
+                return False
+            self._metadata = None
+            error, told = metadata.error, metadata.told
         else:
             error = replies.first_error(frame, opened.api_key, opened.version)
         if opened.api_key == API_VERSIONS:
@@ -600,6 +636,7 @@ class KafkaParser:
         else:
             verbs += (Drop(len(frame), number), Inject(Direction.REPLY, told, number))
         self._reply_over(opened, verbs)
+        return True
 
     def _long_reply(self, opened: _Open, data: bytes, size: int, verbs: list[Verb]) -> int | None:
         """Most of it goes by unread; of its last byte we are told, and so that it is over."""

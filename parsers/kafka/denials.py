@@ -98,8 +98,10 @@ def code_of(resource: str) -> int:
 
 def denied_code(resources: Collection[str], grants: Callable[[str], bool]) -> int:
     """The code that the broker would answer, which asks for the transactional id first, then for the group, then for topics."""
-    denied = {resource.partition(":")[0] for resource in resources if not grants(resource)}
-    return next((code for kind, code in _KINDS.items() if kind in denied), CLUSTER_DENIED)
+    for kind, code in _KINDS.items():
+        if any(not grants(resource) for resource in resources if resource.startswith(f"{kind}:")):
+            return code
+    return CLUSTER_DENIED
 
 
 def not_attempted(request: Request, denied: Collection[int]) -> dict[int, int]:

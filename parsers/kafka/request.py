@@ -5,8 +5,9 @@ as much of a frame as has arrived and answers as soon as nothing behind can chan
 to one topic can be judged before its records are there.
 
 Every length is checked against the frame before it is used, every element takes at least a byte, and their number is
-bounded, so a walk takes time in proportion to the bytes and never more than some 200 ms. Where two programs might read
-different things, the request is refused: a broker must never see a topic that was not judged.
+bounded, so a walk takes time in proportion to the bytes and never more than some 10 ms; what many elements are usually like is
+passed over many at a time. Where two programs might read different things, the request is refused: a broker must never see a
+topic that was not judged.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from typing import Never
 
 import msgspec
 
+from parsers.kafka.bulk import AT_ONCE
 from parsers.kafka.frame import SIZE, Header, MalformedError, UnsupportedError, read_header
 from parsers.kafka.layouts import REQUESTS
 from parsers.kafka.shapes import (
@@ -51,13 +53,16 @@ from parsers.kafka.shapes import (
     shape,
 )
 
-# Topics, groups and transactional ids of one request; a Metadata request of a client that uses them all has some thousands.
-MAX_RESOURCES = 10_000
+# Topics, groups and transactional ids of one request. A client that asks for every single one of a large cluster has some
+# thousands; each takes 3 us to be read, and as much again to be judged.
+MAX_RESOURCES = 4_000
 # Bytes of all their names together: so many of the longest that topics can have (249), and then some.
 MAX_NAME_BYTES = 4 * 1024 * 1024
-# Elements of arrays and tagged fields of one request that have to be walked one by one. Apache Kafka advises against more
-# than some 100,000 partitions per cluster, let alone per request.
-MAX_ELEMENTS = 200_000
+# Elements of arrays of one request. Apache Kafka advises against more than 4,000 partitions per broker and 200,000 per cluster.
+MAX_ELEMENTS = 100_000
+# Fields of elements, and tagged fields, that have to be walked one by one, at up to 0.5 us each: those of elements that are not
+# as clients make them, with a string of hundreds of bytes or with tagged fields, or that name something.
+MAX_STEPS = 24_000
 
 _INT16, _INT32 = Struct(">h"), Struct(">i")
 _NO_ID = bytes(16)
@@ -168,6 +173,7 @@ class _Walk:
     session_epoch = 0
     determined = 0
     elements = MAX_ELEMENTS
+    steps = MAX_STEPS
     resources = MAX_RESOURCES
     name_bytes = MAX_NAME_BYTES
     # The topic that is being read: where it goes and begins, and what is known of it.
@@ -243,13 +249,18 @@ class _Walk:
         return n, pos
 
     def count(self, pos: int, null: bool, least: int) -> tuple[int, int]:
-        """The number of elements of at least ``least`` bytes that are going to be walked one by one."""
+        """The number of elements of at least ``least`` bytes."""
         n, pos = self.length(pos, null, True)
         if n > 0:
             if n * least > self.stop - pos:
                 raise MalformedError("count-beyond-frame")
             self.spend(n)
         return n, pos
+
+    def walk(self, steps: int) -> None:
+        self.steps -= steps
+        if self.steps < 0:
+            raise MalformedError("too-many-elements", "MAX_STEPS")
 
     def spend(self, elements: int) -> None:
         self.elements -= elements
@@ -316,9 +327,13 @@ class _Walk:
             elif code == ARRAY:
                 assert inner is not None
                 size, pos = self.count(pos, null, inner.least)
-                final_element = size - 1 if last and final else -1
+                if size > AT_ONCE and self.free is None:
+                    pos = self.many(inner, pos, size - 1)
+                    size = 1
+                else:
+                    self.walk(size * len(inner.steps))
                 for element in range(size):
-                    pos = self.block(inner, pos, element == final_element)
+                    pos = self.block(inner, pos, last and final and element == size - 1)
             elif code == NAME:
                 self.name, pos = self.text(pos, null)
             elif code == TOPICS:
@@ -328,6 +343,28 @@ class _Walk:
                 pos = self.rare(code, n, null, inner, pos, last and final)
             if final and last:
                 self.settle(pos)
+        return pos
+
+    def many(self, inner: Block, pos: int, number: int) -> int:
+        """So many elements, of which none is the last."""
+        if inner.partitions is not None:
+            after = pos + number * inner.least
+            if after > self.end:
+                self.short(after)
+            tags = self.data[pos + inner.least - 1 : after : inner.least] if self.flexible else b""
+            if not any(tags):
+                self.partitions += [partition for (partition,) in inner.partitions.iter_unpack(self.data[pos:after])]
+                return after
+        while number:
+            some = min(number, AT_ONCE)
+            usual = inner.many.match(self.data, pos, self.end) if inner.many and some == AT_ONCE else None
+            if usual:
+                pos = usual.end()
+            else:
+                self.walk(some * len(inner.steps))
+                for _ in range(some):
+                    pos = self.block(inner, pos, False)
+            number -= some
         return pos
 
     def rare(self, code: int, n: int, null: bool, inner: Block | None, pos: int, last: bool) -> int:
@@ -404,6 +441,7 @@ class _Walk:
             self.all_topics |= bool(marks & (NULL_IS_ALL | EMPTY_IS_ALL))
             return pos
         self.claim(n)
+        self.walk(n * len(inner.steps))
         if marks & FORGOTTEN:
             into = self.forgotten
         else:
@@ -456,6 +494,7 @@ class _Walk:
 
     def groups_of(self, inner: Block, start: int, null: bool, last: bool) -> int:
         n, pos = self.count(start, null, inner.least)
+        self.walk(max(n, 0) * len(inner.steps))
         self.group_array, self.group_starts = (start, pos, max(n, 0)), []
         for element in range(n):
             self.group_starts.append(pos)
@@ -480,7 +519,7 @@ class _Walk:
     def tags(self, inner: Block | None, pos: int) -> int:
         """Tagged fields (KIP-482): in ascending order, each of the length that it says."""
         n, pos = self.varint(pos)
-        self.spend(n)
+        self.walk(n)
         previous = -1
         for _ in range(n):
             tag, pos = self.varint(pos)

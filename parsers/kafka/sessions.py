@@ -10,9 +10,11 @@ by, and taken out when the broker has accepted the request that forgets them.
 from collections import OrderedDict
 from collections.abc import Iterable
 
+from parsers.kafka.request import MAX_RESOURCES
+
 # Sessions of one connection. A client has one with each broker.
 MAX_SESSIONS = 4
-# Partitions of one session: as many as a request may have (request.MAX_ELEMENTS).
+# Partitions of one session: as many as a cluster should have at most.
 MAX_PARTITIONS = 200_000
 
 # Bytes of the entries that one session's replies repeat of denied topics: some thousands of topics.
@@ -36,13 +38,13 @@ class Session:
         self.partitions = 0
 
     def add(self, topics: Iterable[Partitions]) -> bool:
-        """Add partitions; False when there are too many."""
+        """Add partitions; False when there are too many, or too many topics: each Fetch is judged by all of them."""
         for name, partitions in topics:
             kept = self.topics.setdefault(name, set())
             before = len(kept)
             kept.update(partitions)
             self.partitions += len(kept) - before
-        return self.partitions <= MAX_PARTITIONS
+        return self.partitions <= MAX_PARTITIONS and len(self.topics) <= MAX_RESOURCES
 
     def deny(self, topics: Iterable[tuple[str, bytes]]) -> bool:
         """Tell of topics in every reply, each by its entry; False when there are too many."""

@@ -4,10 +4,12 @@ The language is described in layouts.py. A step is a plain tuple, because some t
 """
 
 import re
+import struct
 from collections.abc import Mapping
 from functools import cache
 from typing import NamedTuple
 
+from parsers.kafka import bulk
 from parsers.kafka.layouts import REQUESTS
 
 # What a step does. The walk depends on the order: up to BYTES are the most frequent ones, from NUMBERS on are numbers.
@@ -76,12 +78,18 @@ class Step(NamedTuple):
 
 
 class Block(NamedTuple):
-    """The steps of a structure. ``least``: the fewest bytes that it can take. ``tagged``: blocks by tag."""
+    """The steps of a structure. ``least``: the fewest bytes that it can take. ``tagged``: blocks by tag.
+
+    ``many`` passes over ``bulk.AT_ONCE`` structures of the usual kind of which nothing is wanted. ``partitions`` takes the
+    partition of a structure that has nothing else of interest, and fits ``least`` bytes where it has no tagged fields.
+    """
 
     steps: tuple[Step, ...] = ()
     least: int = 0
     tagged: Mapping[int, "Block"] = {}
     wanted: bool = False
+    many: re.Pattern[bytes] | None = None
+    partitions: struct.Struct | None = None
 
 
 class _Text:
@@ -115,7 +123,26 @@ class _Text:
             steps.append(Step(TAGS, inner=Block(tagged=tagged) if tagged else None))
         last = max((number for number, step in enumerate(steps) if _wanted(step)), default=-1)
         final = tuple(step._replace(final=number == last) for number, step in enumerate(steps))
-        return Block(final, sum(map(self._least, steps)), tagged, last >= 0), plain
+        least = sum(map(self._least, steps))
+        return Block(final, least, tagged, last >= 0, *self._shortcuts(steps, least)), plain
+
+    def _shortcuts(self, steps: list[Step], least: int) -> tuple[re.Pattern[bytes] | None, struct.Struct | None]:
+        codes = [step.code for step in steps]
+        if PARTITION in codes and set(codes) <= {PARTITION, SKIP, TAGS}:
+            before = sum(step.n for step in steps[: codes.index(PARTITION)])
+            return None, struct.Struct(f">{before}xi{least - before - 4}x")
+        if not steps or not set(codes) <= _SKIPS:
+            return None, None
+        return bulk.compiled([self._part(step) for step in steps]), None
+
+    def _part(self, step: Step) -> bulk.Part:
+        if step.code == SKIP:
+            return bulk.Part(step.n)
+        if step.code == TAGS:
+            return bulk.NO_TAGS
+        if step.code == PLAIN:
+            return bulk.array(step.n, 0 if self._flexible else 4, step.null)
+        return bulk.string(0 if self._flexible else 2 if step.code == STRING else 4, step.null)
 
     def _step(self, name: str | None, unit: str) -> Step:
         if unit in "[(":

@@ -6,15 +6,19 @@ Values are kept **as encoded**, with their length prefix: what a reply repeats o
 because an API's request and reply turn flexible in the same version.
 """
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from parsers.kafka import bulk
 from parsers.kafka.frame import MalformedError
 
 INT16_MAX = 0x7FFF
 INT32_MAX = 0x7FFF_FFFF
 SIZE_BYTES = 4  # the size field, which does not count itself
-ELEMENTS_MAX = 100_000  # array elements that are kept of one frame: at most 50 MB, half a second
+ELEMENTS_MAX = 8_000  # array elements that are kept of one frame: some 3 us each
+PASSED_MAX = 100_000  # elements of one array that are passed over, at 0.1 us each
+UNUSUAL_MAX = 8_000  # those among them that have to be walked one by one: brokers have none
 API_VERSIONS = 18
 _VARINT_MAX = 5  # bytes
 
@@ -74,6 +78,7 @@ FIXED = {
 }
 # _PLAIN: an array of values of a fixed size that nobody wants. _ERROR: an error code that is looked for.
 _FIXED, _STRING, _BYTES, _COMPACT, _ARRAY, _STRUCT, _TAGS, _PLAIN, _ERROR = range(9)
+_MATCHED = frozenset({_FIXED, _STRING, _BYTES, _COMPACT, _TAGS, _PLAIN})
 _ERRORS = ("ErrorCode", "PartitionErrorCode")
 
 
@@ -87,6 +92,7 @@ class Step(NamedTuple):
     leaf: str | None = None
     null: bool = False
     compact: bool = False
+    many: re.Pattern[bytes] | None = None  # passes over ``bulk.AT_ONCE`` elements of the usual kind
 
 
 Plan = tuple[Step, ...]
@@ -150,7 +156,20 @@ def _step(field: Field, version: int, flexible: bool, wanted: Wanted | None) -> 
         inner = (_plain(kind[2:], flexible, leaf, False),)
     if keep is None and all(step.kind == _FIXED for step in inner):
         return Step(_PLAIN, sum(step.size for step in inner), null=null, compact=flexible)
-    return Step(_ARRAY, keep=keep, inner=inner, leaf=leaf, null=null, compact=flexible)
+    many = None
+    if keep is None and all(step.kind in _MATCHED for step in inner):
+        many = bulk.compiled([_part(step, flexible) for step in inner])
+    return Step(_ARRAY, keep=keep, inner=inner, leaf=leaf, null=null, compact=flexible, many=many)
+
+
+def _part(step: Step, flexible: bool) -> bulk.Part:
+    if step.kind == _FIXED:
+        return bulk.Part(step.size)
+    if step.kind == _TAGS:
+        return bulk.NO_TAGS
+    if step.kind == _PLAIN:
+        return bulk.array(step.size, 0 if flexible else 4, step.null)
+    return bulk.string(0 if flexible else 2 if step.kind == _STRING else 4, step.null)
 
 
 def _plain(kind: str, flexible: bool, keep: str | None, null: bool) -> Step:
@@ -290,7 +309,7 @@ class Reader:
         if self._left < 0:
             if count > len(self.data) - self.at:  # each element has a byte at least
                 raise TruncatedError
-            raise MalformedError("too-many-elements")
+            raise MalformedError("too-many-elements", "ELEMENTS_MAX")
         if step.leaf is None:
             arrays[step.keep] = Elements(start, end, [self.read(inner) for _ in range(count)], [])
             return
@@ -310,7 +329,7 @@ def _passed(data: bytes, at: int, plan: Plan, found: list[int]) -> int:
     """
     before = bool(found)
     own = False
-    for kind, size, _, inner, _, null, compact in plan:
+    for kind, size, _, inner, _, null, compact, many in plan:
         if kind == _FIXED:
             at += size
         elif kind == _TAGS:
@@ -351,12 +370,32 @@ def _passed(data: bytes, at: int, plan: Plan, found: list[int]) -> int:
                 if length < -1 or not null:
                     raise MalformedError("negative-length")
             elif kind == _ARRAY:
-                for _ in range(length):
-                    at = _passed(data, at, inner, found)
+                at = _passed_elements(data, at, inner, length, many, found)
             else:
                 at += length * size if kind == _PLAIN else length
     if at > len(data):
         raise TruncatedError
+    return at
+
+
+def _passed_elements(data: bytes, at: int, inner: Plan, number: int, many: re.Pattern[bytes] | None, found: list[int]) -> int:
+    if number > PASSED_MAX:
+        if number > len(data) - at:  # each element has a byte at least
+            raise TruncatedError
+        raise MalformedError("too-many-elements", "PASSED_MAX")
+    unusual = 0
+    while number:
+        some = min(number, bulk.AT_ONCE)
+        usual = many.match(data, at) if many is not None and some == bulk.AT_ONCE else None
+        if usual is not None:
+            at = usual.end()
+        else:
+            unusual += some
+            if unusual > UNUSUAL_MAX:
+                raise MalformedError("too-many-elements", "UNUSUAL_MAX")
+            for _ in range(some):
+                at = _passed(data, at, inner, found)
+        number -= some
     return at
 
 

@@ -5,6 +5,7 @@ this parser refuses is listed in docs/http1.md.
 """
 
 import os
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from parsers import http1_chunked
 from parsers.contract import ApiCall, Direction, Fail
 from parsers.http1 import Http1Parser
 from tests.corpus_loader import hostile_requests
@@ -386,3 +388,30 @@ class TestOracles:
         assert Playbook(Http1Parser()).client(request_bytes).fail is not None
         assert (read_with_h11(request_bytes) is not None) == (accepted_by in ("h11", "both"))
         assert LlHttp().read(request_bytes) == (accepted_by in ("httptools", "both"))
+
+
+@examples(100)
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.sampled_from([b"", b";a", b";a=b", b'; a="\r\n"']), st.booleans()), max_size=300),
+    st.integers(1, 400),
+)
+def test_tiny_chunks_are_found_many_at_a_time_as_one_by_one(chunks: list[tuple[int, bytes, bool]], piece: int) -> None:
+    data = b"".join(
+        (b"%x" if lower else b"0%X") % size + extension + b"\r\n" + b"\n\r" * (size // 2) + b"0" * (size % 2) + b"\r\n"
+        for size, extension, lower in chunks
+    )
+    data += b"0\r\n\r\nGET"
+
+    def settled(pattern: "re.Pattern[bytes]") -> tuple[int, bool, object]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(http1_chunked, "_TINY_CHUNKS", pattern)
+            body, at, end = http1_chunked.ChunkedBody(), 0, piece
+            while not (body.finished or body.fault) and (at < len(data) or end < len(data)):
+                before = at
+                at = body.scan(data[:end], at) if at < end else at
+                if at == before or at >= end:
+                    end += piece
+            return at, body.finished, body.fault
+
+    one_by_one = re.compile(rb"(?!)")
+    assert settled(http1_chunked._TINY_CHUNKS) == settled(one_by_one)

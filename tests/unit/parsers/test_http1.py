@@ -761,3 +761,20 @@ class TestWhereACallMayFollow:
         play = conversation(deny_posts).client(POST)
         assert not play.parser.at_boundary
         assert play.client(b"12345").parser.at_boundary
+
+
+@pytest.mark.parametrize("unit", [b"1\r\nx\r\n", b"1;a\r\nx\r\n"])
+def test_thousands_of_chunks_in_one_piece_go_by_whole(unit: bytes) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    data = head + unit * 5_000 + b"0\r\n\r\n"
+    play = Playbook(Http1Parser()).client(data)
+    assert play.to_server == data
+
+
+def test_thousands_of_interim_replies_in_one_piece_go_by_whole() -> None:
+    play = Playbook(Http1Parser()).client(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    hints = b"HTTP/1.1 103 Early Hints\r\n\r\n" * 3_000
+    last = b"HTTP/1.1 204 No Content\r\n\r\n"
+    play.server(hints + last)
+    assert play.to_client == hints + last
+    assert play.done == [0]

@@ -5,7 +5,8 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from bpf import abi
-from proxy.datapath import HEARTBEAT_INTERVAL, HEARTBEAT_LIMIT, _address_key, is_class, mapped, unmapped
+from proxy.datapath import HEARTBEAT_LIMIT, _address_key, is_class, mapped, unmapped
+from proxy.heartbeat import INTERVAL
 
 
 @pytest.mark.parametrize("text", ["0.0.0.0", "127.0.0.1", "255.255.255.255", "::", "::1", "2001:db8::7", "fe80::1"])
@@ -36,4 +37,4 @@ def test_processes_of_a_host_are_no_classes_of_addresses() -> None:
 
 
 def test_one_missed_beat_is_not_yet_death() -> None:
-    assert HEARTBEAT_INTERVAL * 5 <= HEARTBEAT_LIMIT
+    assert INTERVAL * 5 <= HEARTBEAT_LIMIT

@@ -19,6 +19,7 @@ from proxy.flow import (
     FIRST_CALL_TIMEOUT,
     HEAD_TIMEOUT,
     Abort,
+    Again,
     Answer,
     AwaitRoom,
     Carried,
@@ -865,3 +866,50 @@ class TestSummaries:
         assert len(play.records) == 3
         play.server_ends()
         assert len(play.records) == MAX_SUMMARIES + 3
+
+
+class TestTurns:
+    """Thousands of calls may come in one piece."""
+
+    def test_they_are_settled_over_several_turns_in_their_order(self) -> None:
+        play = Dialogue(LineParser()).client(b"".join(b"/%s/%d\n" % (b"no" if i % 2 else b"ok", i) for i in range(500)))
+        assert play.turns >= 10
+        assert play.to_server == b"".join(b"/ok/%d\n" % i for i in range(0, 500, 2))
+        assert [record.path for record in play.records] == [f"/no/{i}" for i in range(1, 500, 2)]
+        play.server(b"yes\n" * 250)
+        assert len(play.records) == 500
+
+    def test_no_more_is_read_before_they_are_settled(self) -> None:
+        flow = Dialogue(LineParser()).flow
+        assert Again() in flow.data(REQUEST, b"/no\n" * 500, 0.0)
+        assert not flow.wants(REQUEST)
+        assert flow.wants(REPLY)
+
+    def test_the_end_of_the_stream_comes_behind_them(self) -> None:
+        play = Dialogue(LineParser())
+        play.flow.data(REQUEST, b"/ok\n" * 100, 0.0)
+        play.client_ends()
+        assert len(play.policy.asked) == 100
+        assert play.commands[-1] == Shut(REQUEST)
+
+    def test_a_reset_between_turns_leaves_a_record_of_each_that_was_read(self) -> None:
+        play = Dialogue(LineParser())
+        play.flow.data(REQUEST, b"/ok\n" * 100, 0.0)
+        play.client_resets()
+        assert len(play.records) == len(play.policy.asked) < 100
+        assert play.flow.go_on(0.0) == []
+
+    def test_a_drain_between_turns_waits_for_what_has_come(self) -> None:
+        play = Dialogue(LineParser())
+        play.flow.data(REQUEST, b"/no\n" * 100, 0.0)
+        play.drain()
+        assert not play.ended
+        play.take(play.flow.go_on(0.0))
+        assert len(play.records) == 100
+        assert play.ended
+
+    def test_a_client_is_not_slow_while_it_waits_for_us(self) -> None:
+        play = Dialogue(LineParser())
+        play.flow.data(REQUEST, b"/ok\n" * 100, 0.0)
+        play.wait(2 * HEAD_TIMEOUT)
+        assert not play.ended

@@ -18,7 +18,8 @@ from kafka.protocol.producer import AddPartitionsToTxnRequest, AddPartitionsToTx
 
 from parsers.contract import ApiCall, Direction, Fail, Hold, Outage
 from parsers.kafka import connection
-from parsers.kafka.connection import SUPPORTED, KafkaParser
+from parsers.kafka.connection import OWN_ANSWERS_MAX, SUPPORTED, KafkaParser
+from parsers.kafka.replies import METADATA_TOPICS
 from parsers.kafka.request import MAX_ELEMENTS
 from policies.decide import Decision, Verdict
 from proxy.flow import HEAD_TIMEOUT, Close
@@ -902,3 +903,52 @@ class TestVerdicts:
         play.server(described(0, (SECRETS, SECRETS_ID, 0), (None, LOST_ID, 100)))
         answered = play.records[-1]
         assert (answered.method, answered.verdict, answered.reason) == ("Fetch", "DENIED", "no-rule-matched")
+
+
+class TestTurns:
+    @pytest.mark.parametrize("allowed", [0, 1])
+    def test_a_request_for_thousands_of_topics_is_refused_over_several_turns(self, allowed: int) -> None:
+        secrets = [f"secret-{number}" for number in range(2_000)]
+        play = talk().client(produce(1, ORDERS)).server(produced(1, ORDERS))
+        play.client(produce(2, *[ORDERS] * allowed, *secrets) + produce(3, ORDERS))
+        assert play.turns >= 3
+        if allowed:
+            play.server(produced(2, ORDERS))
+        play.server(produced(3, ORDERS))
+        first, second, third = frames(play.to_client)
+        assert results(second) == (2, {**dict.fromkeys([ORDERS] * allowed, 0), **dict.fromkeys(secrets, 29)})
+        assert [results(first)[0], results(third)[0]] == [1, 3]
+        assert [record.verdict for record in play.records] == ["ALLOWED", "PARTIAL" if allowed else "DENIED", "ALLOWED"]
+
+    def test_a_connection_that_ends_while_its_call_is_judged_leaves_a_record(self) -> None:
+        play = talk()
+        play.flow.data(Direction.REQUEST, produce(1, *[f"secret-{number}" for number in range(2_000)]), 0.0)
+        play.client_resets()
+        assert [(record.verdict, record.reason, record.status) for record in play.records] == [
+            ("DENIED", "ended-unjudged", "reset")
+        ]
+
+    def test_a_metadata_reply_of_a_large_cluster_is_read_over_several_turns(self) -> None:
+        topic = MetadataResponse.MetadataResponseTopic
+        topics = [
+            topic(error_code=0, name=f"{kind}-{number}", topic_id=uuid.uuid4(), is_internal=False, partitions=[])
+            for number in range(1_000)
+            for kind in (ORDERS, "secret")
+        ]
+        reply = MetadataResponse(
+            version=12, throttle_time_ms=0, brokers=[], cluster_id="c", controller_id=1, topics=topics, error_code=0
+        )
+        play = talk().client(encoded(MetadataRequest(version=12, topics=None), 1))
+        before = play.turns
+        play.server(encoded(reply, 1))
+        assert play.turns - before >= len(topics) // METADATA_TOPICS
+        seen = MetadataResponse.decode(play.to_client, version=12, header=True, framed=True)
+        assert [topic.name for topic in seen.topics] == [f"{ORDERS}-{number}" for number in range(1_000)]
+
+    def test_answers_of_ours_that_wait_are_not_very_many(self) -> None:
+        """They are given all at once, when the reply before them has come."""
+        play = talk().client(produce(1, ORDERS)).client(b"".join(produce(number, SECRETS) for number in range(2, 200)))
+        assert len(play.records) == 0
+        assert play.flow.open_calls == 1 + OWN_ANSWERS_MAX
+        play.server(produced(1, ORDERS))
+        assert [results(frame)[0] for frame in frames(play.to_client)] == list(range(1, 200))

@@ -16,6 +16,7 @@ from parsers.kafka.layouts import REQUESTS
 from parsers.kafka.messages import MESSAGES
 from parsers.kafka.request import Named, Request, Topic, skim
 from parsers.kafka.splits import splits_exactly
+from parsers.kafka.wire import ELEMENTS_MAX
 from tests.property.kafka_reply_words import element_word, error_codes, reply_trees, request_tree, told_array
 from tests.property.kafka_words import VERSIONS, Writer
 
@@ -348,6 +349,7 @@ def test_the_largest_denial_takes_time_and_room_in_proportion() -> None:
         assert reply is not None
         return time.thread_time() - begun, len(reply)
 
-    assert refused(50_000)[1] < 80 * 50_000
-    with pytest.raises(MalformedError, match="too-many-elements"):
-        refused(150_000)
+    assert refused(ELEMENTS_MAX - 1)[1] < 80 * ELEMENTS_MAX
+    with pytest.raises(MalformedError, match="too-many-elements") as caught:
+        refused(ELEMENTS_MAX)
+    assert caught.value.limit == "ELEMENTS_MAX"

@@ -10,7 +10,7 @@ import pytest
 from parsers.kafka import denials
 from parsers.kafka.frame import MalformedError
 from parsers.kafka.messages import MESSAGES
-from parsers.kafka.replies import Metadata, fetch_start, filter_api_versions, filter_metadata, first_error
+from parsers.kafka.replies import METADATA_TOPICS, Metadata, fetch_start, filter_api_versions, filter_metadata, first_error
 from tests.property.kafka_reply_words import REPLIES, ReplyWriter, error_codes, kafka_python_reply, reply_trees
 from tests.property.kafka_words import VERSIONS
 
@@ -68,7 +68,7 @@ def test_the_error_of_metadata_is_its_own_or_a_topic_s(version: int) -> None:
         frame = writer.reply(3, version)
         for tree in reply_trees(frame, 3, version):
             codes = [int(node["error_code"]) for node in (tree, *tree["topics"]) if "error_code" in node]
-            assert Metadata(frame, version).error == next((code for code in codes if code), 0)
+            assert whole(Metadata(frame, version)).error == next((code for code in codes if code), 0)
 
 
 @pytest.mark.parametrize("version", METADATA)
@@ -82,7 +82,7 @@ def test_names_of_topics_are_found_by_their_ids(version: int) -> None:
                 for topic in tree["topics"]
                 if topic.get("topic_id") and topic["topic_id"].int and topic["name"] is not None
             ]
-            assert Metadata(frame, version).topic_ids == {topic["topic_id"].bytes: topic["name"] for topic in named}
+            assert whole(Metadata(frame, version)).topic_ids == {topic["topic_id"].bytes: topic["name"] for topic in named}
 
 
 def refiltered(frame: bytes, key: int, version: int, change: Callable[[Any], None]) -> bytes:
@@ -168,7 +168,7 @@ def test_a_mutated_reply_is_malformed_or_filtered_and_nothing_else() -> None:
     outcomes = {"malformed": 0, "read": 0}
     functions: list[tuple[int, Callable[[bytes, int], object]]] = [
         (3, lambda frame, version: filter_metadata(frame, version, lambda name: len(name) % 2 == 0)),
-        (3, lambda frame, version: Metadata(frame, version).topic_ids),
+        (3, lambda frame, version: whole(Metadata(frame, version)).topic_ids),
         (18, lambda frame, version: filter_api_versions(frame, version, {0: (0, 5), 3: (1, 9)})),
         (1, fetch_start),
     ]
@@ -217,9 +217,9 @@ def test_a_reply_of_a_large_cluster_is_read_in_time() -> None:
     """10,000 topics, 50,000 partitions. Bounds are wide, because this may run on anything: it takes 0.1 s where it was made."""
     frame = large_metadata(10_000, 5)
     begun = time.thread_time()
-    assert first_error(frame, 3, 12) == 0
-    assert Metadata(frame, 12).topic_ids == {}
+    assert whole(Metadata(frame, 12)).error == 0
     assert first_error(filter_metadata(frame, 12, lambda _: False), 3, 12) == 0
+    assert filter_metadata(frame, 12, lambda _: True) == frame
     assert time.thread_time() - begun < 3
 
 
@@ -228,8 +228,42 @@ def test_an_all_but_endless_reply_is_refused() -> None:
         filter_metadata(large_metadata(100_001, 0), 12, lambda _: True)
 
 
-def large_metadata(topics: int, partitions: int) -> bytes:
-    partition = b"\0\0" + bytes(12) + b"\2" + bytes(4) + b"\2" + bytes(4) + b"\1" + b"\0"
+def test_a_reply_is_read_piece_by_piece() -> None:
+    """Whatever a server sends, no piece takes long: by topics, and by bytes where a topic has very many partitions."""
+    for topics, partitions, pieces in ((2_000, 1, 2_000 // METADATA_TOPICS), (40, 1_000, 3)):
+        metadata, count = Metadata(large_metadata(topics, partitions), 12), 0
+        while not metadata.read_some():
+            count += 1
+        assert count >= pieces
+
+
+def test_partitions_as_no_broker_describes_them_are_read_up_to_a_limit() -> None:
+    """With tagged fields in each, or with hundreds of replicas."""
+
+    def told(partitions: int) -> bytes:
+        tagged = b"\0\0" + bytes(12) + b"\1\1\1" + b"\1\0\0"
+        return large_metadata(1, partitions, tagged)
+
+    assert whole(Metadata(told(5_000), 12)).error == 0
+    with pytest.raises(MalformedError) as caught:
+        whole(Metadata(told(9_000), 12))
+    assert caught.value.limit == "UNUSUAL_MAX"
+
+
+def whole(metadata: Metadata) -> Metadata:
+    ids: dict[bytes, str] = {}
+    while True:
+        finished = metadata.read_some()
+        ids |= metadata.topic_ids
+        if finished:
+            metadata.topic_ids = ids
+            return metadata
+
+
+PARTITION = b"\0\0" + bytes(12) + b"\2" + bytes(4) + b"\2" + bytes(4) + b"\1" + b"\0"
+
+
+def large_metadata(topics: int, partitions: int, partition: bytes = PARTITION) -> bytes:
     one = b"\0\0" + b"\7secret" + bytes(16) + b"\0" + varint(partitions + 1) + partition * partitions + bytes(4) + b"\0"
     body = bytes(4) + b"\0" + bytes(4) + b"\1" + b"\0" + bytes(4) + varint(topics + 1) + one * topics + b"\0"
     return len(body).to_bytes(4, "big") + body

@@ -11,6 +11,7 @@ from parsers.kafka.request import (
     MAX_ELEMENTS,
     MAX_NAME_BYTES,
     MAX_RESOURCES,
+    MAX_STEPS,
     Request,
     look,
     skim,
@@ -348,10 +349,10 @@ def test_names_of_a_request_are_no_longer_than_the_limits() -> None:
     long = b"\x80\x80\x02" + bytes(0x7FFF)  # a varint: 0x8000 less one
     assert len(skim(flexible(METADATA, 9, b"\2" + long + b"\0\0\0\0\0")).topics[0].name or "") == 0x7FFF
     assert refused(flexible(METADATA, 9, b"\2\x81\x80\x02" + bytes(0x8000) + b"\0\0\0\0\0")) == "string-too-long"
-    names = MAX_NAME_BYTES // 1024
-    assert len(skim(metadata(*[b"t" * 1024] * names)).topics) == names
+    names = MAX_NAME_BYTES // 2048
+    assert len(skim(metadata(*[b"t" * 2048] * names)).topics) == names
     with pytest.raises(MalformedError) as caught:
-        skim(metadata(*[b"t" * 1024] * (names + 1)))
+        skim(metadata(*[b"t" * 2048] * (names + 1)))
     assert caught.value.limit == "MAX_NAME_BYTES"
 
 
@@ -367,9 +368,40 @@ def test_a_request_has_no_more_elements_than_the_limit() -> None:
     assert refused(framed(METADATA, 12, b"", tags=tags)) == "too-many-elements"
 
 
+def test_elements_that_are_not_as_usual_are_walked_up_to_a_limit() -> None:
+    """Of fields of elements with long strings, or with tagged fields: a walk takes some 10 ms at most."""
+
+    def commit(partitions: int, note: bytes) -> bytes:
+        one = bytes(12) + string(note)
+        return framed(8, 0, string(b"g") + pack(">i", 1) + string(b"t") + pack(">i", partitions) + one * partitions)
+
+    assert skim(commit(90_000, b"a note")).topics[0].name == "t"
+    with pytest.raises(MalformedError) as caught:
+        skim(commit(MAX_STEPS // 2 + 100, b"a note" * 50))
+    assert caught.value.limit == "MAX_STEPS"
+
+
+@pytest.mark.parametrize("count", [1, 2, 32, 33, 34, 65, 100])
+@pytest.mark.parametrize("unusual", [-1, 0, 1, 31, 32, 33, 64])
+def test_what_is_passed_over_many_at_a_time_is_laid_out_as_what_is_walked(count: int, unusual: int) -> None:
+    """One long string, or one tagged field, anywhere among usual elements."""
+    notes = [b"n" * 400 if i == unusual else b"n" * (i % 5) for i in range(count)]
+    body = string(b"g") + pack(">i", 2)
+    for name in (b"t", b"u"):
+        body += string(name) + pack(">i", count) + b"".join(bytes(12) + string(note) for note in notes)
+    assert [topic.name for topic in skim(framed(8, 0, body)).topics] == ["t", "u"]
+    fetch = [(partition, b"\1\7\0" if partition == unusual else b"\0") for partition in range(count)]
+    partitions = b"".join(pack(">i", partition) + bytes(28) + tags for partition, tags in fetch)
+    body = bytes(17) + pack(">ii", 0, -1) + b"\2\2t" + bytes([count + 1]) + partitions + b"\0" + b"\1" + b"\1" + b"\0"
+    found = skim(framed(1, 12, body, tags=b"\0"))
+    assert found.topics[0].partitions == tuple(range(count))
+    data = framed(1, 12, body, tags=b"\0")
+    assert all(isinstance(look(data[:n]), int) for n in range(found.determined))
+
+
 def test_asking_is_linear_however_the_bytes_arrive() -> None:
     """Byte by byte, as often as ``look`` wants to be asked: it sees at most four times the bytes of the frame."""
-    data = metadata(*[b"a topic"] * 9_000)
+    data = metadata(*[b"a topic"] * 3_900)
     seen, wanted = 0, 0
     for length in range(len(data) + 1):
         if length >= wanted:
