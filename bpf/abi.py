@@ -95,7 +95,7 @@ class PathLimit(IntEnum):
     MAX_WORKERS = 0x40
     HEAD_BYTES = 0x450
     CELLS = 0x40
-    RING_BYTES = 0x80000
+    RING_BYTES = 0x200000
     REPLY_TABLE = 0x0
     PREFIXES = 0x8
     MAX_PREFIXES = 0x10000
@@ -159,11 +159,13 @@ class Call(NamedTuple):
     status: int
     no_reply_body: int
     zero: int
+    number: int
+    zeros: int
     head: bytes
     reply_head: bytes
 
 
-SLUICE_CALL = Struct("=QQQQQIIQHHHBB1104s1104s")
+SLUICE_CALL = Struct("=QQQQQIIQHHHBBII1104s1104s")
 
 
 class Cgroup(NamedTuple):
@@ -208,7 +210,7 @@ class Ends(NamedTuple):
     begun: int
     answered: int
     torn: int
-    zero: int
+    dialled: int
 
 
 SLUICE_ENDS = Struct("=QQQQQQIIIIII")
@@ -224,9 +226,11 @@ class Flow(NamedTuple):
     up_read: int
     up_written: int
     client: int
+    first: int
+    zero: int
 
 
-SLUICE_FLOW = Struct("=IIIIIIIIQ")
+SLUICE_FLOW = Struct("=IIIIIIIIQII")
 
 
 class Lane(NamedTuple):

@@ -213,7 +213,7 @@ enum sluice_path_limit {
 	SLUICE_MAX_WORKERS = 64,
 	SLUICE_HEAD_BYTES = 1104,	/* a longer head is the relay's; the automata count on it (HEAD_PROOF_MAX) */
 	SLUICE_CELLS = 64,		/* classes of bytes */
-	SLUICE_RING_BYTES = 524288,	/* records on their way to a worker, which must make them within a heartbeat */
+	SLUICE_RING_BYTES = 2097152,	/* finished calls on their way to a worker's records: a few thousand */
 	SLUICE_REPLY_TABLE = 0,		/* the automaton of reply heads */
 	SLUICE_PREFIXES = 8,		/* of one connection */
 	SLUICE_MAX_PREFIXES = 65536,	/* of all; 2 KiB each, and not preallocated */
@@ -240,7 +240,9 @@ struct sluice_flow {
 	__u32 down_written;
 	__u32 up_read;
 	__u32 up_written;
-	__u64 client;		/* cookie of the calling application's socket */
+	__u64 client;		/* cookie of the calling application's socket; 0: nobody's */
+	__u32 first;		/* number of the connection's next call, when the agent lets go */
+	__u32 zero;
 };
 
 /* ends: what the programs know of the two applications' sockets of a flow. Mapped into the agent's memory. */
@@ -256,7 +258,7 @@ struct sluice_ends {
 	__u32 begun;		/* calls since the agent let go of the wheel */
 	__u32 answered;		/* of these */
 	__u32 torn;		/* a message was taken in part: nothing is to be carried, or relayed, any more */
-	__u32 zero;
+	__u32 dialled;		/* first sequence number from the agent to the server */
 };
 
 /* lanes: what the programs know of a socket, in its storage. */
@@ -322,6 +324,8 @@ struct sluice_call {
 	__u16 status;
 	__u8 no_reply_body;
 	__u8 zero;
+	__u32 number;			/* of the connection's calls, from 0 */
+	__u32 zeros;
 	__u8 head[SLUICE_HEAD_BYTES];
 	__u8 reply_head[SLUICE_HEAD_BYTES];
 };

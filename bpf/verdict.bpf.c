@@ -212,11 +212,16 @@ static __always_inline void on_connect(struct bpf_sock_ops *ctx, struct bpf_sock
 	struct sluice_lane *lane = bpf_sk_storage_get(&lanes, sk, 0, 0);
 	struct sluice_upstream upstream = {};
 	struct sluice_tuple tuple = {};
+	struct sluice_ends *both;
 
 	if (!lane || lane->role != SLUICE_ROLE_UPSTREAM)
 		return;
 	upstream.flow = lane->flow;
 	upstream.sequence = tcp->write_seq + 1;
+	both = bpf_map_lookup_elem(&ends, &upstream.flow);
+	if (!both)
+		return;
+	both->dialled = upstream.sequence;
 	name(ctx, false, &tuple);
 	bpf_map_update_elem(&upstreams, &tuple, &upstream, BPF_ANY);
 }
@@ -253,7 +258,7 @@ static __always_inline void on_accept(struct bpf_sock_ops *ctx, struct bpf_sock 
 	index = upstream->flow;
 	bpf_map_delete_elem(&upstreams, &tuple);
 	both = bpf_map_lookup_elem(&ends, &index);
-	if (!both)
+	if (!both || both->dialled != tcp->rcv_nxt)	/* the flow is another connection's by now */
 		return;
 	lane = enlist(ctx, sk, tcp, SLUICE_ROLE_SERVER, index);
 	if (!lane)
@@ -557,6 +562,7 @@ static __always_inline __u32 request(struct sk_msg_md *msg, const struct path *o
 	call->flow = on->index;
 	call->generation = on->flow->generation;
 	call->client = on->flow->client;
+	call->number = on->flow->first + on->ends->begun;
 	call->head_length = proof.head;
 	call->reply_head_length = 0;
 	call->status = 0;

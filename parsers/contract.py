@@ -252,12 +252,23 @@ class Parser(Protocol):
         """What was allowed need not be allowed any more."""
         ...
 
-    def skip(self, head: bytes, reply: bytes) -> tuple[Judge, int | str | None]:
-        """A whole call has gone by without the parser, which is at a boundary: the kernel has carried it. What it was.
+    @property
+    def next_number(self) -> int:
+        """Of the next call."""
+        ...
+
+    def skip(self, calls: int) -> None:
+        """So many whole calls have gone by without the parser, which is at a boundary: the kernel has carried them."""
+        ...
+
+    def recall(self, head: bytes, reply: bytes) -> tuple[ApiCall, int | str | None]:
+        """What a whole call was that the kernel has carried.
 
         ``head`` is what would have been judged. Of protocols with ``prefixes``, ``reply`` is the reply's beginning (all of it
         if it has at most ``KEPT_BYTES``), and the status that it tells is returned; of others both are nothing. Raises
         whatever it likes when the parser would not have let the call go by as it was.
+
+        Parsers with ``prefixes`` are told of every call before it is skipped, and in order. Others may be told much later.
         """
         ...
 

@@ -26,6 +26,7 @@ import msgspec
 
 from parsers import http1_answers as faults
 from parsers.contract import (
+    ApiCall,
     Direction,
     Done,
     Drop,
@@ -168,11 +169,16 @@ class Http1Parser:
     def policy_changed(self) -> None:
         pass
 
-    def skip(self, head: bytes, reply: bytes) -> tuple[Judge, None]:
-        number = self._next_number
-        self._next_number = number + 1
-        self._served = True
-        return Judge(number, REQUEST_HEADS[head].call), None
+    @property
+    def next_number(self) -> int:
+        return self._next_number
+
+    def skip(self, calls: int) -> None:
+        self._next_number += calls
+        self._served = self._served or calls > 0
+
+    def recall(self, head: bytes, reply: bytes) -> tuple[ApiCall, None]:
+        return REQUEST_HEADS[head].call, None
 
     def on_data(self, direction: Direction, data: bytes, end: bool) -> Sequence[Verb]:
         verbs: list[Verb] = []

@@ -53,7 +53,14 @@ class TunnelParser:
     def policy_changed(self) -> None:
         pass
 
-    def skip(self, head: bytes, reply: bytes) -> Never:
+    @property
+    def next_number(self) -> int:
+        return CONNECTION
+
+    def skip(self, calls: int) -> Never:
+        raise AssertionError("a tunnel has no boundary")
+
+    def recall(self, head: bytes, reply: bytes) -> Never:
         raise AssertionError("a tunnel has no boundary")
 
     def on_data(self, direction: Direction, data: bytes, end: bool) -> Sequence[Verb]:
@@ -129,9 +136,17 @@ class DetectingParser:
         if self._parser:
             self._parser.policy_changed()
 
-    def skip(self, head: bytes, reply: bytes) -> tuple[Judge, int | str | None]:
+    @property
+    def next_number(self) -> int:
+        return self._parser.next_number if self._parser else 0
+
+    def skip(self, calls: int) -> None:
         assert self._parser is not None, "nothing was detected yet"
-        return self._parser.skip(head, reply)
+        self._parser.skip(calls)
+
+    def recall(self, head: bytes, reply: bytes) -> tuple[ApiCall, int | str | None]:
+        assert self._parser is not None, "nothing was detected yet"
+        return self._parser.recall(head, reply)
 
     def on_data(self, direction: Direction, data: bytes, end: bool) -> Sequence[Verb]:
         if self._parser is not None:

@@ -629,6 +629,7 @@ class Agent:
     async def health(self) -> Mapping[str, Check]:
         troubles = await self._ask_all(lambda member: member.audit_trouble())
         trouble = next((trouble for trouble in troubles if trouble), None)
+        kernel = next((one for one in await self._ask_all(lambda member: member.kernel_trouble()) if one), None)
         absent = len(self._members) - len(troubles)
         pressure = "; ".join(told for some in await self._ask_all(lambda member: member.pressure()) for told in some)
         return {
@@ -636,6 +637,7 @@ class Agent:
             "hooks": Check(self._guard is not None, None if self._guard else "not attached yet"),
             "workers": Check(not absent, f"{absent} of {len(self._members)} are being replaced" if absent else None),
             "audit": Check(trouble is None, trouble),
+            "kernel": Check(kernel is None, kernel),
             # Told, and no fault: who uses too much must not be able to have the agent started anew.
             "pressure": Check(True, pressure or None),
             "policy": Check(self._policy_trouble is None, self._policy_trouble),

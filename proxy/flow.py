@@ -9,7 +9,7 @@ Bytes of a request are forwarded only under a ``Permit``, and a ``Permit`` can b
 """
 
 import logging
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from time import time
 from typing import NamedTuple, Protocol
@@ -157,6 +157,8 @@ class Finished(msgspec.Struct, gc=False):
     reply_head: bytes  # empty where the kernel tells the status itself
     reply_bytes: int
     status: int
+    number: int  # of the connection's calls
+    generation: int  # of the policy that the kernel went by
 
 
 class Loan(NamedTuple):
@@ -164,6 +166,7 @@ class Loan(NamedTuple):
 
     pair: Pair
     prefixes: Sequence[Prefix] | None
+    number: int  # of the next call
 
 
 Command = Forward | Carry | Discard | Answer | AwaitRoom | Again | Dial | Shut | Close | Abort
@@ -178,6 +181,26 @@ _NOT_REFUSED = frozenset(
         *("client-reset", "idle-timeout", "agent-stopped"),
     }
 )
+
+WORKER_DIED = "worker-died"
+# The reason of a call that came when the connection had ended.
+TOO_LATE = "connection-closed"
+# The status of a reply that nobody can read any more.
+UNKNOWN = "unknown"
+
+
+class Decider(Protocol):
+    """A policy, as far as it judges calls."""
+
+    @property
+    def generation(self) -> int: ...
+
+    def decide(self, call: ApiCall) -> Decision: ...
+
+
+class UnknownLoanError(Exception):
+    """The kernel has carried a call by a policy that this connection was never lent under."""
+
 
 _log = logging.getLogger(__name__)
 UNDECIDED = Decision(verdict=Verdict.DENIED, reason="internal-error", generation=0)
@@ -310,8 +333,13 @@ class Flow:
         self._out: list[Command] = []
         self._pair: Pair | None = None  # what was judged by last
         self._lent: Pair | None = None  # what the kernel goes by
+        self._loans: dict[int, Pair] = {}  # by generation: what it may have gone by in calls that we are still to hear of
+        self._heard: Decider | None = None  # what it went by in the last one that we have heard of
         self._adopting: Carried | None = None
-        self._repeated: dict[ApiCall, _RepeatedCall] = {}  # by what is lent, calls that were carried: the next may be like one
+        # Of calls that were carried under ``_heard``: the next may be like one, or differ from one in nothing but its path.
+        self._repeated: dict[ApiCall, _RepeatedCall] = {}
+        self._shapes: dict[Hashable, _RepeatedCall] = {}
+        self._ended_between_calls = False
         self.dialling = False  # set by the transport: the server is not connected yet, and has got nothing of what goes to it
         self.over = False
         self.draining = False
@@ -365,8 +393,7 @@ class Flow:
             return None
         loan = self._loan()
         if loan is not None and loan.pair is not self._lent:
-            self._lent = loan.pair
-            self._repeated.clear()
+            self._lent = self._loans[loan.pair.generation] = loan.pair
         return loan
 
     @property
@@ -382,7 +409,7 @@ class Flow:
             return None
         pair = self._current_pair()
         prefixes = self._parser.prefixes
-        return None if prefixes is not None and not prefixes else Loan(pair, prefixes)
+        return None if prefixes is not None and not prefixes else Loan(pair, prefixes, self._parser.next_number)
 
     def _current_pair(self) -> Pair:
         pair = self._scene.pair()
@@ -391,22 +418,29 @@ class Flow:
             self._parser.policy_changed()
         return pair
 
+    def skip(self, calls: int) -> None:
+        """The kernel has carried so many whole calls since it was lent the connection. `carried_call` tells what they were,
+        which may be later, and even when the connection is over."""
+        self._parser.skip(calls)
+
     def carried_call(self, finished: Finished, lines: list[str]) -> None:
-        """The kernel has carried a whole call: put its record, as a line, behind ``lines``.
+        """What a whole call was that the kernel has carried: put its record, as a line, behind ``lines``. In order.
 
         Raises what shows that the kernel did what it must not; if it could be read, there is a line then too.
         """
-        judge, status = self._parser.skip(finished.head, finished.reply_head)
-        repeated = self._repeated.get(judge.call)
+        if self._heard is None or finished.generation != self._heard.generation:
+            self._hear_under(finished.generation)
+        call, status = self._recall(finished.head, finished.reply_head)
+        repeated = self._repeated.get(call)
         if repeated is None:
-            repeated = self._new_repeated(judge.call)
+            repeated = self._new_repeated(call)
         decision = repeated.decision
-        if decision.summary and decision.verdict is Verdict.ALLOWED and self._sum_up_carried(judge, decision, finished, status):
+        if decision.summary and decision.verdict is Verdict.ALLOWED and self._sum_up_carried(call, decision, finished, status):
             return
         lines.append(
             repeated.lines.line(
                 finished.at,
-                judge.number,
+                finished.number,
                 finished.status if status is None else status,
                 finished.request_bytes,
                 finished.reply_bytes,
@@ -417,31 +451,68 @@ class Flow:
         if not decision.allowed or decision.per_resource is not None:
             raise PermissionError(f"the kernel carried a call that policy denies: {decision.reason}")
 
-    def _sum_up_carried(self, judge: Judge, decision: Decision, finished: Finished, status: int | str | None) -> bool:
-        """Count a call in a record that stands for several, if that can have a place."""
-        place = place_for(judge.call, self._scene.place)
-        if not self._scene.sink.reserve(place):
+    def _hear_under(self, generation: int) -> None:
+        """From now on we hear of calls that were carried under ``generation``: those under older ones are through."""
+        self._heard = self._loan_of(generation)
+        self._loans = {later: pair for later, pair in self._loans.items() if later >= generation}
+        self._repeated.clear()
+        self._shapes.clear()
+
+    def _loan_of(self, generation: int) -> Decider:
+        pair = self._loans.get(generation)
+        if pair is None:
+            raise UnknownLoanError
+        return pair
+
+    def _recall(self, head: bytes, reply: bytes) -> tuple[ApiCall, int | str | None]:
+        return self._parser.recall(head, reply)
+
+    def _sum_up_carried(self, call: ApiCall, decision: Decision, finished: Finished, status: int | str | None) -> bool:
+        """Count a call in a record that stands for several, if that can have a place, and the connection is not over."""
+        place = place_for(call, self._scene.place)
+        if self.over or not self._scene.sink.reserve(place):
             return False
         seconds = finished.took / 1e6
-        opened = OpenCall(judge.call, decision, self._now - seconds, place)
+        opened = OpenCall(call, decision, self._now - seconds, place)
         opened.time = datetime.fromtimestamp(finished.at / 1e6, UTC)
         opened.via = "kernel"
         opened.status = status
         opened.bytes = [finished.request_bytes, finished.reply_bytes]
-        self._write(judge.number, opened)
+        self._write(finished.number, opened)
         return True
 
     def _new_repeated(self, call: ApiCall) -> "_RepeatedCall":
-        assert self._lent is not None
         if len(self._repeated) >= REPEATED_MAX:
             self._repeated.clear()
-        decision = self._lent.decide(call)
+        assert self._heard is not None
+        decision = self._heard.decide(call)
+        path = call.path
+        if path is None or not path.isascii() or self._is_peculiar(call, decision):
+            repeated = self._repeat(call, decision)
+        else:
+            # Records that differ in nothing but the path: most of what a new head costs is the making of its record.
+            by = decision.policy or decision.detail, decision.rule, decision.direction
+            key = call.method, call.host, decision.verdict, decision.reason, *by
+            shape = self._shapes.get(key)
+            if shape is None:
+                if len(self._shapes) >= REPEATED_MAX:
+                    self._shapes.clear()
+                shape = self._shapes[key] = self._repeat(msgspec.structs.replace(call, path="-"), decision)
+            lines = shape.lines.of_path(redact_query(path) if decision.redact_query else path)
+            repeated = _RepeatedCall(decision, lines, shape.counter)
+        self._repeated[call] = repeated
+        return repeated
+
+    def _is_peculiar(self, call: ApiCall, decision: Decision) -> bool:
+        """Whether the record of a call may have more than is in the key of its shape."""
+        details = call.resources or call.attributes or decision.notes or decision.per_resource is not None
+        return bool(details or self._scene.record_headers) or not decision.generation
+
+    def _repeat(self, call: ApiCall, decision: Decision) -> "_RepeatedCall":
         opened = OpenCall(call, decision, 0.0, None)
         opened.via = "kernel"
         lines = Repeated(self._record("-", opened), self._scene.connection)
-        counter = self._scene.metrics.calls.counter(self._labels(opened))
-        repeated = self._repeated[call] = _RepeatedCall(decision, lines, counter)
-        return repeated
+        return _RepeatedCall(decision, lines, self._scene.metrics.calls.counter(self._labels(opened)))
 
     def adopt(self, calls: Sequence[Carried], now: float) -> list[Command]:
         """Take over the calls that the kernel began to carry, oldest first: as if they had been forwarded by us."""
@@ -501,7 +572,7 @@ class Flow:
     def dismiss(self, now: float) -> list[Command]:
         """The connection is idle, and another needs its place: its end costs no call."""
         self._limit("CONNECTIONS")
-        return self._event(now, self._end, CLOSE)
+        return self._event(now, self._end_between_calls)
 
     def turned_away(self, count: int, since: datetime, now: float) -> None:
         """The connection was not let in, and neither were others like it: of all ``count`` there is one record."""
@@ -515,6 +586,19 @@ class Flow:
         summary = Summary((number, opened), count) if count > 1 else None
         self._scene.sink.write(self._record(number, opened, "CONNECTIONS", summary), reserved=None)
         self.over = True
+
+    def late(self, data: bytes, now: float) -> None:
+        """The client has said ``data`` behind the end. Between two calls that may be its next one, which it sent before it
+        knew: nobody takes it, and its record says so."""
+        if not self._ended_between_calls:
+            return
+        self._ended_between_calls = False
+        self._now = now
+        try:
+            call, _ = self._parser.recall(data, b"")
+        except Exception:  # more than a head, or less, or whatever else
+            call = None
+        self._refused(Fail(TOO_LATE, partial=call), len(data))
 
     def disordered(self, now: float) -> list[Command]:
         """Nobody can tell in which order the client has said things: the connection is over, with its records."""
@@ -632,7 +716,7 @@ class Flow:
     def _expired(self, unread: Direction | None) -> None:
         request = self._sides[REQUEST]
         if not self._calls:
-            self._end(CLOSE)
+            self._end_between_calls()
         elif unread is REPLY:
             self._end(ABORT, "reset", "client-timeout")
         elif self._tunnel is not None:
@@ -666,11 +750,11 @@ class Flow:
                 self._client_is_slow()
         elif self._fresh_since is not None and self._now - self._fresh_since > FIRST_CALL_TIMEOUT:
             self._limit("FIRST_CALL_TIMEOUT")
-            self._end(CLOSE)
+            self._end_between_calls()
 
     def _drained(self) -> None:
         if self.idle:
-            self._end(CLOSE)
+            self._end_between_calls()
 
     # How verbs are carried out.
 
@@ -899,6 +983,8 @@ class Flow:
             self._out.append(SHUT[REPLY])
             if self._sides[REQUEST].shut:
                 self._end(CLOSE, None)
+        elif not self._calls:
+            self._end_between_calls()
         elif all(opened.answered for opened in self._calls.values()):
             self._end(CLOSE)  # a reply may overtake its request, and the server need not wait for the rest
         else:
@@ -962,13 +1048,17 @@ class Flow:
         cut = self._sides[REPLY].credit > 0
         self._end(ABORT if cut else CLOSE, "unanswered", fail.reason)
 
-    def _refused(self, fail: Fail) -> None:
-        """Something that never became a call."""
+    def _end_between_calls(self) -> None:
+        self._ended_between_calls = True
+        self._end(CLOSE)
+
+    def _refused(self, fail: Fail, size: int | None = None) -> None:
+        """Something that never became a call, of ``size`` bytes: what is not settled."""
         call = fail.partial or ApiCall(protocol=self._parser.protocol)
         decision = Decision(verdict=Verdict.DENIED, reason=fail.reason, generation=0)
         opened = OpenCall(call, decision, self._now, None)
         opened.status = fail.status
-        opened.bytes = [len(self._sides[REQUEST].unsettled), len(fail.last_words)]
+        opened.bytes = [len(self._sides[REQUEST].unsettled) if size is None else size, len(fail.last_words)]
         self._write(f"r{self._refusals}", opened, fail.limit)
         self._refusals += 1
 
@@ -1107,4 +1197,64 @@ class Flow:
         )
 
 
-__all__ = ["Abort", "Answer", "Carry", "Close", "Command", "Dial", "Discard", "Flow", "Forward", "Permit", "Scene", "Shut"]
+class _Bygone:
+    """A policy by which the kernel has carried calls, and of which no more is known than that."""
+
+    def __init__(self, generation: int) -> None:
+        self.generation = generation
+
+    def decide(self, call: ApiCall) -> Decision:
+        return Decision(verdict=Verdict.ALLOWED, reason=WORKER_DIED, generation=self.generation, redact_query=True)
+
+
+class Orphan(Flow):
+    """A connection that has ended with its worker: what is left are records of calls that the kernel has carried.
+
+    Of the conversation before them nothing is known. Heads need nothing of it. Where frames may, or where the policy of then
+    is not that of now, a record says what is certain: that the kernel carried what policy allowed.
+    """
+
+    def __init__(self, scene: Scene, parser: Parser) -> None:
+        super().__init__(scene, parser)
+        self.over = True
+
+    def cut_off(self, calls: Iterable[tuple[int, Carried]], generation: int, now: float) -> None:
+        """Nothing more comes of the calls that were open: ``calls`` has their numbers, ``generation`` is their policy's."""
+        self._now = now
+        for number, carried in calls:
+            call, _ = self._recall(carried.head, carried.reply_head)
+            opened = OpenCall(call, self._loan_of(generation).decide(call), carried.began, None)
+            opened.time -= timedelta(seconds=now - carried.began)
+            opened.via, opened.reason = "kernel", WORKER_DIED
+            opened.status = carried.status or "reset"
+            opened.bytes = [carried.request_bytes, carried.reply_bytes]
+            self._write(number, opened)
+
+    def _loan_of(self, generation: int) -> Decider:
+        pair = self._scene.pair()
+        return pair if pair.generation == generation and self._parser.prefixes is None else _Bygone(generation)
+
+    def _recall(self, head: bytes, reply: bytes) -> tuple[ApiCall, int | str | None]:
+        if self._parser.prefixes is None:
+            return super()._recall(head, reply)
+        try:
+            return super()._recall(head, reply)
+        except Exception:  # it names what only the conversation before could tell
+            return ApiCall(protocol=self._parser.protocol), UNKNOWN
+
+
+__all__ = [
+    "Abort",
+    "Answer",
+    "Carry",
+    "Close",
+    "Command",
+    "Dial",
+    "Discard",
+    "Flow",
+    "Forward",
+    "Orphan",
+    "Permit",
+    "Scene",
+    "Shut",
+]

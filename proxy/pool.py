@@ -48,6 +48,7 @@ class Member(Protocol):
     async def connections(self, limit: int) -> tuple[int, Sequence[Mapping[str, object]]]: ...
     async def audit_trouble(self) -> str | None: ...
     async def pressure(self) -> Sequence[str]: ...
+    async def kernel_trouble(self) -> str | None: ...
     async def drain(self, seconds: float) -> int:
         """Finish within ``seconds``; how many records could not be written."""
         ...
@@ -80,6 +81,9 @@ class LocalMember:
 
     async def pressure(self) -> Sequence[str]:
         return self._worker.pressure()
+
+    async def kernel_trouble(self) -> str | None:
+        return self._worker.kernel_trouble()
 
     async def drain(self, seconds: float) -> int:
         return await self._worker.drain(seconds)
@@ -224,6 +228,10 @@ class ProcessMember:
         told: Sequence[str] = await self._ask("pressure")
         return told
 
+    async def kernel_trouble(self) -> str | None:
+        trouble: str | None = await self._ask("kernel_trouble")
+        return trouble
+
     async def drain(self, seconds: float) -> int:
         if self._life:
             self._life.cancel()
@@ -300,6 +308,8 @@ async def _do(member: LocalMember, request: Request) -> object:
         return await member.audit_trouble()
     if request.verb == "pressure":
         return await member.pressure()
+    if request.verb == "kernel_trouble":
+        return await member.kernel_trouble()
     if request.verb == "reopen":
         await member.reopen()
         return None

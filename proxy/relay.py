@@ -397,6 +397,7 @@ class Relay:
         """Before anything of the connection is looked at: it is ours again, with what the kernel has begun."""
         if self.wheel.held and not self._closed:
             carried = self.wheel.take()
+            self.flow.skip(self.wheel.answered)
             if self._gave_in_lull:
                 self._gave_in_lull = False
                 self._lulls.tried(worth=self.wheel.begun >= LULL_WORTH)
@@ -564,6 +565,8 @@ class Relay:
 
     def _readable(self, direction: Direction) -> None:
         if self.wheel.held:
+            if self.wheel.must_wait:
+                return  # we are told again
             self.take_wheel()
             if self._closed:
                 return
@@ -592,8 +595,16 @@ class Relay:
     def _ended(self, direction: Direction) -> None:
         if direction is REPLY and self._server_reset:
             self._lost(REPLY)  # a send has taken the error away, so this looks like an end
-        else:
+            return
+        if direction is REPLY:
+            self._hear_client()
+        if not self._closed:
             self._perform(self.flow.eof(direction, monotonic()))
+
+    def _hear_client(self) -> None:
+        """Before a server's end ends an idle connection: what the client has said until then is a call, and has a record."""
+        if self.flow.idle and self._lanes[REQUEST].reading:
+            self._readable(REQUEST)
 
     def _writable(self, direction: Direction) -> None:
         lane = self._lanes[direction]
@@ -756,7 +767,10 @@ class Relay:
 
     def _tell_lost(self, direction: Direction) -> None:
         if not self._closed and not self._closing:
-            self._perform(self.flow.lost(direction, monotonic()))
+            if direction is REPLY:
+                self._hear_client()
+            if not self._closed:
+                self._perform(self.flow.lost(direction, monotonic()))
         elif not self._closed and direction is REQUEST:
             self._close()
 
@@ -793,6 +807,8 @@ class Relay:
             return
         except OSError:
             data = b""
+        if data and not self._lingered:
+            self.flow.late(data, monotonic())
         self._lingered += len(data)
         if not data or self._lingered > LINGER_BYTES:
             self._close()
@@ -810,7 +826,12 @@ class Relay:
         self._closed = True
         if self._lull:
             self._lull.cancel()
-        self.wheel.close()
+        try:
+            self.wheel.close()
+        finally:
+            self._end_sockets()
+
+    def _end_sockets(self) -> None:
         if self._ticket is not None:
             self._audit.forget(self._ticket)
         self._drop_upstream()

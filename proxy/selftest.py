@@ -21,7 +21,7 @@ from bpf import abi
 from bpf.loader import BpfError, Object, new_ring
 from policies.heads import HeadTable
 from proxy.datapath import Hooks, object_file
-from proxy.wheel import Ring
+from proxy.ring import Ring
 from proxy.workloads import WorkloadError, cgroup2_mount
 
 # How long anything over loopback may take (seconds).
@@ -158,7 +158,7 @@ class _Bench:
 
     def _let_go(self) -> None:
         self._hooks.beat()
-        flow = abi.Flow(abi.Wheel.WHEEL_IDLE, 0, _REQUESTS, _WORKER, 0, 0, 0, 0, self._cookie)
+        flow = abi.Flow(abi.Wheel.WHEEL_IDLE, 0, _REQUESTS, _WORKER, 0, 0, 0, 0, self._cookie, 0, 0)
         abi.SLUICE_FLOW.pack_into(self._flows, _FLOW * abi.SLUICE_FLOW.size, *flow)
 
     def run(self) -> None:

@@ -9,15 +9,18 @@ relay is right by itself, and the kernel only accelerates. See docs/kernel-path.
 """
 
 import asyncio
+import logging
 import mmap
 import os
 import struct
 import sys
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from socket import SocketType
-from time import monotonic_ns, time_ns
+from time import monotonic, monotonic_ns, time_ns
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -28,27 +31,45 @@ from parsers.contract import Direction, Prefix
 from policies.decide import Pair
 from policies.heads import HeadTable, prove
 from proxy.audit.writer import AuditWriter
-from proxy.datapath import Hooks, object_file
-from proxy.flow import Carried, Finished, Flow, Loan
+from proxy.datapath import Hooks, Origin, object_file
+from proxy.flow import Carried, Finished, Flow, Loan, Orphan, UnknownLoanError
 from proxy.metrics import Metrics
+from proxy.ring import Ring
 
 # How long (seconds) we keep our own bytes behind carried ones of which nobody can tell whether they have arrived. Where nobody
 # is in a system call on the sender's socket, it can be told.
 COOLING = 0.05
 # How long finished calls wait in the ring for others, so that their records are made in one go (seconds).
 RING_DELAY = 0.004
-# Finished calls that are recorded in one turn of the event loop.
-RING_BATCH = 128
+# Finished calls that are taken from the ring at once.
+RING_BATCH = 32
+# How long (seconds) records of finished calls are made in one turn of the event loop, and how long while half of the ring waits
+# for them. Between two of these slices calls are relayed, which are to wait for no more than a few of them.
+RING_SLICE, RING_SLICE_CROWDED = 0.003, 0.006
+# With no more than this in the ring (bytes: some twenty calls), what a connection has there is recorded before its relay goes
+# on, so that records are in the order of calls. With more they need not be.
+RING_SHORT = 4096
+# Who has at least so many calls in the ring, when half of it waits for its records, is one of those that have filled it: what
+# the kernel has left of it to the relay waits for others, at most so long (seconds).
+CROWD = 8
+CROWD_SECONDS = 0.025
+# How long /healthz tells of an entry that was nobody's (seconds).
+TROUBLE_SECONDS = 60.0
 # A program is at the wheel for a microsecond, or for as long as it is kept from running.
 TAKE_ATTEMPTS = 1_000_000
+# A finished call that is behind another one in the ring, which is just being written, is seen as soon as that is done.
+PICK_ATTEMPTS = 10_000
 
+_log = logging.getLogger(__name__)
 _PAGE = mmap.PAGESIZE
-_RING_BUSY, _RING_DISCARDED = 1 << 31, 1 << 30
-_RING_HEADER = 8
 _WHEEL = struct.Struct("=I")
-_POSITION = struct.Struct("=Q")
 _COUNTS = struct.Struct("=II")  # begun and answered, in `ends` before its last two words
 _COUNTS_AT = abi.SLUICE_ENDS.size - 2 * _COUNTS.size
+_OWNER = struct.Struct("=I4xQ")  # flow and client of a call, behind its times and numbers of bytes
+_OWNER_AT = 5 * 8
+# What a worker leaves of a connection to its successor: the length of a `Legacy` as msgpack, and that, some 250 bytes.
+LEGACY_BYTES = 512
+_LEGACY_LENGTH = struct.Struct("=H")
 # The record of a finished call ends with the request's head, and of protocols with frames with the reply's behind it.
 _FINISHED = struct.Struct(abi.SLUICE_CALL.format.partition(f"{abi.PathLimit.HEAD_BYTES}s")[0])
 
@@ -60,6 +81,13 @@ class Ledger(NamedTuple):
     down_written: int
     up_read: int
     up_written: int
+
+
+class Legacy(msgspec.Struct, frozen=True):
+    """What is known of a connection that the kernel carries, for records that its worker did not live to make."""
+
+    origin: Origin
+    source: str  # "ip:port" of the client
 
 
 def _open(call: bytes, framed: bool) -> Carried:
@@ -90,6 +118,7 @@ class Files(msgspec.Struct, frozen=True):
     lanes: int
     take: int
     ring: int
+    legacies: int
     worker: int  # its number, of so many
     workers: int
 
@@ -97,7 +126,7 @@ class Files(msgspec.Struct, frozen=True):
     def fds(self) -> tuple[int, ...]:
         return (
             self.control, self.flows, self.ends, self.callers, self.calls, self.prefixes,
-            self.tables, self.rows, self.lanes, self.take, self.ring,
+            self.tables, self.rows, self.lanes, self.take, self.ring, self.legacies,
         )  # fmt: skip
 
 
@@ -116,6 +145,9 @@ class KernelPath:
         self._rings = [new_ring("ring", abi.PathLimit.RING_BYTES) for _ in range(workers)]
         for index, ring in enumerate(self._rings):
             rings.set(_u32(index), _u32(ring.fd))
+        # For workers alone; it outlives them because we hold it.
+        self._legacies = os.memfd_create("sluice-legacies", os.MFD_CLOEXEC)
+        os.ftruncate(self._legacies, LEGACY_BYTES * abi.PathLimit.MAX_FLOWS)
         self.files = [self._files(hooks, index) for index in range(workers)]
         rows = _Rows(self._object.map("rows").fd)
         if reply_table.states > RESERVED_ROWS:
@@ -130,6 +162,7 @@ class KernelPath:
             control=hooks.shared[0].fd,
             take=self._take.fd,
             ring=self._rings[worker].fd,
+            legacies=self._legacies,
             worker=worker,
             workers=len(self._rings),
             **named,
@@ -155,6 +188,7 @@ class KernelPath:
 
     def close(self) -> None:
         self._object.close()
+        os.close(self._legacies)
 
 
 def _u32(number: int) -> bytes:
@@ -187,49 +221,6 @@ class _Rows:
         self._memory.close()
 
 
-class Ring:
-    """Finished calls, oldest first: the reading end of a BPF ring buffer (linux/Documentation/bpf/ringbuf.rst)."""
-
-    def __init__(self, fd: int, size: int) -> None:
-        self.fd = fd
-        self._mask = size - 1
-        self._consumer = mmap.mmap(fd, _PAGE)
-        self._producer = mmap.mmap(fd, _PAGE + 2 * size, prot=mmap.PROT_READ, offset=_PAGE)
-        self._at = _POSITION.unpack_from(self._consumer)[0]
-        # Written in one step: `struct` writes zeros first, and to a program that looks just then the ring is full.
-        self._position = memoryview(self._consumer).cast("Q")
-
-    def take(self, most: int) -> list[bytes]:
-        """The oldest ones, at most so many; their room is given back."""
-        taken: list[bytes] = []
-        memory, at, end = self._producer, self._at, _POSITION.unpack_from(self._producer)[0]
-        while at < end and len(taken) < most:
-            start = _PAGE + (at & self._mask)
-            length = header = _WHEEL.unpack_from(memory, start)[0]
-            if header & _RING_BUSY:
-                break
-            if header & _RING_DISCARDED:
-                length = header & ~_RING_DISCARDED
-            else:
-                start += _RING_HEADER
-                taken.append(memory[start : start + length])
-            at += (length + _RING_HEADER + 7) & ~7
-        if at != self._at:
-            self._at = at
-            self._position[0] = at
-        return taken
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing is there, finished or not."""
-        return bool(self._at == _POSITION.unpack_from(self._producer)[0])
-
-    def close(self) -> None:
-        self._position.release()
-        self._consumer.close()
-        self._producer.close()
-
-
 # Rows in which no worker writes: those of the automaton of reply heads.
 RESERVED_ROWS = 512
 
@@ -250,9 +241,9 @@ class Rider(Protocol):
 class NoWheel:
     """That of a connection which only the relay may have: it does nothing."""
 
-    able = held = reaches_server = False
+    able = held = reaches_server = must_wait = False
     carried_at = 0.0
-    begun = 0
+    begun = answered = 0
 
     def watch(self, rider: Rider) -> None:
         pass
@@ -282,21 +273,46 @@ NO_WHEEL = NoWheel()
 class Wheel:
     """The wheel of one connection."""
 
-    __slots__ = ("_client", "_places", "_prefixes", "_wheels", "held", "index")
+    __slots__ = (
+        "_finished",
+        "_legacy",
+        "_places",
+        "_prefixes",
+        "_waits",
+        "_was",
+        "_wheels",
+        "client",
+        "held",
+        "index",
+        "recorded",
+        "rider",
+    )
 
     able = True
+    rider: Rider
 
-    def __init__(self, wheels: "Wheels", index: int, client: int) -> None:
-        self._wheels, self.index, self._client = wheels, index, client
+    def __init__(self, wheels: "Wheels", index: int, client: int, legacy: Legacy | None = None) -> None:
+        self._wheels, self.index, self.client, self._legacy = wheels, index, client, legacy
         self._places = 0  # for calls that are open, in the kernel; it knows the connection's name as soon as there are some
         self._prefixes: Sequence[Prefix] = ()  # in the kernel
         self.held = False  # by the kernel, as far as we know
-        for memory, size in ((wheels.flows, abi.SLUICE_FLOW.size), (wheels.ends, abi.SLUICE_ENDS.size)):
-            memory[index * size : (index + 1) * size] = bytes(size)
+        self._finished = 0  # calls that the kernel had carried when the wheel was taken for the last time
+        self.recorded = 0  # of all that it has carried
+        self._waits: float | None = None  # since when
+        self._was: int = abi.Wheel.WHEEL_OFF  # who had the wheel of an inherited connection
+
+    @classmethod
+    def inherited(cls, wheels: "Wheels", index: int, flow: abi.Flow) -> "Wheel":
+        """Of a connection that has ended with its worker. Nothing is carried any more."""
+        wheel = cls(wheels, index, flow.client)
+        wheel._places = abi.PathLimit.PIPELINE if flow.table == abi.Framing.FRAMES else 1
+        wheel._was = wheel._take_off()
+        return wheel
 
     def watch(self, rider: Rider) -> None:
         """Whose connection it is: told of finished calls, and when the wheel has to be taken."""
-        self._wheels.riders[self.index] = rider
+        self.rider = rider
+        self._wheels.own[self.index] = self
 
     def mark(self, up: SocketType) -> None:
         """Before it connects: the kernel will recognise the server's socket at the other end, if it is on this host."""
@@ -309,17 +325,17 @@ class Wheel:
             return
         table = self._wheels.table(loan.pair) if loan.prefixes is None else abi.Framing.FRAMES
         if table is not None:
-            self.give(table, loan.pair.generation, ledger, loan.prefixes or ())
+            self.give(table, loan.pair.generation, ledger, loan.prefixes or (), loan.number)
 
-    def give(self, table: int, generation: int, ledger: Ledger, prefixes: Sequence[Prefix] = ()) -> None:
+    def give(self, table: int, generation: int, ledger: Ledger, prefixes: Sequence[Prefix] = (), number: int = 0) -> None:
         """Let the kernel carry what the automaton proves, or what begins like ``prefixes``, if it knows the server's socket and
-        has room: see ``held``."""
+        has room: see ``held``. ``number`` is the next call's."""
         wheels = self._wheels
         places = abi.PathLimit.PIPELINE if table == abi.Framing.FRAMES else 1
         if not self.reaches_server or not self._make_room(places, prefixes):
             return
         moved = (number & 0xFFFFFFFF for number in ledger)
-        flow = (abi.Wheel.WHEEL_OFF, generation, table, wheels.worker, *moved, self._client)
+        flow = (abi.Wheel.WHEEL_OFF, generation, table, wheels.worker, *moved, self.client, number, 0)
         abi.SLUICE_FLOW.pack_into(wheels.flows, self.index * abi.SLUICE_FLOW.size, *flow)
         _COUNTS.pack_into(wheels.ends, self.index * abi.SLUICE_ENDS.size + _COUNTS_AT, 0, 0)
         self.held = True
@@ -338,8 +354,10 @@ class Wheel:
             if not self._places:
                 for number in range(places):
                     wheels.calls.set(self._call_key(number), bytes(abi.SLUICE_CALL.size))
-                wheels.callers.set(_u64(self._client), _u32(self.index))
+                wheels.callers.set(_u64(self.client), _u32(self.index))
                 self._places = places
+                if self._legacy:
+                    wheels.leave(self.index, self._legacy)
         except BpfError:  # other connections have all the room
             self._give_room_back(abi.PathLimit.PREFIXES, places)
             return False
@@ -351,8 +369,8 @@ class Wheel:
             wheels.prefixes.delete(self._prefix_key(number))
         for number in range(places):
             wheels.calls.delete(self._call_key(number))
-        if places:
-            wheels.callers.delete(_u64(self._client))
+        if places and wheels.callers.get(_u64(self.client)) == _u32(self.index):  # a socket may have connected again
+            wheels.callers.delete(_u64(self.client))
         self._prefixes, self._places = (), 0
 
     def _call_key(self, number: int) -> bytes:
@@ -365,19 +383,55 @@ class Wheel:
     def take(self) -> list[Carried]:
         """Take the wheel from the kernel; what there is of calls that it was carrying, oldest first."""
         self.held = False
+        self._waits = None
+        before = self._take_off()
+        ends = self._ends()
+        self._finished += ends.answered
+        if self.owed:
+            self._wheels.catch_up(self, must=self._framed)
+        if before in (abi.Wheel.WHEEL_OFF, abi.Wheel.WHEEL_IDLE):
+            return []
+        return self._open_calls(ends)
+
+    def _take_off(self) -> int:
+        """Who had the wheel. From now on nothing is carried."""
         for _ in range(TAKE_ATTEMPTS):
             before = self._wheels.take(abi.SLUICE_TAKE.pack(self.index, 0))
             if before != abi.Wheel.WHEEL_BUSY:
-                break
-        else:
-            raise BpfError("the kernel does not give the wheel back")
-        self._wheels.collect()  # what was finished comes before what was not
-        if before in (abi.Wheel.WHEEL_OFF, abi.Wheel.WHEEL_IDLE):
-            return []
+                return before
+        raise BpfError("the kernel does not give the wheel back")
+
+    def open_calls(self, first: int) -> list[tuple[int, Carried]]:
+        """What there is of calls that the kernel had not finished when the worker died, with their numbers: it began with
+        ``first``. Where the worker had the wheel they were its own, and it may have recorded them."""
         ends = self._ends()
+        if self._was == abi.Wheel.WHEEL_OFF:
+            return []
+        return list(enumerate(self._open_calls(ends), first + ends.answered))
+
+    def _open_calls(self, ends: abi.Ends) -> list[Carried]:
         numbers = range(ends.answered, ends.answered + (ends.begun - ends.answered & 0xFFFFFFFF))
         calls = [self._wheels.calls.get(self._call_key(number)) for number in numbers]
-        return [_open(call, self._places > 1) for call in calls if call]
+        return [_open(call, self._framed) for call in calls if call]
+
+    @property
+    def _framed(self) -> bool:
+        return self._places > 1
+
+    @property
+    def owed(self) -> int:
+        """How many calls the kernel has carried that are not recorded yet."""
+        return self._finished + (self.answered if self.held else 0) - self.recorded
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether what the kernel has left to us is to be looked at later: this connection is one of those whose finished calls
+        have filled the ring, and others come first."""
+        if not self._wheels.crowded or self.owed < CROWD:
+            return False
+        now = monotonic()
+        self._waits = self._waits or now
+        return now - self._waits < CROWD_SECONDS
 
     @property
     def reaches_server(self) -> bool:
@@ -388,6 +442,11 @@ class Wheel:
     def begun(self) -> int:
         """How many calls the kernel has begun since it was given the wheel for the last time."""
         return self._ends().begun
+
+    @property
+    def answered(self) -> int:
+        """How many of these it has carried to their ends."""
+        return self._ends().answered
 
     @property
     def carried_at(self) -> float:
@@ -426,26 +485,47 @@ class Wheel:
 
     def close(self) -> None:
         """The connection is over."""
-        if self.held:
-            self.take()
-        elif self._places:
-            self._wheels.collect()  # it may be one of its finished calls that ends it, and others may be behind that
-        self._give_room_back(len(self._prefixes), self._places)
-        self._wheels.release(self)
+        try:
+            if self.held:
+                self.take()
+            self._give_room_back(len(self._prefixes), self._places)
+        finally:
+            self._wheels.release(self)
+
+    def clear(self) -> None:
+        """The same of a connection that was inherited: whatever it may have had in the kernel goes."""
+        self._give_room_back(abi.PathLimit.PREFIXES, abi.PathLimit.PIPELINE)
+
+    @property
+    def has_carried(self) -> bool:
+        return self._finished > 0
+
+    def is_owner(self, call: bytes) -> bool:
+        """Whether a call from the ring is one of this connection."""
+        return _OWNER.unpack_from(call, _OWNER_AT) == (self.index, self.client)
 
 
 class Wheels:
-    """The wheels of one worker's connections, and the automata that its policies need."""
+    """The wheels of one worker's connections, the automata that its policies need, and the records of what was carried."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, files: Files, audit: AuditWriter, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        files: Files,
+        audit: AuditWriter,
+        metrics: Metrics,
+        complain: Callable[[Exception], None],
+    ) -> None:
         self._loop = loop
         self._audit = audit
         self._metrics = metrics
+        self._complain = complain
         self._making: set[asyncio.Task[None]] = set()
         self._prover = ThreadPoolExecutor(1, "sluice-prover")  # one at a time: a policy may need many
         worker, workers = self.worker, _ = files.worker, files.workers
         self.flows = mmap.mmap(files.flows, _pages(abi.SLUICE_FLOW.size * abi.PathLimit.MAX_FLOWS))
         self.ends = mmap.mmap(files.ends, _pages(abi.SLUICE_ENDS.size * abi.PathLimit.MAX_FLOWS))
+        self._legacies = mmap.mmap(files.legacies, LEGACY_BYTES * abi.PathLimit.MAX_FLOWS)
         self._control = mmap.mmap(files.control, _PAGE)
         self.callers = map_from_fd(files.callers, "callers", 8, 4)
         self.calls = map_from_fd(files.calls, "calls", 4, abi.SLUICE_CALL.size)
@@ -458,10 +538,13 @@ class Wheels:
         # Every worker has its share of what there is. Number 0 means none, and the first rows are those of replies.
         flows, tables = abi.PathLimit.MAX_FLOWS // workers, abi.PathLimit.MAX_TABLES // workers
         rows = abi.PathLimit.MAX_ROWS // workers
-        self._free = list(range((worker + 1) * flows - 1, max(worker * flows, 1) - 1, -1))
-        self.riders: dict[int, Rider] = {}  # by flow
+        self._flow_range = range(max(worker * flows, 1), (worker + 1) * flows)
+        self._free = list(reversed(self._flow_range))
+        self.own: dict[int, Wheel] = {}  # by flow: of open connections, and of those whose calls may still be in the ring
+        self._leaving: deque[tuple[int, Wheel]] = deque()  # the latter, with the position in the ring behind their last call
         self.stuck = False  # there is no room for records: the kernel gets nothing
         self._timer: asyncio.Handle | None = None  # the next turn
+        self._trouble = 0.0, ""  # when, and what, went wrong with the records of finished calls
         self._table_range = range(max(worker * tables, 1), (worker + 1) * tables)
         self._row_range = range(max(worker * rows, RESERVED_ROWS), (worker + 1) * rows)
         self._generation = 0
@@ -513,20 +596,89 @@ class Wheels:
         self._next_table += 1
         return number
 
-    def wheel(self, client: int) -> Wheel | NoWheel:
-        """The wheel for the connection of the application's socket ``client`` (its cookie)."""
+    def wheel(self, client: int, legacy: Legacy | None = None) -> Wheel | NoWheel:
+        """The wheel for the connection of the application's socket ``client`` (its cookie); ``legacy`` is for our successor."""
         if not self._free:
             return NO_WHEEL
-        return Wheel(self, self._free.pop(), client)
+        return Wheel(self, self._free.pop(), client, legacy)
 
     def release(self, wheel: Wheel) -> None:
-        self.riders.pop(wheel.index, None)
-        self._free.append(wheel.index)
+        """A connection is over. Its number is used again when the records of its calls are written."""
+        if wheel.has_carried:
+            self._leaving.append((self.ring.end, wheel))
+            self._let_leave()
+        else:
+            self._give_back(wheel.index)
+
+    def _let_leave(self) -> None:
+        while self._leaving and self._leaving[0][0] <= self.ring.kept_from:
+            self._give_back(self._leaving.popleft()[1].index)
+
+    def _give_back(self, index: int) -> None:
+        """Whoever looks for the last connection of this number must not find the next one."""
+        self.own.pop(index, None)
+        for memory, size in ((self.flows, abi.SLUICE_FLOW.size), (self.ends, abi.SLUICE_ENDS.size)):
+            memory[index * size : (index + 1) * size] = bytes(size)
+        self._free.append(index)
+
+    # What a worker leaves behind when it dies.
+
+    def leave(self, index: int, legacy: Legacy) -> None:
+        """Note what is known of a connection, for our successor."""
+        data = msgspec.msgpack.encode(legacy)
+        assert len(data) <= LEGACY_BYTES - _LEGACY_LENGTH.size
+        start = index * LEGACY_BYTES + _LEGACY_LENGTH.size
+        _LEGACY_LENGTH.pack_into(self._legacies, index * LEGACY_BYTES, len(data))
+        self._legacies[start : start + len(data)] = data
+
+    def _legacy(self, index: int) -> Legacy:
+        start = index * LEGACY_BYTES + _LEGACY_LENGTH.size
+        (length,) = _LEGACY_LENGTH.unpack_from(self._legacies, index * LEGACY_BYTES)
+        return msgspec.msgpack.decode(self._legacies[start : start + length], type=Legacy)
+
+    def inherit(self, orphan: Callable[[Legacy], Orphan]) -> None:
+        """Record what the worker before us has left, if there was one, and clear its places in the kernel. Its connections have
+        ended with it. To be called before we have any of our own. ``orphan`` makes the flow of one of them."""
+        left = [(index, flow) for index in self._flow_range if (flow := self._flow(index)).client]
+        heirs: list[tuple[Wheel, abi.Flow, Orphan | None]] = []
+        for index, flow in left:
+            wheel = Wheel.inherited(self, index, flow)
+            heirs.append((wheel, flow, self._orphan(wheel, orphan)))
+        while calls := self.ring.take(RING_BATCH):
+            self._record(calls)
+        for wheel, flow, its in heirs:
+            if its is not None:
+                try:
+                    its.cut_off(wheel.open_calls(flow.first), flow.generation, monotonic())
+                except Exception as error:
+                    self._complain(error)
+            wheel.clear()
+            self._leaving.append((self.ring.end, wheel))
+        self._free = [index for index in self._free if index not in dict(left)]
+        if self._leaving:
+            self._later()
+
+    def _flow(self, index: int) -> abi.Flow:
+        return abi.Flow._make(abi.SLUICE_FLOW.unpack_from(self.flows, index * abi.SLUICE_FLOW.size))
+
+    def _orphan(self, wheel: Wheel, orphan: Callable[[Legacy], Orphan]) -> Orphan | None:
+        """The flow of an inherited connection, or None: its calls are nobody's then, and those of others are recorded."""
+        try:
+            legacy = self._legacy(wheel.index)
+            if legacy.origin.cookie != wheel.client:
+                return None
+            flow = orphan(legacy)
+        except Exception as error:
+            self._complain(error)
+            return None
+        wheel.watch(_Heir(flow))
+        return flow
 
     # Finished calls.
 
     def start(self) -> None:
-        self._loop.add_reader(self.ring.fd, self._ready)
+        if self._timer is None:
+            self._loop.add_reader(self.ring.fd, self._ready)
 
     def _ready(self) -> None:
         """Something is there: more will come, and one turn is enough for all of it."""
@@ -538,67 +690,150 @@ class Wheels:
             self._timer = self._loop.call_later(RING_DELAY, self._turn)
 
     def _turn(self) -> None:
+        """Make records for a while. Whatever goes wrong, there is a next turn."""
         self._timer = None
+        pause: float | None = RING_DELAY
+        try:
+            pause = self._read_on(monotonic() + (RING_SLICE_CROWDED if self.crowded else RING_SLICE))
+        except Exception as error:
+            self._complain(error)
+            self._tell_trouble(f"the ring of finished calls cannot be read: {type(error).__name__}: {error}")
+        if pause is None:
+            self.start()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(pause, self._turn)
+
+    def _read_on(self, until: float) -> float | None:
+        """Make records of what is there as long as there are room and time; when to go on, None: when the kernel says so."""
         room = self._audit.room
-        calls = self.ring.take(min(room, RING_BATCH))
-        self._tell(calls)
-        if len(calls) == RING_BATCH:
-            self._timer = self._loop.call_later(0, self._turn)
-        elif len(calls) == room and not self.ring.empty:
-            self.hold_back()
-        else:
-            self.stuck = self.stuck and not self._audit.room
-            if self.stuck:
-                self._later()
-            else:
-                self.start()
+        while room > 0 and (calls := self.ring.take(min(room, RING_BATCH))):
+            self._record(calls)
+            room -= len(calls)
+            if monotonic() > until:
+                return 0.0
+        self._let_leave()
+        if room > 0:
+            self.stuck = False
+        elif self.ring.waiting:
+            self._hold_back()
+        # The kernel wakes us only when all that was there before has been given back.
+        return RING_DELAY if self.stuck or self.ring.held else None
 
     def hold_back(self) -> None:
         """No record can be written: let the relay have all calls, where they wait for room, or are denied."""
         self._later()
-        if not self.stuck:
-            self.stuck = True
-            for rider in list(self.riders.values()):
-                rider.take_wheel()
+        self._hold_back()
 
-    def collect(self) -> None:
-        """Take all that is there, room or not: it is no more than a ring holds, and with no room the ring stays empty."""
-        while calls := self.ring.take(RING_BATCH):
-            self._tell(calls)
+    def _hold_back(self) -> None:
+        if self.stuck:
+            return
+        self.stuck = True
+        for wheel in list(self.own.values()):
+            try:
+                wheel.rider.take_wheel()
+            except Exception as error:
+                self._loop.call_soon(wheel.rider.fault, error)
 
-    def _tell(self, calls: Iterable[bytes]) -> None:
+    @property
+    def crowded(self) -> bool:
+        """Whether finished calls come faster than their records are made."""
+        return not self.stuck and self.ring.waiting > self.ring.size // 2
+
+    def catch_up(self, wheel: Wheel, *, must: bool) -> None:
+        """Record what the kernel has carried on a connection before the relay goes on with it, if it ``must`` be so or if there
+        is little else. Room or not: it is no more than a ring holds, and no more comes while that is full."""
+        if self.ring.waiting <= RING_SHORT:
+            self._record(self.ring.take(RING_BATCH))
+        if not must:
+            return
+        for _ in range(PICK_ATTEMPTS):
+            if not wheel.owed:
+                return
+            self._record(self.ring.pick(wheel.is_owner), given=False)
+            os.sched_yield()  # what is before them may be half written, on another processor
+        raise BpfError("finished calls are missing from the ring")
+
+    def _record(self, calls: Iterable[bytes], *, given: bool = True) -> None:
+        """Make the records of finished calls. If they are ``given``, all before the ring's position is recorded with them, and
+        gives its room back when that is written: what has not been, when this worker dies, is its successor's."""
         lines: list[str] = []
-        faults: list[tuple[Rider, Exception]] = []
         carried = [0, 0]
         since_epoch = time_ns() - monotonic_ns()
         for call in calls:
             # What the fields are: struct sluice_call.
-            began, ended, request_bytes, reply_bytes, _, index, _, _, length, _, status, _, _ = _FINISHED.unpack_from(call)
+            (began, ended, request_bytes, reply_bytes, _, index, generation, client, length, _, status, _, _, number, _) = (
+                _FINISHED.unpack_from(call)
+            )
+            wheel = self.own.get(index)
+            if wheel is None or wheel.client != client:
+                self._astray(f"call {number} of the socket {client:x}")
+                continue
+            wheel.recorded += 1
             end = _FINISHED.size + length
-            head, reply_head = call[_FINISHED.size : end], call[end:]
             at, took = (since_epoch + began) // 1000, (ended - began) // 1000
             carried[0] += request_bytes
             carried[1] += reply_bytes
-            rider = self.riders[index]
+            finished = Finished(
+                at, took, call[_FINISHED.size : end], request_bytes, call[end:], reply_bytes, status, number, generation
+            )
             try:
-                rider.flow.carried_call(Finished(at, took, head, request_bytes, reply_head, reply_bytes, status), lines)
+                wheel.rider.flow.carried_call(finished, lines)
+            except UnknownLoanError:
+                self._astray(f"call {number} of the socket {client:x}, under generation {generation}")
             except Exception as error:
-                faults.append((rider, error))
-        self._audit.write_lines(lines)
+                # What was before comes before its end, and so does what whoever asks us is about to adopt.
+                self._loop.call_soon(wheel.rider.fault, error)
+        self._audit.write_lines(lines, partial(self.ring.give_back, self.ring.at) if given else None)
         self._metrics.kernel_bytes.add(("request",), carried[0])
         self._metrics.kernel_bytes.add(("reply",), carried[1])
-        for rider, fault in faults:  # what was before comes before its end, and so does what whoever asks us is about to adopt
-            self._loop.call_soon(rider.fault, fault)
+
+    def _astray(self, what: str) -> None:
+        """A finished call of which nobody can tell whose it was: it is not recorded, and costs no other its record."""
+        self._metrics.limits.add(("RING_ENTRY",))
+        self._tell_trouble(f"a finished call could not be recorded: {what} is nobody's")
+
+    def _tell_trouble(self, text: str) -> None:
+        if self.trouble is None:
+            _log.error("%s", text)
+        self._trouble = monotonic(), text
+
+    @property
+    def trouble(self) -> str | None:
+        """What has gone wrong with records of finished calls lately."""
+        at, text = self._trouble
+        return text if text and monotonic() - at < TROUBLE_SECONDS else None
+
+    def finish(self) -> None:
+        """Record all that is left, when no connection is."""
+        self._loop.remove_reader(self.ring.fd)
+        if self._timer:
+            self._timer.cancel()
+        while calls := self.ring.take(RING_BATCH):
+            self._record(calls)
 
     def close(self) -> None:
+        """Behind the end of the audit writer, which gives room back in the ring."""
         self._loop.remove_reader(self.ring.fd)
         if self._timer:
             self._timer.cancel()
         for task in self._making:
             task.cancel()
         self._prover.shutdown(wait=False, cancel_futures=True)
-        for memory in (self.flows, self.ends, self._control, self._rows, self.ring):
+        for memory in (self.flows, self.ends, self._legacies, self._control, self._rows, self.ring):
             memory.close()
+
+
+class _Heir:
+    """In a dead worker's place: what is left to do for one of its connections."""
+
+    def __init__(self, flow: Orphan) -> None:
+        self.flow = flow
+
+    def fault(self, error: Exception) -> None:
+        raise error  # the event loop says it; there is nothing left to end
+
+    def take_wheel(self) -> None:
+        pass
 
 
 def _pages(size: int) -> int:

@@ -29,13 +29,13 @@ from proxy.audit.record import AuditRecord, Party
 from proxy.audit.record import now as wall_time
 from proxy.audit.writer import AuditWriter
 from proxy.datapath import Origin, Origins, is_class
-from proxy.flow import HOST, Flow, Scene
+from proxy.flow import HOST, Flow, Orphan, Scene
 from proxy.memory import Memory
 from proxy.metrics import Metrics, Snapshot
 from proxy.poller import Poller
 from proxy.relay import Pipes, Relay
 from proxy.shares import Claim
-from proxy.wheel import NO_WHEEL, Files, NoWheel, Wheel, Wheels
+from proxy.wheel import NO_WHEEL, Files, Legacy, NoWheel, Wheel, Wheels
 
 # Connections accepted in one turn of the event loop, so that a burst does not starve those that are open: some 2 ms.
 ACCEPT_BATCH = 16
@@ -154,7 +154,7 @@ class Worker:
         self._records = Records(self._audit)
         self._record_headers = frozenset(name.lower() for name in settings.record_headers)
         self._metrics = Metrics()
-        self._wheels = Wheels(loop, kernel, self._audit, self._metrics) if kernel else None
+        self._wheels = Wheels(loop, kernel, self._audit, self._metrics, self._complain) if kernel else None
         self._names: Mapping[int, str] = {}
         self._elsewhere: set[int] = set()  # identities of workloads that have, or had at last, addresses only
         self._ends: dict[tuple[int, int, str, int], Ends] = {}
@@ -189,6 +189,8 @@ class Worker:
         for listener in self._listeners:
             listener.setblocking(False)
             _keep_alive(listener)  # accepted sockets inherit it
+        if self._wheels:
+            self._wheels.inherit(self._orphan)
         self._resume()
         self._sweep()
         if self._wheels:
@@ -226,10 +228,12 @@ class Worker:
         if self._sweeping:
             self._sweeping.cancel()
         if self._wheels:
-            self._wheels.close()
+            self._wheels.finish()
         self._turned_away.tell(None)
         self._records.retry()
         await self._loop.run_in_executor(None, self._audit.close, AUDIT_CLOSE_SECONDS)
+        if self._wheels:
+            self._wheels.close()
         return self._audit.depth + self._records.waiting
 
     # What the agent asks.
@@ -282,6 +286,10 @@ class Worker:
             if share is not None:
                 told.append(f"{name}: {share.subject} has {share.held} of {budget.limit}, {budget.used} are in use")
         return told
+
+    def kernel_trouble(self) -> str | None:
+        """What has gone wrong lately with records of calls that the kernel has carried."""
+        return self._wheels.trouble if self._wheels else None
 
     # Who is who.
 
@@ -391,12 +399,13 @@ class Worker:
                 raise OSError(errno.ECONNREFUSED, "our own port")
         ends = self._ends_of(origin)
         pair = ends()
-        scene = self._scene(origin, client, ends, DETECT_TIMEOUT if pair.protocol != "tcp" and pair.opaque_allowed else None)
-
+        source = _endpoint_text(client[0], client[1])
+        detect_within = DETECT_TIMEOUT if pair.protocol != "tcp" and pair.opaque_allowed else None
+        scene = self._scene(origin, source, ends, detect_within)
         parser = _parser(pair)
         # Of HTTP alone it is certain that the client's first bytes are here when the server is dialled.
         request_waits = isinstance(parser, Http1Parser)
-        wheel = self._wheel(origin, pair) if dialled is None else NO_WHEEL
+        wheel = self._wheel(origin, pair, source) if dialled is None else NO_WHEEL
 
         def dial() -> SocketType:
             return dialled or self._connect(origin, origin.peer, request_waits, wheel)
@@ -412,12 +421,12 @@ class Worker:
         self._metrics.connections.add(("open",))
         relay.start()
 
-    def _scene(self, origin: Origin, client: tuple[str, int], ends: Ends, detect_within: float | None) -> Scene:
+    def _scene(self, origin: Origin, source: str, ends: Ends, detect_within: float | None) -> Scene:
         self._accepted += 1
         return Scene(
             connection=f"{self._settings.port}-{self._accepted}" if not origin.cookie else f"{origin.cookie:x}",
             node=self._settings.node,
-            source=_endpoint_text(client[0], client[1]),
+            source=source,
             destination=ends.destination,
             subject=ends.subject,
             peer=ends.peer,
@@ -438,7 +447,7 @@ class Worker:
         key = subject, ends.peer.workload or ends.peer.address, origin.port
 
         def first() -> tuple[Scene, datetime]:
-            return self._scene(origin, client, ends, None), wall_time()
+            return self._scene(origin, _endpoint_text(client[0], client[1]), ends, None), wall_time()
 
         self._turned_away.add(int(time()), key, first)
 
@@ -446,11 +455,16 @@ class Worker:
         scene, since = first
         Flow(scene, TunnelParser()).turned_away(count, since, monotonic())
 
-    def _wheel(self, origin: Origin, pair: Pair) -> Wheel | NoWheel:
+    def _orphan(self, legacy: Legacy) -> Orphan:
+        """A connection of the worker that died before us."""
+        ends = self._ends_of(legacy.origin)
+        return Orphan(self._scene(legacy.origin, legacy.source, ends, None), _carried_parser(ends()))
+
+    def _wheel(self, origin: Origin, pair: Pair, source: str) -> Wheel | NoWheel:
         least = Acceleration.AUTO if self._settings.accelerate_all else Acceleration.ON
         if self._wheels is None or not origin.accelerated or pair.acceleration < least or pair.protocol not in _CARRIED:
             return NO_WHEEL
-        return self._wheels.wheel(origin.cookie)
+        return self._wheels.wheel(origin.cookie, Legacy(origin, source))
 
     def _connect(
         self, origin: Origin, expected: int | None = None, request_waits: bool = False, wheel: Wheel | NoWheel = NO_WHEEL
@@ -513,6 +527,15 @@ class Worker:
         if type(error) not in self._complained:
             self._complained.add(type(error))
             _log.error("a connection failed by a fault of the agent", exc_info=error)
+
+
+def _carried_parser(pair: Pair) -> Parser:
+    """What reads the calls that the kernel has carried under ``pair``: nothing else is carried there."""
+    if pair.protocol == "kafka":
+        from parsers.kafka.connection import KafkaParser
+
+        return KafkaParser()
+    return Http1Parser()
 
 
 def _parser(pair: Pair) -> Parser:

@@ -162,11 +162,26 @@ class Dialogue:
 
     def carried_call(self, head: bytes, request_bytes: int, reply_bytes: int, status: int, took: int = 250_000) -> None:
         """The kernel has carried a whole call, in so many microseconds. Its record is a line."""
+        self.finish(Finished(int(1.7e15), took, head, request_bytes, b"", reply_bytes, status, self.next_number, self.lent))
+
+    def finish(self, finished: Finished) -> None:
+        """The kernel has carried a whole call, and tells of it at once."""
         lines: list[str] = []
         try:
-            self.flow.carried_call(Finished(int(1.7e15), took, head, request_bytes, b"", reply_bytes, status), lines)
+            self.flow.carried_call(finished, lines)
         finally:
             self.sink.written += ((line, True) for line in lines)
+        self.flow.skip(1)
+
+    @property
+    def next_number(self) -> int:
+        return self.flow._parser.next_number
+
+    @property
+    def lent(self) -> int:
+        """The generation that the kernel goes by."""
+        assert self.flow._lent is not None
+        return self.flow._lent.generation
 
     def adopt(self, *carried: Carried) -> "Dialogue":
         self.take(self.flow.adopt(carried, self.now))
@@ -260,9 +275,16 @@ class LineParser:
     at_boundary = False
     kept = 0
     prefixes = None
+    next_number = 0
 
     def policy_changed(self) -> None:
         pass
+
+    def skip(self, calls: int) -> None:
+        raise AssertionError("never at a boundary")
+
+    def recall(self, head: bytes, reply: bytes) -> tuple[ApiCall, None]:
+        raise AssertionError("never at a boundary")
 
     def __init__(self) -> None:
         self._open: list[int] = []

@@ -206,11 +206,20 @@ class KafkaParser:
         self._prefixes.clear()
         self._alike.clear()
 
-    def skip(self, head: bytes, reply: bytes) -> tuple[Judge, str]:
+    @property
+    def next_number(self) -> int:
+        return self._next_number
+
+    def skip(self, calls: int) -> None:
+        self._next_number += calls
+
+    def recall(self, head: bytes, reply: bytes) -> tuple[ApiCall, str]:
         request = look(head)
         if isinstance(request, int) or request.api_key not in CARRIED:
             raise MalformedError("carried-unproven")
+        number = self._next_number
         judge = self._judge(request, head)[-1]
+        self._next_number = number  # the kernel has numbered it
         asked, self._asked = self._asked, None
         if not isinstance(judge, Judge) or asked is None or asked.probe or asked.instead is not None or asked.unknown:
             raise MalformedError("carried-unproven")
@@ -219,7 +228,7 @@ class KafkaParser:
             self._follow_session(asked, opened, ())
         if opened.merged:
             raise MalformedError("carried-unproven")
-        return judge, f"kafka:{self._reply_error(opened, reply)}"
+        return judge.call, f"kafka:{self._reply_error(opened, reply)}"
 
     def _passed(self, asked: _Asked, opened: _Open) -> None:
         if opened.merged:

@@ -150,10 +150,12 @@ class Repeated:
     _BEGIN = '{"time":"0001-01-01T00:00:00Z","id":"-"'
     _OUTCOME = '"status":-1,"bytesRequest":-1,"bytesReply":-1,"durationMs":-1.0'
 
+    _PATH = '"path":"-"'
+
     def __init__(self, record: AuditRecord, connection: str) -> None:
         """``record`` has all that does not change."""
         blank = msgspec.structs.replace(
-            record, time=datetime.min.replace(tzinfo=UTC), id="-", status=-1, bytes_request=-1, bytes_reply=-1, duration_ms=-1.0
+            record, time=_LONG_AGO, id="-", status=-1, bytes_request=-1, bytes_reply=-1, duration_ms=-1.0
         )
         _, _, rest = encode_lines([blank]).decode("ascii").partition(self._BEGIN)
         self._middle, found, self._end = rest.partition(self._OUTCOME)
@@ -161,6 +163,17 @@ class Repeated:
         self._id = f'"id":"{call_id(connection, "")}'
         self._last: tuple[int | str, int, int] | None = None
         self._outcome = ""
+
+    def of_path(self, path: str) -> "Repeated":
+        """The same of another ``path``, in ASCII, where this is made of a record whose path is ``-``."""
+        before, found, behind = self._middle.rpartition(self._PATH)  # a workload may have a label of this name before
+        assert found, "a record without a path"
+        assert len(path) <= MAX_PATH_CHARS
+        other = Repeated.__new__(Repeated)
+        other._middle = f'{before}"path":{to_ascii(_LINES.encode(path)).decode("ascii")}{behind}'
+        other._id, other._end = self._id, self._end
+        other._last, other._outcome = None, ""
+        return other
 
     def line(self, at: int, number: int, status: int | str, bytes_request: int, bytes_reply: int, took: int) -> str:
         """The line of call ``number``, in ASCII. ``at`` is the time in microseconds of the epoch, ``took`` the duration in
@@ -179,6 +192,7 @@ class Repeated:
         return f'{{"time":"{_whole_second(second)}{digits}Z",{self._id}{number}"{self._outcome}{duration}{self._end}'
 
 
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _MILLISECONDS = tuple(str(took / 1000) for took in range(1000))
 
 

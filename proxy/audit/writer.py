@@ -73,10 +73,11 @@ class _Waiter:
 class _Lines:
     """Records that are lines already."""
 
-    __slots__ = ("lines",)
+    __slots__ = ("lines", "written")
 
-    def __init__(self, lines: Sequence[str]) -> None:
+    def __init__(self, lines: Sequence[str], written: Callable[[], object] | None) -> None:
         self.lines = lines
+        self.written = written
 
 
 _Queued = tuple[_Slots, Place, AuditRecord | _Lines]
@@ -150,14 +151,17 @@ class AuditWriter:
             self.budget.charge(place.claim, -place.size)
         self._admit()
 
-    def write_lines(self, lines: Sequence[str]) -> None:
+    def write_lines(self, lines: Sequence[str], written: Callable[[], object] | None = None) -> None:
         """Hand over the lines of records, in ASCII, of calls that are over: without reservations, and whether there is room
-        or not. Who comes with more than there is ``room`` for must have a bound of his own."""
-        if not lines:
+        or not. Who comes with more than there is ``room`` for must have a bound of his own.
+
+        When they, and all before them, are in the sink, ``written`` is called, by the writing thread.
+        """
+        if not lines and written is None:
             return
         size = len(lines) * PLACE_BYTES
         self._calls.taken += size
-        self._hand_over(self._calls, Place(size), _Lines(lines), len(lines))
+        self._hand_over(self._calls, Place(size), _Lines(lines, written), len(lines))
 
     def write(self, record: AuditRecord, reserved: Place | None = ANYWHERE) -> bool:
         """Hand over a finished record. With a reservation, which it uses up, this always succeeds before ``close``.
@@ -312,6 +316,8 @@ class AuditWriter:
         for slots, place, what in batch:
             self._written += len(what.lines) if isinstance(what, _Lines) else 1
             slots.freed += place.size
+            if isinstance(what, _Lines) and what.written:
+                what.written()
         claimed = [place for _, place, _ in batch if place.claim is not None]
         if claimed:
             self._given_back.append(claimed)

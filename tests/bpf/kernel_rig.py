@@ -192,13 +192,14 @@ class Call:
     cookie: int
     wheel: Wheel
     ledger: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
+    number: int = 1  # of the next call, as far as the kernel is told
 
     def let_go(self, generation: int | None = None, table: int | None = None, prefixes: Sequence[Prefix] = ()) -> bool:
         """With ``prefixes``, requests are frames."""
         if table is None:
             table = abi.Framing.FRAMES if prefixes else self.rig.table
         generation = self.rig.wheels.generation if generation is None else generation
-        self.wheel.give(table, generation, Ledger(*self.ledger), prefixes)
+        self.wheel.give(table, generation, Ledger(*self.ledger), prefixes, self.number)
         return self.wheel.held
 
     def take(self) -> Carried | None:
@@ -246,7 +247,7 @@ class Call:
 class RigWheels(Wheels):
     """Finished calls stay in the ring: the test looks at them itself."""
 
-    def collect(self) -> None:
+    def catch_up(self, wheel: Wheel, *, must: bool) -> None:
         pass
 
 
@@ -259,7 +260,7 @@ class KernelRig(Rig):
         self._stack.callback(self.path.close)
         self._loop = asyncio.new_event_loop()
         self._stack.callback(self._loop.close)
-        self.wheels = RigWheels(self._loop, self.path.files[0], cast(AuditWriter, None), Metrics())
+        self.wheels = RigWheels(self._loop, self.path.files[0], cast(AuditWriter, None), Metrics(), print)
         self._stack.callback(self.wheels.close)
         self.accelerated = {CLIENT}
         self.web, self.orders = self.cgroup("web", CLIENT), self.cgroup("orders", SERVER)
@@ -325,8 +326,10 @@ class KernelRig(Rig):
         return self.path.fallbacks()[reason]
 
     def records(self) -> list[abi.Call]:
-        """The finished calls, oldest first."""
-        entries = self.wheels.ring.take(1 << 20)
+        """The finished calls, oldest first. Their room is given back."""
+        ring = self.wheels.ring
+        entries = ring.take(1 << 20)
+        ring.give_back(ring.at)
         return [abi.Call._make(abi.SLUICE_CALL.unpack(entry.ljust(abi.SLUICE_CALL.size, b"\0"))) for entry in entries]
 
     def cookies(self) -> set[int]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from bpf.loader import BpfError, Map, Routine, new_ring
-from proxy.wheel import Ring
+from proxy.ring import Ring
 
 SIZE = 4096  # bytes: a page, the least that there is
 MAX_RECORD = 1024
@@ -127,36 +127,37 @@ def producer(made: Map) -> Producer:
     return Producer(made)
 
 
-def take(ring: Ring) -> bytes | None:
-    """One record, or None."""
-    records = ring.take(1)
-    return records[0] if records else None
+def take(ring: Ring, most: int = 1) -> list[bytes]:
+    """Records, at most so many; their room is given back."""
+    records = ring.take(most)
+    ring.give_back(ring.at)
+    return records
 
 
 def test_an_empty_ring_has_nothing(ring: Ring, producer: Producer) -> None:
-    assert ring.empty
-    assert ring.take(9) == []
+    assert not ring.waiting
+    assert take(ring, 9) == []
     producer.write(1)
-    assert not ring.empty
+    assert ring.waiting
 
 
 def test_records_come_whole_and_in_order(ring: Ring, producer: Producer) -> None:
     written = [producer.write(number, length) for number, length in enumerate((8, 9, 15, 16, 17, 1000, 1024))]
-    assert ring.take(99) == written
-    assert ring.empty
+    assert take(ring, 99) == written
+    assert not ring.waiting
 
 
 def test_no_more_are_taken_than_were_asked_for_and_the_others_keep_their_places(ring: Ring, producer: Producer) -> None:
     written = [producer.write(number) for number in range(5)]
-    assert ring.take(0) == []
-    assert ring.take(2) == written[:2]
-    assert ring.take(9) == written[2:]
+    assert take(ring, 0) == []
+    assert take(ring, 2) == written[:2]
+    assert take(ring, 9) == written[2:]
 
 
 def test_records_that_wrap_around_the_end_are_whole(ring: Ring, producer: Producer) -> None:
     for number in range(500):
         written = [producer.write(number, 700 + number % 300), producer.write(number, 30)]
-        assert ring.take(2) == written
+        assert take(ring, 2) == written
 
 
 def test_a_full_ring_takes_no_more_and_loses_nothing(ring: Ring, producer: Producer) -> None:
@@ -164,12 +165,12 @@ def test_a_full_ring_takes_no_more_and_loses_nothing(ring: Ring, producer: Produ
     while (record := producer.write(len(written), 500)) is not None:
         written.append(record)
     assert len(written) == (SIZE - 1) // 512  # the kernel never fills the last byte
-    assert take(ring) == written[0]
+    assert take(ring) == [written[0]]
     again = producer.write(99, 500)
     assert again is not None
     assert producer.write(100, 500) is None
-    assert ring.take(99) == [*written[1:], again]
-    assert ring.empty
+    assert take(ring, 99) == [*written[1:], again]
+    assert not ring.waiting
 
 
 def test_discarded_records_are_passed_over_and_give_their_room_back(ring: Ring, producer: Producer) -> None:
@@ -177,9 +178,9 @@ def test_discarded_records_are_passed_over_and_give_their_room_back(ring: Ring, 
         producer.discard()
         written = producer.write(number)
         producer.discard()
-        assert take(ring) == written
-        assert take(ring) is None
-        assert ring.empty
+        assert take(ring) == [written]
+        assert take(ring) == []
+        assert not ring.waiting
 
 
 def test_another_reader_begins_where_the_last_one_stopped(made: Map, ring: Ring, producer: Producer) -> None:
@@ -187,7 +188,7 @@ def test_another_reader_begins_where_the_last_one_stopped(made: Map, ring: Ring,
     second = producer.write(2)
     take(ring)
     other = Ring(made.fd, SIZE)
-    assert take(other) == second
+    assert take(other) == [second]
     other.close()
 
 
@@ -199,7 +200,7 @@ def test_room_that_was_given_back_stays_given_back(made: Map, ring: Ring, produc
             for _ in range(1000):
                 for number in range(200):
                     producer.write(number, 8)
-                while ring.take(1):  # one by one: the moment is short
+                while take(ring, 1):  # one by one: the moment is short
                     pass
         finally:
             os._exit(0)

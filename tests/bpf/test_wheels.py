@@ -4,23 +4,28 @@ import asyncio
 import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from bpf import abi
+from bpf.loader import BpfError
 from parsers.http1 import Http1Parser
 from policies.decide import Endpoint, Pair
 from policies.decide import PolicySet as Policies
 from policies.load import Source, load
 from proxy.audit.places import PLACE_BYTES
 from proxy.audit.writer import AuditWriter
-from proxy.flow import Flow
+from proxy.datapath import Origin
+from proxy.flow import Flow, Orphan
 from proxy.metrics import Metrics
-from proxy.wheel import RING_BATCH, Wheels
-from tests.bpf.kernel_rig import GET, HELLO, Call, KernelRig
+from proxy.wheel import RING_BATCH, RING_SHORT, Legacy, Wheels
+from tests.bpf.kernel_rig import GET, HELLO, Call, KernelRig, receive
 from tests.bpf.rig import CLIENT, REDIRECT, SERVER, free, rule
 from tests.flow_playbook import Dialogue
 
@@ -73,13 +78,15 @@ class Worker:
     """A worker's wheels over the rig's programs."""
 
     def __init__(self, path: KernelRig, audit: AuditWriter) -> None:
+        self.audit = audit
         self.loop = asyncio.new_event_loop()
         self.metrics = Metrics()
-        self.wheels = Wheels(self.loop, path.path.files[0], audit, self.metrics)
+        self.complaints: list[Exception] = []
+        self.wheels = Wheels(self.loop, path.path.files[0], audit, self.metrics, self.complaints.append)
 
     def watch(self, call: Call) -> Told:
-        told = Told()
-        self.wheels.riders[call.wheel.index] = told
+        told = call.wheel.rider = Told()
+        self.wheels.own[call.wheel.index] = call.wheel
         return told
 
     def run(self, until: Callable[[], bool]) -> None:
@@ -119,6 +126,16 @@ def lines(audit: Path) -> list[dict[str, Any]]:
 # Finished calls.
 
 
+def worker_call(worker: Worker, path: KernelRig) -> Call:
+    """A connection of which the kernel has the wheel, and ``worker`` is the owner."""
+    call = path.call()
+    call.wheel._wheels = worker.wheels
+    worker.wheels._free.remove(call.wheel.index)
+    worker.watch(call)
+    assert call.let_go()
+    return call
+
+
 def test_finished_calls_are_recorded_in_their_order_and_counted(path: KernelRig, worker: Worker, audit: Path) -> None:
     calls = [path.carried(), path.carried()]
     for call in calls:
@@ -128,7 +145,7 @@ def test_finished_calls_are_recorded_in_their_order_and_counted(path: KernelRig,
         for call in calls:
             call.exchange()
     worker.run(lambda: len(lines(audit)) == 2 * RING_BATCH)
-    assert worker.wheels.ring.empty
+    assert not worker.wheels.ring.waiting
     assert [line["id"] for line in lines(audit)[::2]] == [f"c.{number}" for number in range(1, RING_BATCH + 1)]
     assert {(line["via"], line["status"], line["bytesRequest"]) for line in lines(audit)} == {("kernel", 200, len(GET))}
     carried = {labels[0]: count for labels, count in worker.metrics.kernel_bytes.items()}
@@ -140,7 +157,8 @@ def test_what_is_finished_is_recorded_before_the_wheel_is_taken(path: KernelRig,
     told = worker.watch(call)
     call.exchange()
     call.exchange()
-    worker.wheels.collect()
+    worker.wheels.finish()
+    told.flow.skip(2)
     told.play.client(GET).server(HELLO)
     assert told.play.records[-1].id == "c.3"
     worker.run(lambda: [line["id"] for line in lines(audit)] == ["c.1", "c.2"])
@@ -154,11 +172,100 @@ def test_a_call_that_policy_denies_is_recorded_and_ends_its_connection_alone(
     told_wrong.play.policy.denies = lambda call: True
     for call in (wrong, right, wrong):
         call.exchange()
-    worker.wheels.collect()
+    worker.wheels.finish()
     worker.run(lambda: bool(told_wrong.faults))
     assert [type(fault) for fault in told_wrong.faults] == [PermissionError, PermissionError]
     assert told_right.faults == []
     worker.run(lambda: [line["verdict"] for line in lines(audit)] == ["DENIED", "ALLOWED", "DENIED"])
+
+
+def test_an_entry_of_another_connection_costs_one_record_and_is_told(path: KernelRig, worker: Worker, audit: Path) -> None:
+    """Whatever has mixed them up: no record names a connection that it is not of."""
+    call, other = path.carried(), path.carried()
+    told = worker.watch(call)
+    for one in (call, other, call):
+        one.exchange()
+    worker.wheels.own[other.wheel.index] = call.wheel  # its number, with another client
+    assert worker.wheels.trouble is None
+    worker.wheels.start()
+    worker.run(lambda: [line["id"] for line in lines(audit)] == ["c.1", "c.2"])
+    assert told.faults == []
+    assert f"of the socket {other.cookie:x} is nobody's" in (worker.wheels.trouble or "")
+    assert [(list(labels), count) for labels, count in worker.metrics.limits.items()] == [(["RING_ENTRY"], 1)]
+    assert not worker.wheels.ring.waiting
+
+
+def test_an_entry_under_a_policy_that_was_never_lent_costs_one_record(path: KernelRig, worker: Worker, audit: Path) -> None:
+    call, right = path.carried(), path.carried()
+    worker.watch(call).flow._loans.clear()
+    worker.watch(right)
+    for one in (call, right):
+        one.exchange()
+    worker.wheels.start()
+    worker.run(lambda: len(lines(audit)) == 1)
+    assert "under generation 1" in (worker.wheels.trouble or "")
+
+
+def test_whatever_goes_wrong_in_a_turn_the_ring_is_read_on(
+    path: KernelRig, worker: Worker, audit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = path.carried()
+    worker.watch(call)
+    monkeypatch.setattr(worker.wheels._metrics.kernel_bytes, "add", lambda *_: 1 / 0)
+    worker.wheels.start()
+    call.exchange()
+    worker.run(lambda: len(worker.complaints) > 0)
+    assert "cannot be read: ZeroDivisionError" in (worker.wheels.trouble or "")
+    monkeypatch.undo()
+    call.exchange()
+    worker.run(lambda: [line["id"] for line in lines(audit)] == ["c.1", "c.2"])
+
+
+def test_a_connection_whose_wheel_cannot_be_taken_still_ends(path: KernelRig, worker: Worker) -> None:
+    call = path.carried()
+    worker.watch(call)
+    call.exchange()
+
+    def broken(_: bytes) -> int:
+        return abi.Wheel.WHEEL_BUSY
+
+    path.wheels.take, take = broken, path.wheels.take  # type: ignore[assignment]
+    with pytest.raises(BpfError):
+        call.wheel.close()
+    path.wheels.take = take
+    assert [wheel.index for _, wheel in path.wheels._leaving] or call.wheel.index in path.wheels._free
+
+
+def test_taking_the_wheel_leaves_what_others_have_in_the_ring(path: KernelRig, worker: Worker, audit: Path) -> None:
+    """Its relay need not wait for their records, nor for its own: numbers and policy come with them."""
+    busy, call = worker_call(worker, path), worker_call(worker, path)
+    for _ in range(40):
+        busy.exchange()
+    call.exchange()
+    waiting = worker.wheels.ring.waiting
+    assert waiting > RING_SHORT
+    assert call.take() is None
+    assert worker.wheels.ring.waiting == waiting
+    told = call.wheel.rider
+    assert isinstance(told, Told)
+    told.flow.skip(call.wheel.answered)
+    told.play.client(GET).server(HELLO)
+    assert told.play.records[-1].id == "c.2"
+    worker.wheels.start()
+    worker.run(lambda: len(lines(audit)) == 41)
+    assert lines(audit)[-1]["id"] == "c.1"
+
+
+def test_a_number_is_used_again_when_its_records_are_written(path: KernelRig, worker: Worker, audit: Path) -> None:
+    call = worker_call(worker, path)
+    call.exchange()
+    call.wheel.close()
+    free = list(worker.wheels._free)
+    assert call.wheel.index not in free
+    worker.wheels.start()
+    worker.run(lambda: call.wheel.index in worker.wheels._free)
+    assert [line["id"] for line in lines(audit)] == ["c.1"]
+    assert call.wheel.index not in worker.wheels.own
 
 
 def test_without_room_for_records_nobody_is_carried_until_there_is_some(path: KernelRig, tmp_path: Path) -> None:
@@ -180,7 +287,7 @@ def test_without_room_for_records_nobody_is_carried_until_there_is_some(path: Ke
         worker.run(lambda: worker.wheels.stuck)
         assert told.taken == 1
         assert writer.depth == 2
-        assert not worker.wheels.ring.empty
+        assert worker.wheels.ring.waiting
         received = b""
 
         def read_on() -> bool:
@@ -193,6 +300,49 @@ def test_without_room_for_records_nobody_is_carried_until_there_is_some(path: Ke
         assert [json.loads(line)["id"] for line in received.splitlines()] == [f"c.{number}" for number in range(1, 6)]
     assert writer.close(PATIENCE)
     os.close(reader)
+
+
+# What a dead worker has left.
+
+
+def test_a_successor_records_what_was_finished_and_what_was_open_and_clears_all_places(
+    path: KernelRig, worker: Worker, audit: Path
+) -> None:
+    """But nothing of calls of which the dead worker had the wheel again: they were its own."""
+    play = Dialogue(Http1Parser())
+    finished, open_call, taken = calls = [path.call() for _ in range(3)]
+    for call in calls:
+        call.wheel._legacy = Legacy(Origin("127.0.0.1", 80, CLIENT, SERVER, call.cookie, 1, True), "127.0.0.1:1")
+        assert call.let_go()
+        call.exchange()
+    for call in (open_call, taken):
+        call.client.sendall(GET)
+        assert receive(call.server, len(GET)) == GET
+    assert taken.take() is not None
+    with contextlib.closing(Worker(path, worker.audit)) as successor:
+        scenes = {}
+
+        def orphan(legacy: Legacy) -> Orphan:
+            scene = msgspec.structs.replace(play.flow._scene, connection=f"{legacy.origin.cookie:x}")
+            scenes[legacy.origin.cookie] = legacy.source
+            return Orphan(scene, Http1Parser())
+
+        successor.wheels.inherit(orphan)
+        assert scenes == {call.cookie: "127.0.0.1:1" for call in calls}
+        successor.wheels.start()
+        indexes = {call.wheel.index for call in calls}
+        assert not indexes & set(successor.wheels._free), "not before their records are written"
+        successor.run(lambda: indexes <= set(successor.wheels._free))
+        assert [line["id"] for line in lines(audit)] == [f"{call.cookie:x}.1" for call in calls]
+        assert [(record.id, record.reason) for record in play.records] == [(f"{open_call.cookie:x}.2", "worker-died")]
+        for call in calls:
+            assert call.state is abi.Wheel.WHEEL_OFF
+            assert path.wheels.callers.get(call.cookie.to_bytes(8, sys.byteorder)) is None
+        assert successor.complaints == []
+        assert successor.wheels.trouble is None
+        successor.wheels.inherit(orphan)
+        assert len(scenes) == 3
+    assert finished.relayed_nothing()
 
 
 # Automata.

@@ -68,6 +68,24 @@ def test_a_line_is_that_of_its_record(facts: dict[str, Any], at: int, status: in
     assert Repeated(common, "c").line(at, 2, status, *sizes, took).encode("ascii") == encode_lines([record])
 
 
+@settings(max_examples=2000 if SOAK else 200, deadline=None)
+@given(
+    facts=st.fixed_dictionaries(
+        {"node": hostile, "verdict": hostile},
+        optional={
+            **dict.fromkeys(("host", "policy", "rule", "reason", "method", "via"), optional),
+            "subject": st.builds(Party, labels=st.dictionaries(hostile | st.just("path"), hostile | st.just("-"), max_size=2)),
+        },
+    ),
+    path=st.text(st.characters(max_codepoint=127), max_size=MAX_PATH_CHARS) | st.sampled_from(["-", '"path":"-"', '"', "\\"]),
+)
+def test_a_line_of_another_path_is_that_of_its_record(facts: dict[str, Any], path: str) -> None:
+    fixed = {"time": moment(17 * 10**14), "id": "c.2", "status": 200, "bytes_request": 1, "bytes_reply": 2, "duration_ms": 0.0}
+    shape = Repeated(AuditRecord(path="-", **facts, **fixed), "c")
+    line = shape.of_path(path).line(17 * 10**14, 2, 200, 1, 2, 0)
+    assert line.encode("ascii") == encode_lines([AuditRecord(path=path, **facts, **fixed)])
+
+
 @pytest.mark.parametrize(
     ("at", "shown"), [(17 * 10**14, "2023-11-14T22:13:20Z"), (17 * 10**14 + 500_000, "2023-11-14T22:13:20.500000Z")]
 )

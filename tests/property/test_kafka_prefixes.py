@@ -208,11 +208,9 @@ class Wire:
             self._finished(head, exchange)
 
     def _finished(self, head: bytes, exchange: Exchange) -> None:
-        lines: list[str] = []
-        size = len(exchange.request)
-        told = Finished(int(1.7e15), 0, head, size, exchange.reply[:KEPT_BYTES], len(exchange.reply), 0)
-        self.play.flow.carried_call(told, lines)
-        self.play.sink.written += ((line, True) for line in lines)
+        size, reply = len(exchange.request), exchange.reply
+        number, lent = self.play.next_number, self.play.lent
+        self.play.finish(Finished(int(1.7e15), 0, head, size, reply[:KEPT_BYTES], len(reply), 0, number, lent))
 
     def adopt(self, exchanges: list[Exchange], chance: random.Random) -> None:
         """The kernel has the requests, perhaps some of the replies, and a part of the next."""

@@ -712,9 +712,11 @@ class TestSkip:
     def test_a_skipped_call_takes_the_next_number_and_is_the_call_that_policy_would_see(self) -> None:
         play = conversation().client(GET).server(OK)
         parser = play.parser
-        judge, status = parser.skip(POST, b"")
+        assert parser.next_number == 1
+        call, status = parser.recall(POST, b"")
         assert status is None, "the kernel tells it"
-        assert (judge.number, judge.call.method, judge.call.path) == (1, "POST", "/orders")
+        assert (call.method, call.path) == ("POST", "/orders")
+        parser.skip(1)
         assert parser.at_boundary
         (following,) = parser.on_data(Direction.REQUEST, GET, False)
         assert isinstance(following, Judge)
@@ -722,18 +724,23 @@ class TestSkip:
 
     def test_equal_heads_are_one_call_object_whichever_way_they_go(self) -> None:
         play = conversation().client(GET).server(OK)
-        assert play.parser.skip(GET, b"")[0].call is play.calls[0]
+        assert play.parser.recall(GET, b"")[0] is play.calls[0]
 
-    def test_what_would_not_be_judged_raises_and_takes_no_number(self) -> None:
+    def test_what_a_call_was_can_be_told_while_another_is_open(self) -> None:
+        play = conversation().client(GET)
+        assert play.parser.recall(POST, b"")[0].path == "/orders"
+        assert play.server(OK).parser.at_boundary
+
+    def test_what_would_not_be_judged_raises(self) -> None:
         play = conversation().client(GET).server(OK)
         for head in (b"GET / HTTP/9.9\r\n\r\n", b"", GET[:-2]):
             with pytest.raises(Refused):
-                play.parser.skip(head, b"")
+                play.parser.recall(head, b"")
 
     def test_a_server_that_closes_behind_a_skipped_call_has_answered_before(self) -> None:
         """Its client asks again when it sees a close; words of ours would keep it from that."""
         parser = Http1Parser()
-        parser.skip(GET, b"")
+        parser.skip(1)
         parser.on_data(Direction.REQUEST, GET, False)
         parser.on_ruling(1, ALLOW)
         assert parser.on_outage(Outage.RESET) == [Fail("upstream-reset", call=1)]

@@ -85,13 +85,17 @@ class TestSkip:
         assert not parser.at_boundary
         play.server(b"HTTP/1.1 204 x\r\n\r\n")
         assert parser.at_boundary
-        judge, _ = parser.skip(self.REQUEST, b"")
-        assert (judge.number, judge.call.path) == (1, "/")
+        assert parser.next_number == 1
+        assert parser.recall(self.REQUEST, b"")[0].path == "/"
+        parser.skip(1)
+        assert parser.next_number == 2
 
     @pytest.mark.parametrize("parser", [TunnelParser(), detecting()])
     def test_what_has_no_boundary_skips_nothing(self, parser: Parser) -> None:
         with pytest.raises(AssertionError):
-            parser.skip(self.REQUEST, b"")
+            parser.recall(self.REQUEST, b"")
+        with pytest.raises(AssertionError):
+            parser.skip(1)
 
 
 class TestSilence:

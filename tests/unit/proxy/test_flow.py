@@ -9,6 +9,7 @@ import pytest
 
 from parsers.contract import ApiCall, Outage
 from parsers.http1 import Http1Parser
+from parsers.kafka.connection import KafkaParser
 from parsers.opaque import DetectingParser, TunnelParser
 from policies.decide import Decision, Verdict
 from proxy import flow
@@ -27,9 +28,12 @@ from proxy.flow import (
     Close,
     Dial,
     Discard,
+    Finished,
     Forward,
+    Orphan,
     Permit,
     Shut,
+    UnknownLoanError,
 )
 from proxy.summaries import MAX_SUMMARIES
 from tests.flow_playbook import REPLY, REQUEST, Dialogue, LineParser, Policy, Records
@@ -477,6 +481,111 @@ class TestCarriedCalls:
         with pytest.raises(PermissionError, match="no-rule-matched"):
             self.whole(play, GET % b"no")
         assert json.loads(play.records[1])["verdict"] == "DENIED"
+
+    def test_they_may_be_told_when_the_relay_has_gone_on_and_even_when_the_connection_is_over(self) -> None:
+        play = lent()
+        told = [
+            Finished(int(1.7e15), 0, GET % path, 30, b"", 40, 200, number, 1) for number, path in ((1, b"late"), (2, b"later"))
+        ]
+        play.flow.skip(2)
+        play.client(GET % b"3").server(OK).client_ends()
+        assert play.ended
+        lines: list[str] = []
+        for finished in told:
+            play.flow.carried_call(finished, lines)
+        assert play.records[-1].id == "c.3"
+        assert [(json.loads(one)["id"], json.loads(one)["path"]) for one in lines] == [("c.1", "/late"), ("c.2", "/later")]
+
+    def test_each_is_judged_by_the_policy_that_the_kernel_went_by(self) -> None:
+        play = lent()
+        old, play.policy = play.policy, Policy()
+        play.policy.generation = 2
+        play.policy.denies = lambda call: True
+        assert play.flow.lend() is not None
+        lines: list[str] = []
+        play.flow.carried_call(Finished(0, 0, GET % b"2", 30, b"", 40, 200, 1, old.generation), lines)
+        with pytest.raises(PermissionError):
+            play.flow.carried_call(Finished(0, 0, GET % b"2", 30, b"", 40, 200, 2, 2), lines)
+        assert [(json.loads(one)["verdict"], json.loads(one)["generation"]) for one in lines] == [("ALLOWED", 1), ("DENIED", 2)]
+        with pytest.raises(UnknownLoanError):
+            play.flow.carried_call(Finished(0, 0, GET % b"2", 30, b"", 40, 200, 3, 1), lines)
+
+    def test_what_the_query_must_not_tell_is_in_none_of_their_lines(self) -> None:
+        play = lent()
+        play.policy.redact_query = True
+        for secret in (b"2?key=a", b"2?key=b"):
+            self.whole(play, GET % secret)
+        assert [json.loads(one)["path"] for one in play.records[1:]] == ["/2?key=***"] * 2
+
+
+class TestOrphans:
+    """Connections that have ended with their worker."""
+
+    def orphan(self, generation: int = 1) -> tuple[Dialogue, Orphan]:
+        play = http()
+        play.policy.generation = generation
+        return play, Orphan(play.flow._scene, Http1Parser())
+
+    def test_a_call_under_the_policy_of_now_has_the_record_that_its_worker_would_have_written(self) -> None:
+        _, orphan = self.orphan()
+        lines: list[str] = []
+        orphan.carried_call(Finished(int(1.7e15), 250, GET % b"2", 30, b"", 40, 200, 7, 1), lines)
+        told = json.loads(lines[0])
+        assert (told["id"], told["path"], told["verdict"], told["reason"]) == ("c.7", "/2", "ALLOWED", "rule-matched")
+
+    def test_of_an_older_policy_the_record_says_that_it_was_allowed_and_redacts_what_it_might_have_redacted(self) -> None:
+        _, orphan = self.orphan(generation=2)
+        lines: list[str] = []
+        orphan.carried_call(Finished(int(1.7e15), 250, GET % b"no?key=secret", 30, b"", 40, 200, 7, 1), lines)
+        told = json.loads(lines[0])
+        assert (told["verdict"], told["reason"], told["path"]) == ("ALLOWED", "worker-died", "/no?key=***")
+        assert told["generation"] == 1
+
+    def test_an_open_call_is_reset_or_has_the_status_of_the_reply_that_was_begun(self) -> None:
+        play, orphan = self.orphan()
+        begun = msgspec.structs.replace(carried(GET % b"3"), reply_bytes=9, status=206)
+        orphan.cut_off([(4, carried(GET % b"2")), (5, begun)], 1, now=3.0)
+        assert [(record.id, record.status, record.reason, record.via) for record in play.records] == [
+            ("c.4", "reset", "worker-died", "kernel"),
+            ("c.5", 206, "worker-died", "kernel"),
+        ]
+        assert play.records[0].duration_ms == 3000.0
+
+    def test_frames_that_name_what_nobody_knows_any_more_still_have_records(self) -> None:
+        play = http()
+        orphan = Orphan(play.flow._scene, KafkaParser())
+        lines: list[str] = []
+        orphan.carried_call(Finished(int(1.7e15), 250, b"no frame", 30, b"", 40, 0, 7, 1), lines)
+        told = json.loads(lines[0])
+        assert (told["protocol"], told["verdict"], told["status"], told["reason"]) == (
+            "kafka",
+            "ALLOWED",
+            "unknown",
+            "worker-died",
+        )
+
+
+class TestTooLate:
+    """What a client says when the connection has ended between two calls, and it does not know."""
+
+    def test_a_call_that_nobody_takes_any_more_has_a_record(self) -> None:
+        play = http().client(GET % b"1").server(OK).server_ends()
+        assert play.ended
+        play.flow.late(GET % b"2", 1.0)
+        play.flow.late(GET % b"3", 1.0)
+        assert play.story[1:] == [("DENIED", "/2", None, "connection-closed")], "one, whatever comes"
+        assert play.records[1].bytes_request == len(GET % b"2")
+
+    def test_what_is_no_whole_head_has_one_without_a_path(self) -> None:
+        play = http().client(GET % b"1").server(OK).server_ends()
+        play.flow.late(b"GET /2", 1.0)
+        assert play.story[1:] == [("DENIED", None, None, "connection-closed")]
+
+    def test_the_rest_of_a_call_is_none(self) -> None:
+        play = http().client(b"POST /no HTTP/1.1\r\nhost: a\r\ncontent-length: 9999999\r\n\r\n")
+        assert play.ended
+        play.flow.late(b"the body", 1.0)
+        assert len(play.records) == 1
 
 
 class Clock:
