@@ -18,7 +18,8 @@ from typing import TypeVar, cast
 
 from policies.compile import ANY_PEER, AddressEntry, KernelTables, RuleEntry
 from policies.decide import Action
-from proxy.datapath import HEARTBEAT_INTERVAL, Hooks, Origin
+from proxy.datapath import Hooks, Origin
+from proxy.heartbeat import INTERVAL
 from proxy.workloads import cgroup2_mount
 from tests.harness import free_port
 
@@ -182,7 +183,7 @@ class Rig:
         return self
 
     def _beat(self) -> None:
-        while not self._stopped.wait(HEARTBEAT_INTERVAL):
+        while not self._stopped.wait(INTERVAL):
             if self._beating.is_set():
                 self.hooks.beat()
 
