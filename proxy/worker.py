@@ -396,6 +396,7 @@ class Worker:
             origin = msgspec.structs.replace(origin, peer=reached)
             if origin.to_agent:
                 self._limit("NOT_REDIRECTED")
+                dialled.close()
                 raise OSError(errno.ECONNREFUSED, "our own port")
         ends = self._ends_of(origin)
         pair = ends()
