@@ -108,7 +108,7 @@ class Lane:
         method = chance.choices(("GET", "POST", "HEAD"), (55, 40, 5))[0]
         style = chance.choices(list(STYLES), STYLES.values())[0]
         kind = chance.choices(list(KINDS), KINDS.values())[0]
-        if (kind == EARLY and (method != "POST" or style == CHATTY)) or (kind in ENDING and not last):
+        if (kind == EARLY and (method != "POST" or style == CHATTY)) or (kind in (EARLY, *ENDING) and not last):
             kind = COUNTED
         if kind in (SILENT, RESETTING, CUT) and not (alone and last):  # a reset destroys what is on its way of earlier replies
             kind = COUNTED
@@ -214,13 +214,13 @@ class Lane:
                 await wire.send(data, 1, chance)
             except EndedError as error:
                 raise FaultError(f"the connection is lost while sending: {error}") from None
-            return await self.replies(wire, calls, likely, since, half)
+            return await self.replies(wire, calls, likely, since, half) and not self.early
         sending = asyncio.create_task(self.send(wire, data, pieces, half))
         try:
             goes_on = await self.replies(wire, calls, likely, since, half)
-            if goes_on:
-                await sending  # a reply may come before the end of its request
-            return goes_on
+            if goes_on and not self.early:
+                await sending
+            return goes_on and not self.early  # which ends the connection where the reply overtakes its request
         finally:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)

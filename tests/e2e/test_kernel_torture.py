@@ -386,7 +386,8 @@ def complaints(outcome: Outcome, record: Line, seen: bool, unrest: Unrest) -> li
     if outcome.sure:
         if record.status != outcome.status:
             found.append("status")
-        if (record.bytes_request, record.bytes_reply) != (outcome.asked, outcome.replied):
+        whole = record.bytes_request == outcome.asked
+        if record.bytes_reply != outcome.replied or not (whole or record.reason == "early-reply"):
             found.append("bytes")
         if (outcome.status == 403) != (record.verdict == "DENIED"):
             found.append("verdict and status")
