@@ -110,7 +110,9 @@ class Origins:
         return cls(accepted, connected)
 
 
-_HEARTBEAT = struct.Struct("=Q")  # the first field of struct sluice_control
+# The first and the last field of struct sluice_control.
+_HEARTBEAT, _FLAGS = struct.Struct("=Q"), struct.Struct("=I")
+_FLAGS_AT = abi.SLUICE_CONTROL.size - _FLAGS.size
 
 
 def is_class(identity: int) -> bool:
@@ -148,8 +150,8 @@ class Hooks:
         self.survey = [self._object.map(name) for name in names]  # with the programs of existing.bpf.c
         self._control = control.memory(abi.SLUICE_CONTROL.size)
         self._generation = 0
-        # Whether a local address at which nobody listens may be led elsewhere (proxy/translation.py). Told with the next beat.
-        self.translated = True
+        # Whether a local address at which nobody listens may be led elsewhere (proxy/translation.py).
+        self._translated = True
         self._known: dict[int, tuple[int, int]] = {}
         self._graves = self._object.map("graves")
         self._buried: dict[bytes, None] = {}  # the oldest first
@@ -168,6 +170,19 @@ class Hooks:
     def beat(self) -> None:
         """We are alive. From any thread: nothing is written but the time."""
         self._control[: _HEARTBEAT.size] = _HEARTBEAT.pack(time.monotonic_ns())
+
+    @property
+    def translated(self) -> bool:
+        return self._translated
+
+    @translated.setter
+    def translated(self, translated: bool) -> None:
+        self._translated = translated
+        self._control[_FLAGS_AT : _FLAGS_AT + _FLAGS.size] = _FLAGS.pack(self._flags)
+
+    @property
+    def _flags(self) -> int:
+        return abi.Flag.CONTROL_TRANSLATED if self._translated else 0
 
     def end(self) -> None:
         """Redirect nobody any more: what would be redirected is refused, as if we were dead. The heart must have stopped."""
@@ -266,8 +281,8 @@ class Hooks:
         self._object.close()
 
     def _write_control(self) -> None:
-        flags = abi.Flag.CONTROL_TRANSLATED if self.translated else 0
-        self._control[: abi.SLUICE_CONTROL.size] = abi.SLUICE_CONTROL.pack(time.monotonic_ns(), self._generation, flags)
+        control = abi.SLUICE_CONTROL.pack(time.monotonic_ns(), self._generation, self._flags)
+        self._control[: abi.SLUICE_CONTROL.size] = control
 
 
 def _address_key(generation: int, network: IPv4Network | IPv6Network) -> bytes:
