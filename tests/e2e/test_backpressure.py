@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,8 +15,14 @@ from tests.e2e.test_bodies import peak_memory
 from tests.harness import eventually
 from tests.requirements import require_bpf
 
-# What the buffers of four sockets and the agent may hold (bytes): tcp_wmem and tcp_rmem allow 4 and 6 MiB each.
-BUFFERS = 32 * 1024 * 1024
+
+def _most(buffer: str) -> int:
+    """Bytes to which the kernel lets a socket's buffer grow."""
+    return int(Path("/proc/sys/net/ipv4", buffer).read_text().split()[2])
+
+
+# What the buffers of two connections and the agent may hold (bytes).
+BUFFERS = 2 * (_most("tcp_wmem") + _most("tcp_rmem")) + 8 * 1024 * 1024
 ENDLESS = 10**12  # bytes
 PIECE = os.urandom(64 * 1024)
 STALLED = 0.4  # seconds without a byte

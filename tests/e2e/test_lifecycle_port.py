@@ -96,7 +96,10 @@ def port_of(agent: Sluice) -> int:
     """On which an agent listens, as anybody can find out who may read /proc."""
     assert agent.process is not None
     folder = f"/proc/{agent.process.pid}/fd"
-    inodes = {os.readlink(f"{folder}/{fd}").removeprefix("socket:[").removesuffix("]") for fd in os.listdir(folder)}
+    inodes = set()
+    for fd in os.listdir(folder):
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            inodes.add(os.readlink(f"{folder}/{fd}").removeprefix("socket:[").removesuffix("]"))
     sockets = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
     return next(int(fields[1].partition(":")[2], 16) for fields in sockets if fields[3] == "0A" and fields[9] in inodes)
 
