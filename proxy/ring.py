@@ -1,5 +1,6 @@
 """The reading end of a BPF ring buffer (linux/Documentation/bpf/ringbuf.rst)."""
 
+import contextlib
 import mmap
 import struct
 from collections.abc import Callable
@@ -69,8 +70,10 @@ class Ring:
         return picked
 
     def give_back(self, to: int) -> None:
-        """The room of all that was taken before position ``to``: nobody will need it again. May be called by another thread."""
-        self._position[0] = to
+        """The room of all that was taken before position ``to``: nobody will need it again. May be called by another thread, and
+        when the ring is closed."""
+        with contextlib.suppress(ValueError):
+            self._position[0] = to
 
     @property
     def end(self) -> int:

@@ -616,7 +616,9 @@ class Wheels:
 
     def _give_back(self, index: int) -> None:
         """Whoever looks for the last connection of this number must not find the next one."""
-        self.own.pop(index, None)
+        wheel = self.own.pop(index, None)
+        if wheel is not None:
+            del wheel.rider  # which has the wheel: in a circle, both would wait for a garbage collection
         for memory, size in ((self.flows, abi.SLUICE_FLOW.size), (self.ends, abi.SLUICE_ENDS.size)):
             memory[index * size : (index + 1) * size] = bytes(size)
         self._free.append(index)

@@ -215,6 +215,13 @@ def test_room_that_was_given_back_stays_given_back(made: Map, ring: Ring, produc
     assert fell == 0
 
 
+def test_room_may_be_given_back_when_the_ring_is_closed(made: Map) -> None:
+    """Records may reach the file when their worker has ended."""
+    ring = Ring(made.fd, SIZE)
+    ring.close()
+    ring.give_back(8)
+
+
 def test_a_ring_of_a_size_that_is_none_is_an_error_that_names_it() -> None:
     with pytest.raises(BpfError, match="cannot make the ring buffer odd"):
         new_ring("odd", 5000)

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import sys
 import time
+import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -266,6 +268,20 @@ def test_a_number_is_used_again_when_its_records_are_written(path: KernelRig, wo
     worker.run(lambda: call.wheel.index in worker.wheels._free)
     assert [line["id"] for line in lines(audit)] == ["c.1"]
     assert call.wheel.index not in worker.wheels.own
+
+
+def test_a_connection_that_is_over_waits_for_no_garbage_collection(path: KernelRig, worker: Worker) -> None:
+    call = worker_call(worker, path)
+    rider = weakref.ref(worker.wheels.own[call.wheel.index].rider)
+    call.exchange()
+    call.wheel.close()
+    gc.disable()
+    try:
+        worker.wheels.start()
+        worker.run(lambda: call.wheel.index in worker.wheels._free)
+        assert rider() is None
+    finally:
+        gc.enable()
 
 
 def test_without_room_for_records_nobody_is_carried_until_there_is_some(path: KernelRig, tmp_path: Path) -> None:
