@@ -70,8 +70,8 @@ class Ring:
         return picked
 
     def give_back(self, to: int) -> None:
-        """The room of all that was taken before position ``to``: nobody will need it again. May be called by another thread, and
-        when the ring is closed."""
+        """The room of all that was taken before position ``to``: nobody will need it again. May be called by another thread,
+        and when the ring is closed."""
         with contextlib.suppress(ValueError):
             self._position[0] = to
 
