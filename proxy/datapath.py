@@ -186,7 +186,7 @@ class Hooks:
 
     def end(self) -> None:
         """Redirect nobody any more: what would be redirected is refused, as if we were dead. The heart must have stopped."""
-        self._control[:8] = bytes(8)  # the heartbeat comes first
+        self._control[: _HEARTBEAT.size] = bytes(_HEARTBEAT.size)
 
     def exclude(self, cgroup: int) -> None:
         """Never redirect what this cgroup's processes do: they are the agent. It stays so, whatever a look at the tree says."""
