@@ -9,9 +9,8 @@ Bytes of a request are forwarded only under a ``Permit``, and a ``Permit`` can b
 """
 
 import logging
-from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
-from datetime import UTC, datetime, timedelta
-from time import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from time import time, time_ns
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -37,8 +36,9 @@ from parsers.contract import (
     Void,
 )
 from policies.decide import Decision, Pair, Verdict
+from proxy.audit.forms import Form, Forms, Repeated
 from proxy.audit.places import ANYWHERE, Place, place_for
-from proxy.audit.record import AuditRecord, Party, Repeated, call_id, listed_headers, now, redact_query
+from proxy.audit.record import MAX_PATH_CHARS, AuditRecord, Party, call_id, listed_headers, moment, redact_query
 from proxy.metrics import CallCounter, Metrics
 from proxy.summaries import Summaries, Summary
 
@@ -223,6 +223,10 @@ class Sink(Protocol):
         """Take a finished record. Unreserved ones, of refusals, have a reserve of their own."""
         ...
 
+    def write_line(self, line: str, reserved: Place) -> None:
+        """Take a finished record that is a line already, in ASCII."""
+        ...
+
     @property
     def accepts_refusals(self) -> bool:
         """Whether the reserve for refusals has room; while it has none, calls wait instead of being refused."""
@@ -231,6 +235,13 @@ class Sink(Protocol):
 
 def _log_fault(error: Exception) -> None:
     _log.error("a connection was ended by a fault of the agent", exc_info=error)
+
+
+class Shape(NamedTuple):
+    """What calls between the same two ends have in common to records and metrics, if they are alike but for their paths."""
+
+    form: Form
+    counter: CallCounter
 
 
 class Scene(msgspec.Struct, frozen=True):
@@ -250,6 +261,7 @@ class Scene(msgspec.Struct, frozen=True):
     sink: Sink
     metrics: Metrics
     place: Place = ANYWHERE  # of a small call of this connection in the audit queue
+    shapes: Forms[Shape] = msgspec.field(default_factory=Forms)  # of all connections between these two ends
     record_headers: frozenset[str] = frozenset()
     detect_within: float | None = None  # seconds for the first byte, where a silent client means another protocol
     complain: Callable[[Exception], None] = _log_fault  # about a fault of ours
@@ -259,15 +271,15 @@ class OpenCall:
     """A call that was read and whose record is not written yet."""
 
     __slots__ = (
-        *("answered", "began", "bytes", "call", "decision", "forwarded", "permit"),
-        *("reason", "reserved", "status", "time", "via"),
+        *("answered", "at", "began", "bytes", "call", "decision", "forwarded", "permit"),
+        *("reason", "reserved", "status", "via"),
     )
 
     def __init__(self, call: ApiCall, decision: Decision, began: float, reserved: Place | None) -> None:
         self.call = call
         self.decision = decision
         self.began = began  # monotonic seconds
-        self.time = now()
+        self.at = time_ns() // 1000  # microseconds of the epoch
         self.via = "relay"
         self.permit = Permit(decision) if decision.allowed else None
         self.bytes = [0, 0]
@@ -278,9 +290,10 @@ class OpenCall:
         self.reserved = reserved  # for its record, until that is written
 
 
-class _RepeatedCall(msgspec.Struct, frozen=True):
-    """A call that the kernel carries again and again under one policy, and what all of its records have in common."""
+class _RepeatedCall(NamedTuple):
+    """A call that comes again and again under one policy, and what all of its records have in common."""
 
+    call: ApiCall
     decision: Decision
     lines: Repeated
     counter: CallCounter
@@ -336,9 +349,8 @@ class Flow:
         self._loans: dict[int, Pair] = {}  # by generation: what it may have gone by in calls that we are still to hear of
         self._heard: Decider | None = None  # what it went by in the last one that we have heard of
         self._adopting: Carried | None = None
-        # Of calls that were carried under ``_heard``: the next may be like one, or differ from one in nothing but its path.
-        self._repeated: dict[ApiCall, _RepeatedCall] = {}
-        self._shapes: dict[Hashable, _RepeatedCall] = {}
+        self._repeated: dict[ApiCall, _RepeatedCall] = {}  # calls that were carried under ``_heard``
+        self._relayed: _RepeatedCall | None = None  # the last one
         self._ended_between_calls = False
         self.dialling = False  # set by the transport: the server is not connected yet, and has got nothing of what goes to it
         self.over = False
@@ -456,7 +468,6 @@ class Flow:
         self._heard = self._loan_of(generation)
         self._loans = {later: pair for later, pair in self._loans.items() if later >= generation}
         self._repeated.clear()
-        self._shapes.clear()
 
     def _loan_of(self, generation: int) -> Decider:
         pair = self._loans.get(generation)
@@ -474,45 +485,58 @@ class Flow:
             return False
         seconds = finished.took / 1e6
         opened = OpenCall(call, decision, self._now - seconds, place)
-        opened.time = datetime.fromtimestamp(finished.at / 1e6, UTC)
+        opened.at = finished.at
         opened.via = "kernel"
         opened.status = status
         opened.bytes = [finished.request_bytes, finished.reply_bytes]
         self._write(finished.number, opened)
         return True
 
-    def _new_repeated(self, call: ApiCall) -> "_RepeatedCall":
+    def _new_repeated(self, call: ApiCall) -> _RepeatedCall:
         if len(self._repeated) >= REPEATED_MAX:
             self._repeated.clear()
         assert self._heard is not None
         decision = self._heard.decide(call)
-        path = call.path
-        if path is None or not path.isascii() or self._is_peculiar(call, decision):
-            repeated = self._repeat(call, decision)
-        else:
-            # Records that differ in nothing but the path: most of what a new head costs is the making of its record.
-            by = decision.policy or decision.detail, decision.rule, decision.direction
-            key = call.method, call.host, decision.verdict, decision.reason, *by
-            shape = self._shapes.get(key)
-            if shape is None:
-                if len(self._shapes) >= REPEATED_MAX:
-                    self._shapes.clear()
-                shape = self._shapes[key] = self._repeat(msgspec.structs.replace(call, path="-"), decision)
-            lines = shape.lines.of_path(redact_query(path) if decision.redact_query else path)
-            repeated = _RepeatedCall(decision, lines, shape.counter)
+        repeated = self._like_others(call, decision, "kernel", at_once=True)
+        if repeated is None:
+            shape = self._shape(call, decision, "kernel")
+            lines = shape.form.of(self._scene.connection, self._scene.source, self._shown_path(call, decision))
+            repeated = _RepeatedCall(call, decision, lines, shape.counter)
         self._repeated[call] = repeated
         return repeated
+
+    def _like_others(self, call: ApiCall, decision: Decision, via: str, *, at_once: bool = False) -> _RepeatedCall | None:
+        """A call of which all records between these two ends that are like it differ in nothing but what a form leaves blank.
+        None: its record may have more than is in the key, or, unless ``at_once``, it is the first of its kind."""
+        path = self._shown_path(call, decision)
+        if path is None or not path.isascii() or len(path) > MAX_PATH_CHARS or self._is_peculiar(call, decision):
+            return None
+        by = decision.policy or decision.detail, decision.rule, decision.reason, decision.direction, decision.generation
+        key = via, call.protocol, call.method, call.host, decision.verdict, *by
+        shapes = self._scene.shapes
+        shape = shapes.get(key)
+        if shape is None:
+            if not (shapes.met(key) or at_once):
+                return None
+            shape = self._shape(call, decision, via)
+            shapes.put(key, shape)
+        return _RepeatedCall(call, decision, shape.form.of(self._scene.connection, self._scene.source, path), shape.counter)
 
     def _is_peculiar(self, call: ApiCall, decision: Decision) -> bool:
         """Whether the record of a call may have more than is in the key of its shape."""
         details = call.resources or call.attributes or decision.notes or decision.per_resource is not None
         return bool(details or self._scene.record_headers) or not decision.generation
 
-    def _repeat(self, call: ApiCall, decision: Decision) -> "_RepeatedCall":
+    def _shape(self, call: ApiCall, decision: Decision, via: str) -> Shape:
         opened = OpenCall(call, decision, 0.0, None)
-        opened.via = "kernel"
-        lines = Repeated(self._record("-", opened), self._scene.connection)
-        return _RepeatedCall(decision, lines, self._scene.metrics.calls.counter(self._labels(opened)))
+        opened.via = via
+        return Shape(Form(self._record("-", opened)), self._scene.metrics.calls.counter(self._labels(opened)))
+
+    def _shown_path(self, call: ApiCall, decision: Decision) -> str | None:
+        """The path of a call as its record shows it."""
+        if call.path is None or not (decision.redact_query or (not decision.generation and self._redacts_queries())):
+            return call.path
+        return redact_query(call.path)
 
     def adopt(self, calls: Sequence[Carried], now: float) -> list[Command]:
         """Take over the calls that the kernel began to carry, oldest first: as if they had been forwarded by us."""
@@ -574,12 +598,13 @@ class Flow:
         self._limit("CONNECTIONS")
         return self._event(now, self._end_between_calls)
 
-    def turned_away(self, count: int, since: datetime, now: float) -> None:
-        """The connection was not let in, and neither were others like it: of all ``count`` there is one record."""
+    def turned_away(self, count: int, since: int, now: float) -> None:
+        """The connection was not let in, and neither were others like it: of all ``count``, from ``since`` on (microseconds
+        of the epoch), there is one record."""
         self._now = now
         refused = Decision(verdict=Verdict.DENIED, reason="too-many-connections", generation=0)
         opened = OpenCall(ApiCall(protocol="tcp"), refused, now, None)
-        opened.time = since
+        opened.at = since
         for _ in range(count):
             self._scene.metrics.calls.add(self._labels(opened), 0.0)
         number: int | str = "r0"
@@ -934,7 +959,7 @@ class Flow:
             self._sides[REQUEST].steps -= len(judge.call.resources) // STEP_RESOURCES
         opened = self._calls[judge.number] = OpenCall(judge.call, decision, self._now, reserved)
         if self._adopting:
-            opened.time -= timedelta(seconds=self._now - self._adopting.began)
+            opened.at -= int((self._now - self._adopting.began) * 1e6)
             opened.began = self._adopting.began
             # Its bytes are with the server: nothing else that we could say to the client would be true.
             if not decision.allowed or decision.per_resource is not None:
@@ -1113,17 +1138,39 @@ class Flow:
             opened.decision = msgspec.structs.replace(opened.decision, policy=None, rule=None)
 
     def _write(self, number: int | str, opened: OpenCall, limit: str | None = None) -> None:
+        decision = opened.decision
+        plain = decision.verdict is Verdict.ALLOWED and opened.reserved is not None and opened.reason is None and limit is None
+        if plain and not decision.summary and self._write_like_others(number, opened):
+            return
         self._scene.metrics.calls.add(self._labels(opened), self._now - opened.began)
-        plain = opened.decision.verdict is Verdict.ALLOWED and opened.reserved is not None and opened.reason is None
-        if opened.decision.summary and plain and self._sum_up(number, opened):
+        if plain and decision.summary and self._sum_up(number, opened):
             return
         self._scene.sink.write(self._record(number, opened, limit), reserved=opened.reserved)
+
+    def _write_like_others(self, number: int | str, opened: OpenCall) -> bool:
+        """Fill in the line of a call that has ended as most do; False if its record has to be made."""
+        last = self._relayed
+        if last is None or last.call is not opened.call or last.decision is not opened.decision or opened.via != "relay":
+            last = self._like_others(opened.call, opened.decision, opened.via)
+            if last is None:
+                return False
+            if opened.via == "relay":
+                self._relayed = last
+        if opened.status is None:
+            return False
+        seconds = self._now - opened.began
+        last.counter.add(seconds)
+        sent, received = opened.bytes
+        line = last.lines.line(opened.at, number, opened.status, sent, received, round(seconds * 1e6))
+        assert opened.reserved is not None
+        self._scene.sink.write_line(line, opened.reserved)
+        return True
 
     def _sum_up(self, number: int | str, opened: OpenCall) -> bool:
         """Count the call in a record that stands for several; False if it needs one of its own."""
         if self._summaries is None:
             self._summaries = Summaries()
-        second = int(opened.time.timestamp())
+        second = opened.at // 1_000_000
         self._write_summaries(second)
         call, decision = opened.call, opened.decision
         facts = call.method, call.path, call.host, call.resources, *call.attributes.items()
@@ -1159,11 +1206,8 @@ class Flow:
         scene, call, decision = self._scene, opened.call, opened.decision
         sent, received = opened.bytes if summary is None else (summary.bytes_request, summary.bytes_reply)
         seconds = self._now - opened.began if summary is None else summary.longest
-        path = call.path
-        if path is not None and (decision.redact_query or (not decision.generation and self._redacts_queries())):
-            path = redact_query(path)
         return AuditRecord(
-            time=opened.time,
+            time=moment(opened.at),
             id=call_id(scene.connection, number),
             node=scene.node,
             subject=scene.subject,
@@ -1173,7 +1217,7 @@ class Flow:
             destination=scene.destination,
             protocol=call.protocol,
             method=call.method,
-            path=path,
+            path=self._shown_path(call, decision),
             host=call.host,
             api_version=call.attributes.get("apiVersion"),
             client_id=call.attributes.get("clientId"),
@@ -1224,7 +1268,7 @@ class Orphan(Flow):
         for number, carried in calls:
             call, _ = self._recall(carried.head, carried.reply_head)
             opened = OpenCall(call, self._loan_of(generation).decide(call), carried.began, None)
-            opened.time -= timedelta(seconds=now - carried.began)
+            opened.at -= int((now - carried.began) * 1e6)
             opened.via, opened.reason = "kernel", WORKER_DIED
             opened.status = carried.status or "reset"
             opened.bytes = [carried.request_bytes, carried.reply_bytes]
@@ -1256,5 +1300,6 @@ __all__ = [
     "Orphan",
     "Permit",
     "Scene",
+    "Shape",
     "Shut",
 ]

@@ -8,10 +8,13 @@ A turn ends when its time is used up, so that accepting, timers and whoever asks
 waits for the next turn. There the one that has waited longest comes first, and then those of the owners that have used the
 least time of late; of one owner those that have used the least. So who costs much waits for himself, however many connections
 he has, and who costs little hardly ever waits.
+
+The kernel is asked for news in every second turn while somebody waits: asking tells again of all who wait already.
 """
 
 import asyncio
 import select
+from collections import defaultdict
 from collections.abc import Callable, Hashable
 from time import monotonic
 from typing import Any, TypeVar
@@ -47,8 +50,9 @@ class Poller:
         self._asked: dict[int, list[_Callback]] = {}  # by whom a place in the line was asked for
         self._waiting: dict[int, int] = {}  # events that are still to be told, in the order in which they came
         self._owners: dict[int, Hashable] = {}
-        self._used: dict[int, float] = {}  # seconds, of late
-        self._used_by_owners: dict[Hashable, float] = {}
+        self._used: defaultdict[int, float] = defaultdict(float)  # seconds, of late
+        self._used_by_owners: defaultdict[Hashable, float] = defaultdict(float)
+        self._rest = False  # those are served whom the last turn had no time for
         self._serving = -1  # whose callbacks are running, unless it was forgotten by them
         self._halved_at = clock()
         self._next: asyncio.Handle | None = None  # a turn that was asked for
@@ -117,44 +121,55 @@ class Poller:
         if self._next is not None:
             self._next.cancel()
             self._next = None
+        if self._waiting and not self._rest:
+            self._rest = True
+        else:
+            self._rest = False
+            self._look()
         waiting = self._waiting
-        late = bool(waiting)
         for fd in self._asked:
             waiting.setdefault(fd, 0)
-        waiting.update(self._epoll.poll(0, BATCH))
-        line = list(waiting)
-        if late:
-            line[1:] = sorted(line[1:], key=self._used_by)
-        clock, used, used_by_owners = self._clock, self._used, self._used_by_owners
+        clock, used, used_by_owners, owner_of = self._clock, self._used, self._used_by_owners, self._owners.get
+        readers, writers, asked = self._readers.get, self._writers.get, self._asked
         now = clock()
         until = now + TURN_SECONDS
-        for fd in line:
+        for fd in list(waiting):
             events = waiting.pop(fd, None)
             if events is None:
                 continue  # forgotten meanwhile
-            self._serving, owner = fd, self._owners.get(fd)
-            if self._asked:
-                for callback, arguments in self._asked.pop(fd, ()):
+            self._serving, owner = fd, owner_of(fd)
+            if asked:
+                for callback, arguments in asked.pop(fd, ()):
                     callback(*arguments)
-            if events & _FOR_READERS and (reader := self._readers.get(fd)):
+            if events & _FOR_READERS and (reader := readers(fd)):
                 reader[0](*reader[1])
-            if events & _FOR_WRITERS and (writer := self._writers.get(fd)):
+            if events & _FOR_WRITERS and (writer := writers(fd)):
                 writer[0](*writer[1])
             began, now = now, clock()
             took = now - began
-            used_by_owners[owner] = used_by_owners.get(owner, 0.0) + took
+            used_by_owners[owner] += took
             if self._serving == fd:
-                used[fd] = used.get(fd, 0.0) + took
+                used[fd] += took
             if now >= until:
                 break
         if now - self._halved_at > HALF_LIFE:
             self._halve(now)
-        if waiting or self._asked:
+        if waiting or asked:
             self._call_soon()
 
-    def _used_by(self, fd: int) -> tuple[float, float]:
-        """By the owner of ``fd``, and by itself."""
-        return self._used_by_owners.get(self._owners.get(fd), 0.0), self._used.get(fd, 0.0)
+    def _look(self) -> None:
+        """Ask for news, and put all who wait in the order in which they are served."""
+        waiting = self._waiting
+        late = bool(waiting)
+        waiting.update(self._epoll.poll(0, BATCH))
+        if not late:
+            return
+        first, *others = waiting
+        # All of this runs in C: with many connections it is done for each of them several times until it is served.
+        by_owners = map(self._used_by_owners.__getitem__, map(self._owners.get, others))
+        by_themselves = map(self._used.__getitem__, others)
+        in_order = sorted(zip(by_owners, by_themselves, others, strict=True))
+        self._waiting = {first: waiting[first]} | {fd: waiting[fd] for _, _, fd in in_order}
 
     def _halve(self, now: float) -> None:
         share = 0.5 ** ((now - self._halved_at) / HALF_LIFE)
@@ -163,5 +178,6 @@ class Poller:
         self._used_by_owners = _shrunk(self._used_by_owners, share)
 
 
-def _shrunk(used: dict[_Key, float], share: float) -> dict[_Key, float]:
-    return {key: seconds * share for key, seconds in used.items() if seconds * share > FORGOTTEN}
+def _shrunk(used: dict[_Key, float], share: float) -> defaultdict[_Key, float]:
+    left = ((key, seconds * share) for key, seconds in used.items())
+    return defaultdict(float, ((key, seconds) for key, seconds in left if seconds > FORGOTTEN))

@@ -12,9 +12,8 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from socket import SocketType
-from time import monotonic, time
+from time import monotonic, time, time_ns
 
 import msgspec
 
@@ -24,12 +23,12 @@ from parsers.opaque import DetectingParser, TunnelParser
 from policies.decide import Action, Pair, PolicySet
 from policies.model import Acceleration, Endpoint
 from proxy.admission import Crowd, Descriptors, TurnedAway, descriptors
+from proxy.audit.forms import Forms
 from proxy.audit.places import PLACE_BYTES, Place
 from proxy.audit.record import AuditRecord, Party
-from proxy.audit.record import now as wall_time
 from proxy.audit.writer import AuditWriter
 from proxy.datapath import Origin, Origins, is_class
-from proxy.flow import HOST, Flow, Orphan, Scene
+from proxy.flow import HOST, Flow, Orphan, Scene, Shape
 from proxy.memory import Memory
 from proxy.metrics import Metrics, Snapshot
 from proxy.poller import Poller
@@ -89,6 +88,9 @@ class Records:
     def cancel(self, place: Place) -> None:
         self._writer.cancel(place)
 
+    def write_line(self, line: str, reserved: Place) -> None:
+        self._writer.write_line(line, reserved)
+
     def write(self, record: AuditRecord, *, reserved: Place | None) -> None:
         if (self._backlog and reserved is None) or not self._writer.write(record, reserved=reserved):
             self._backlog.append(record)
@@ -112,7 +114,7 @@ class Ends:
     Called, it gives the pair under the policy of now.
     """
 
-    __slots__ = ("_origin", "_pair", "_policies", "_worker", "destination", "peer", "subject")
+    __slots__ = ("_origin", "_pair", "_policies", "_worker", "destination", "peer", "shapes", "subject")
 
     def __init__(self, worker: "Worker", origin: Origin) -> None:
         self._worker, self._origin = worker, origin
@@ -120,6 +122,7 @@ class Ends:
         self.subject = worker.party(origin.subject, None)
         self.peer = worker.party(origin.peer, origin.address)
         self.destination = _endpoint_text(origin.address, origin.port)
+        self.shapes: Forms[Shape] = Forms()
 
     def __call__(self) -> Pair:
         policies = self._worker.policies
@@ -159,7 +162,7 @@ class Worker:
         self._elsewhere: set[int] = set()  # identities of workloads that have, or had at last, addresses only
         self._ends: dict[tuple[int, int, str, int], Ends] = {}
         self._relays: dict[Relay, tuple[Scene, Claim]] = {}
-        self._turned_away: TurnedAway[tuple[Scene, datetime]] = TurnedAway(self._tell_turned_away)
+        self._turned_away: TurnedAway[tuple[Scene, int]] = TurnedAway(self._tell_turned_away)
         self._admit_as_many(Descriptors(1, 1))
         self._poller = Poller(loop)
         self._moved = [0, 0]
@@ -434,6 +437,7 @@ class Worker:
             pair=ends,
             sink=self._records,
             metrics=self._metrics,
+            shapes=ends.shapes,
             place=Place(PLACE_BYTES, self._audit.budget.claim(ends.subject.workload or HOST)),
             record_headers=self._record_headers,
             detect_within=detect_within,
@@ -447,12 +451,12 @@ class Worker:
         ends = self._ends_of(origin)
         key = subject, ends.peer.workload or ends.peer.address, origin.port
 
-        def first() -> tuple[Scene, datetime]:
-            return self._scene(origin, _endpoint_text(client[0], client[1]), ends, None), wall_time()
+        def first() -> tuple[Scene, int]:
+            return self._scene(origin, _endpoint_text(client[0], client[1]), ends, None), time_ns() // 1000
 
         self._turned_away.add(int(time()), key, first)
 
-    def _tell_turned_away(self, first: tuple[Scene, datetime], count: int) -> None:
+    def _tell_turned_away(self, first: tuple[Scene, int], count: int) -> None:
         scene, since = first
         Flow(scene, TunnelParser()).turned_away(count, since, monotonic())
 

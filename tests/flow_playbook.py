@@ -11,6 +11,8 @@ AssertionError. ``LineParser`` speaks a toy protocol of one line per call, so th
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, cast
 
+import msgspec
+
 from parsers.contract import (
     ApiCall,
     Direction,
@@ -71,6 +73,10 @@ class Records:
     def cancel(self, place: Place) -> None:
         self.room += 1
         self.reserved -= 1
+
+    def write_line(self, line: str, reserved: Place) -> None:
+        assert line.endswith("\n")
+        self.write(msgspec.json.decode(line, type=AuditRecord), reserved=reserved)
 
     def write(self, record: AuditRecord, *, reserved: Place | None) -> None:
         self.written.append((record, reserved is not None))

@@ -10,7 +10,6 @@ import itertools
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
 
 import msgspec
 
@@ -140,67 +139,6 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
             changed.append(_camel(name))
 
 
-class Repeated:
-    """The lines of records that differ only in time, id, status, sizes and duration: calls that one client repeats.
-
-    Making a record and encoding it takes ten times as long as filling in such a line.
-    """
-
-    # A string holds no quotation mark that is not escaped: these can be found nowhere but where they belong.
-    _BEGIN = '{"time":"0001-01-01T00:00:00Z","id":"-"'
-    _OUTCOME = '"status":-1,"bytesRequest":-1,"bytesReply":-1,"durationMs":-1.0'
-
-    _PATH = '"path":"-"'
-
-    def __init__(self, record: AuditRecord, connection: str) -> None:
-        """``record`` has all that does not change."""
-        blank = msgspec.structs.replace(
-            record, time=_LONG_AGO, id="-", status=-1, bytes_request=-1, bytes_reply=-1, duration_ms=-1.0
-        )
-        _, _, rest = encode_lines([blank]).decode("ascii").partition(self._BEGIN)
-        self._middle, found, self._end = rest.partition(self._OUTCOME)
-        assert found, "a record whose fields are in another order"
-        self._id = f'"id":"{call_id(connection, "")}'
-        self._last: tuple[int | str, int, int] | None = None
-        self._outcome = ""
-
-    def of_path(self, path: str) -> "Repeated":
-        """The same of another ``path``, in ASCII, where this is made of a record whose path is ``-``."""
-        before, found, behind = self._middle.rpartition(self._PATH)  # a workload may have a label of this name before
-        assert found, "a record without a path"
-        assert len(path) <= MAX_PATH_CHARS
-        other = Repeated.__new__(Repeated)
-        other._middle = f'{before}"path":{to_ascii(_LINES.encode(path)).decode("ascii")}{behind}'
-        other._id, other._end = self._id, self._end
-        other._last, other._outcome = None, ""
-        return other
-
-    def line(self, at: int, number: int, status: int | str, bytes_request: int, bytes_reply: int, took: int) -> str:
-        """The line of call ``number``, in ASCII. ``at`` is the time in microseconds of the epoch, ``took`` the duration in
-        microseconds. A ``status`` that is a token is in plain ASCII."""
-        outcome = (status, bytes_request, bytes_reply)
-        if outcome != self._last:
-            self._last = outcome
-            told = status if isinstance(status, int) else f'"{status}"'
-            self._outcome = (
-                f'{self._middle}"status":{told},"bytesRequest":{bytes_request},"bytesReply":{bytes_reply},"durationMs":'
-            )
-        second, fraction = divmod(at, 1_000_000)
-        # As msgspec writes it: with six digits of the second's fraction, or none at all.
-        digits = f".{str(1_000_000 + fraction)[1:]}" if fraction else ""
-        duration = _MILLISECONDS[took] if took < 1000 else took / 1000
-        return f'{{"time":"{_whole_second(second)}{digits}Z",{self._id}{number}"{self._outcome}{duration}{self._end}'
-
-
-_LONG_AGO = datetime.min.replace(tzinfo=UTC)
-_MILLISECONDS = tuple(str(took / 1000) for took in range(1000))
-
-
-@lru_cache(1)
-def _whole_second(second: int) -> str:
-    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-
-
 _LINES = msgspec.json.Encoder()
 # DEL, the C1 controls (one of them starts terminal sequences) and everything beyond: only ever inside a JSON string here.
 _NOT_PLAIN = re.compile("[\x7f-\U0010ffff]")
@@ -216,6 +154,11 @@ def to_ascii(json: bytes) -> bytes:
     if json.isascii() and b"\x7f" not in json:
         return json
     return _NOT_PLAIN.sub(_json_escape, json.decode()).encode("ascii")
+
+
+def encode_text(text: str) -> str:
+    """One string as a record's line has it, with its quotation marks. ``text`` has no surrogates."""
+    return to_ascii(_LINES.encode(text)).decode("ascii")
 
 
 def call_id(connection: int | str, number: int | str) -> str:
@@ -255,6 +198,11 @@ def bounded(text: str, limit: int = MAX_TEXT_CHARS) -> str:
 def now() -> datetime:
     """The time as records carry it: aware, UTC, microseconds."""
     return datetime.now(UTC)
+
+
+def moment(at: int) -> datetime:
+    """``at``, in microseconds of the epoch, as records carry it."""
+    return datetime.fromtimestamp(at / 1e6, UTC)
 
 
 def _bounded_items(items: Iterable[str]) -> tuple[str, ...]:

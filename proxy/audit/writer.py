@@ -80,7 +80,7 @@ class _Lines:
         self.written = written
 
 
-_Queued = tuple[_Slots, Place, AuditRecord | _Lines]
+_Queued = tuple[_Slots, Place, AuditRecord | _Lines | str]
 # Refusals are counted one by one.
 _REFUSAL = Place(1)
 
@@ -163,6 +163,10 @@ class AuditWriter:
         self._calls.taken += size
         self._hand_over(self._calls, Place(size), _Lines(lines, written), len(lines))
 
+    def write_line(self, line: str, reserved: Place) -> None:
+        """Hand over a record that is a line already, in ASCII. It uses its reservation up, as with `write`."""
+        self._hand_over(self._calls, reserved, line, 1)
+
     def write(self, record: AuditRecord, reserved: Place | None = ANYWHERE) -> bool:
         """Hand over a finished record. With a reservation, which it uses up, this always succeeds before ``close``.
 
@@ -179,7 +183,7 @@ class AuditWriter:
             return False
         return True
 
-    def _hand_over(self, slots: _Slots, place: Place, what: "AuditRecord | _Lines", count: int) -> None:
+    def _hand_over(self, slots: _Slots, place: Place, what: "AuditRecord | _Lines | str", count: int) -> None:
         self._given += count
         self._queue.append((slots, place, what))
         if not self._wake.is_set():
@@ -356,18 +360,18 @@ class AuditWriter:
             _log.error("audit: the last records may not be on the disk: %s", error)
 
 
-def _encode(records: Sequence[AuditRecord | _Lines]) -> bytes:
+def _encode(records: Sequence[AuditRecord | _Lines | str]) -> bytes:
     """The lines of records, in their order; those that are lines already stay as they are."""
     parts: list[bytes] = []
     fresh: list[AuditRecord] = []
     for record in records:
-        if isinstance(record, _Lines):
-            if fresh:
-                parts.append(_encode_fresh(fresh))
-                fresh = []
-            parts.append("".join(record.lines).encode("ascii"))
-        else:
+        if isinstance(record, AuditRecord):
             fresh.append(record)
+            continue
+        if fresh:
+            parts.append(_encode_fresh(fresh))
+            fresh = []
+        parts.append((record if isinstance(record, str) else "".join(record.lines)).encode("ascii"))
     return b"".join((*parts, _encode_fresh(fresh)))
 
 

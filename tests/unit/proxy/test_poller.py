@@ -142,12 +142,12 @@ def test_many_of_one_owner_do_not_come_before_another(crowd: Crowd) -> None:
 def test_one_that_has_used_much_is_forgiven(crowd: Crowd) -> None:
     heavy = crowd.add("heavy", 0.1)
     crowd.turn()
-    assert crowd.poller._used_by(heavy)[1] == pytest.approx(0.1)
+    assert crowd.poller._used[heavy] == pytest.approx(0.1)
     crowd.poller.remove_reader(heavy)
     crowd.add("another", 0.0)
     crowd.now += 10 * HALF_LIFE
     crowd.turn()
-    assert crowd.poller._used_by(heavy)[1] < 0.001
+    assert crowd.poller._used[heavy] < 0.001
 
 
 def test_what_a_descriptor_has_used_is_not_its_successor_s(crowd: Crowd) -> None:
@@ -155,7 +155,7 @@ def test_what_a_descriptor_has_used_is_not_its_successor_s(crowd: Crowd) -> None
     crowd.turn()
     crowd.remove("heavy")
     assert crowd.add("another", 0.0) == heavy
-    assert crowd.poller._used_by(heavy)[1] == 0
+    assert crowd.poller._used[heavy] == 0
 
 
 def test_what_is_asked_for_comes_in_a_later_turn_and_before_what_comes_then(crowd: Crowd) -> None:
