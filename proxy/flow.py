@@ -353,6 +353,7 @@ class Flow:
         self._relayed: _RepeatedCall | None = None  # the last one
         self._ended_between_calls = False
         self.dialling = False  # set by the transport: the server is not connected yet, and has got nothing of what goes to it
+        self.kept = 0  # bytes in memory: what is not settled, and what the parser keeps of what was
         self.over = False
         self.draining = False
 
@@ -369,11 +370,6 @@ class Flow:
     def idle(self) -> bool:
         """No call is open and nothing is half read."""
         return not self._calls and not self._sides[0].unsettled and not self._sides[1].unsettled
-
-    @property
-    def kept(self) -> int:
-        """Bytes in memory: what is not settled, and what the parser keeps of what was."""
-        return len(self._sides[0].unsettled) + len(self._sides[1].unsettled) + self._parser.kept
 
     def unsettled(self, direction: Direction) -> int:
         """Bytes of ``direction`` that are not settled yet."""
@@ -645,6 +641,7 @@ class Flow:
         except Exception as error:
             self._scene.complain(error)
             self._crashed()
+        self.kept = len(request.unsettled) + len(reply.unsettled) + self._parser.kept
         out, self._out = self._out, []
         return out
 

@@ -63,6 +63,10 @@ LULL_QUIET = 0.001
 LULL_WORTH = 64
 # The server must accept within this time (seconds): long enough for two lost SYNs (1 s + 2 s) and a slow network.
 DIAL_TIMEOUT = 10.0
+# TCP's keepalive on both legs of a connection: after so many seconds of silence the other end is asked, again after so many,
+# and is gone after so many questions in vain: two minutes in all. Bytes that nobody acknowledges have the kernel's own limit
+# (net.ipv4.tcp_retries2, a quarter of an hour): TCP_USER_TIMEOUT would also end those who answer and do not read for a while.
+KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 60, 15, 4
 
 _ESTABLISHED = 1  # TCP_ESTABLISHED of the kernel's tcp_states.h
 _RESET = struct.pack("ii", 1, 0)
@@ -213,6 +217,7 @@ class Relay:
         self._server_reset = False
         self._unread_answers = False  # our own words wait for the client
         self._dialled_at = 0.0
+        self._kept_alive = False  # the server's socket; the client's has that from its listener
         self._closing = False
         self._linger_until = 0.0
         self._lingered = 0
@@ -233,6 +238,9 @@ class Relay:
             return
         if self.wheel.held:
             self.active_at = max(self.active_at, self.wheel.carried_at)
+        if self._up is not None and not self._kept_alive:
+            self._kept_alive = True  # not earlier: a connection of one call is over by now
+            keep_alive(self._up)
         if self._linger_until:
             if now > self._linger_until:
                 self._close()
@@ -575,7 +583,8 @@ class Relay:
             self._carry(direction, lane)
             return
         assert lane.source is not None
-        size = self._piece(direction, lane)
+        memory = self._memory.budget
+        size = READ_SIZE if memory.used < memory.calm else self._piece(direction, lane)
         if not size:
             return
         self.active_at = now = monotonic()
@@ -843,6 +852,14 @@ class Relay:
                 lane.pipe = None
         self._memory.forget(self)
         self._on_close(self)
+
+
+def keep_alive(sock: SocketType | socket.socket) -> None:
+    """Ask now and then whether the other end is still there, and take silence for a reset."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
 
 
 def _silent(sock: SocketType) -> bool:

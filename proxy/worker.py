@@ -32,7 +32,7 @@ from proxy.flow import HOST, Flow, Orphan, Scene, Shape
 from proxy.memory import Memory
 from proxy.metrics import Metrics, Snapshot
 from proxy.poller import Poller
-from proxy.relay import Pipes, Relay
+from proxy.relay import Pipes, Relay, keep_alive
 from proxy.shares import Claim
 from proxy.wheel import NO_WHEEL, Files, Legacy, NoWheel, Wheel, Wheels
 
@@ -49,10 +49,6 @@ AUDIT_CLOSE_SECONDS = 5.0
 
 # The part of a worker's memory that is for records; the rest is for bytes that connections keep.
 RECORDS_PART = 4
-# TCP's keepalive on both legs of a connection: after so many seconds of silence the other end is asked, again after so many,
-# and is gone after so many questions in vain: two minutes in all. Bytes that nobody acknowledges have the kernel's own limit
-# (net.ipv4.tcp_retries2, a quarter of an hour): TCP_USER_TIMEOUT would also end those who answer and do not read for a while.
-KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 60, 15, 4
 # Ends of connections that are remembered: some 3 MiB.
 MAX_ENDS = 4096
 
@@ -191,7 +187,7 @@ class Worker:
         self._expect_subjects()
         for listener in self._listeners:
             listener.setblocking(False)
-            _keep_alive(listener)  # accepted sockets inherit it
+            keep_alive(listener)  # accepted sockets inherit it
         if self._wheels:
             self._wheels.inherit(self._orphan)
         self._resume()
@@ -479,7 +475,6 @@ class Worker:
         up = SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             up.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            _keep_alive(up)
             if request_waits:
                 # The handshake's last ACK travels with the request (tcp(7); haproxy's tcp-smart-connect): a packet less, and a
                 # server that wakes once, not twice.
@@ -565,13 +560,6 @@ def _parser(pair: Pair) -> Parser:
 
 def _endpoint_text(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
-def _keep_alive(sock: SocketType | socket.socket) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
 
 
 def _reset(sock: SocketType) -> None:

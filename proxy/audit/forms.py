@@ -41,8 +41,14 @@ class Form:
         """``record`` has all that does not change, and a source; a path, if the others have one."""
         blank = msgspec.structs.replace(
             record,
-            time=_LONG_AGO, id="-", source=_BLANK, path=None if record.path is None else _BLANK,
-            status=-1, bytes_request=-1, bytes_reply=-1, duration_ms=-1.0,
+            time=_LONG_AGO,
+            id="-",
+            source=_BLANK,
+            path=None if record.path is None else _BLANK,
+            status=-1,
+            bytes_request=-1,
+            bytes_reply=-1,
+            duration_ms=-1.0,
         )
         _, _, rest = encode_lines([blank]).decode("ascii").partition(self._BEGIN)
         middle, found, self._end = rest.partition(self._OUTCOME)

@@ -104,7 +104,7 @@ class TestRecords:
         answer = play.to_client[len(OK) :]
         assert (second.bytes_request, second.bytes_reply) == (len(GET % b"no"), len(answer))
 
-    @pytest.mark.parametrize("path", [b"1", b"1?user=bob&tok", b"%22%5C", b"x" * 5000, b"\xc3\xa9"])
+    @pytest.mark.parametrize("path", [b"1", b"1?user=bob&tok", b"%22%5C", b"x" * 5000, b"caf%C3%A9"])
     @pytest.mark.parametrize("redacts", [False, True])
     def test_of_calls_that_are_alike_the_first_record_is_made_and_the_others_are_filled_in_and_nobody_can_tell(
         self, path: bytes, redacts: bool

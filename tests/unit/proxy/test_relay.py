@@ -26,7 +26,7 @@ from proxy.flow import Flow, Scene
 from proxy.memory import FLOOR, Memory
 from proxy.metrics import Metrics
 from proxy.poller import Poller
-from proxy.relay import HIGH_WATER, Patience, Pipes, Relay
+from proxy.relay import HIGH_WATER, KEEPALIVE_IDLE, Patience, Pipes, Relay, keep_alive
 from proxy.shares import Claim
 from proxy.wheel import NO_WHEEL
 from proxy.worker import Records as AuditRoom
@@ -445,3 +445,24 @@ def test_patience_doubles_with_every_vain_attempt_up_to_a_bound_and_ends_with_on
         patience.tried(worth=worth)
         waited.append(turns(patience))
     assert waited == [0, 1, 2, 4, 5, 5, 0, 1]
+
+
+def test_both_legs_of_a_connection_are_kept_alive_from_its_first_second_on() -> None:
+    def is_kept_alive(sock: socket.SocketType) -> bool:
+        asked = bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+        return asked and sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == KEEPALIVE_IDLE
+
+    async def act(bench: Bench) -> None:
+        await bench.loop.sock_sendall(bench.client, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        with await bench.server():
+            assert bench.relay._up is not None
+            bench.tick(1.0)
+            assert is_kept_alive(bench.relay._up)
+
+    play(Http1Parser(), act)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        keep_alive(listener)
+        with socket.create_connection(listener.getsockname()):
+            down, _ = listener.accept()
+            with down:
+                assert is_kept_alive(down), "as all that our listeners accept"

@@ -1,7 +1,6 @@
 """Who is at the ends of a connection that outlives the documents under which it was made."""
 
 import asyncio
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
@@ -13,9 +12,8 @@ from parsers.contract import Direction
 from policies.decide import PolicySet
 from policies.load import Source, load
 from policies.model import Endpoint
-from proxy.datapath import Origin, Origins
-from proxy.worker import KEEPALIVE_IDLE, Settings, Worker
-from proxy.worker import _keep_alive as keep_alive
+from proxy.datapath import Origins
+from proxy.worker import Settings, Worker
 from proxy.worker import _parser as parser_for
 
 DATABASE, BACKEND = 1, 2
@@ -68,19 +66,6 @@ def test_what_reads_a_connection(mode: str, opaque: str, http2: str, tls: str) -
         parser.on_data(Direction.REQUEST, first, False)
         read.append(parser.protocol)
     assert read == [http2, tls, "http/1.1"]
-
-
-def test_both_legs_of_a_connection_are_kept_alive(worker: Worker) -> None:
-    worker.apply(policies(), {})
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        keep_alive(listener)
-        origin = Origin("127.0.0.1", listener.getsockname()[1], subject=0, peer=0, cookie=1, cgroup=0, accelerated=False)
-        up = worker._connect(origin)
-        down, _ = listener.accept()
-        for sock in (down, up):
-            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == KEEPALIVE_IDLE
-            sock.close()
 
 
 def test_every_workload_and_the_host_have_a_share(worker: Worker) -> None:
