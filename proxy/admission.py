@@ -94,7 +94,11 @@ class Crowd(Generic[Member]):
         return claim
 
     def enter(self, member: Member, claim: Claim) -> None:
-        self._members.setdefault(claim.share.subject, OrderedDict())[member] = None
+        subject = claim.share.subject
+        members = self._members.get(subject)
+        if members is None:
+            members = self._members[subject] = OrderedDict()
+        members[member] = None
 
     def give_back(self, claim: Claim) -> None:
         """The connection never came about."""

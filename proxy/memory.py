@@ -83,8 +83,10 @@ class Memory:
 
     def forget(self, reader: Reader) -> None:
         """The connection is over."""
-        self._drop(reader)
-        self.keeps(reader, 0)
+        if self._waiting:
+            self._drop(reader)
+        if reader.memory.held:
+            self.keeps(reader, 0)
         if reader is self._finishing:
             self._finishing = None
 

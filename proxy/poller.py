@@ -38,7 +38,7 @@ _Callback = tuple[Callable[..., None], tuple[Any, ...]]
 
 
 class Poller:
-    """Callbacks by descriptor, with the methods of an event loop. Remove both kinds before the descriptor is closed."""
+    """Callbacks by descriptor, with the methods of an event loop. Before a descriptor is closed it must be forgotten."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float] = monotonic) -> None:
         self._loop = loop
@@ -88,16 +88,16 @@ class Poller:
         self._call_soon()
 
     def forget(self, fd: int) -> None:
-        """Before ``fd`` is closed: no callback will be called for it any more, nor, by mistake, for its successor."""
+        """``fd`` is closed next: no callback will be called for it any more, nor, by mistake, for its successor."""
         self._readers.pop(fd, None)
         self._writers.pop(fd, None)
         self._asked.pop(fd, None)
         self._waiting.pop(fd, None)
         self._used.pop(fd, None)
         self._owners.pop(fd, None)
+        self._interests.pop(fd, None)  # epoll forgets what is closed by itself, without another system call
         if self._serving == fd:
             self._serving = -1
-        self._update(fd, 0)
 
     def _update(self, fd: int, now: int) -> None:
         before = self._interests.get(fd, 0)
