@@ -324,6 +324,40 @@ class Flow:
     set, every record has been written, and no event changes anything any more.
     """
 
+    __slots__ = (
+        "_adopting",
+        "_calls",
+        "_deciding",
+        "_dialled",
+        "_ended_between_calls",
+        "_fresh_since",
+        "_head_since",
+        "_heard",
+        "_hold_until",
+        "_lent",
+        "_loans",
+        "_now",
+        "_out",
+        "_pair",
+        "_parser",
+        "_refusals",
+        "_relayed",
+        "_repeated",
+        "_scene",
+        "_sides",
+        "_silent_since",
+        "_summaries",
+        "_tunnel",
+        "_waiting",
+        "_waiting_since",
+        "_watched",
+        "awaited",
+        "dialling",
+        "draining",
+        "kept",
+        "over",
+    )
+
     def __init__(self, scene: Scene, parser: Parser) -> None:
         self._scene = scene
         self._parser = parser
@@ -1254,6 +1288,8 @@ class Orphan(Flow):
     Of the conversation before them nothing is known. Heads need nothing of it. Where frames may, or where the policy of then
     is not that of now, a record says what is certain: that the kernel carried what policy allowed.
     """
+
+    __slots__ = ()
 
     def __init__(self, scene: Scene, parser: Parser) -> None:
         super().__init__(scene, parser)

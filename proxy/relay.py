@@ -181,6 +181,37 @@ class Patience:
 class Relay:
     """One redirected connection: ``down`` is the client's socket, the server's is dialled when the first call is allowed."""
 
+    __slots__ = (
+        "_audit",
+        "_closed",
+        "_closing",
+        "_dial",
+        "_dialled_at",
+        "_down",
+        "_gave_in_lull",
+        "_gifts",
+        "_kept_alive",
+        "_lanes",
+        "_linger_until",
+        "_lingered",
+        "_loop",
+        "_lull",
+        "_lulls",
+        "_memory",
+        "_moved",
+        "_on_close",
+        "_pipes",
+        "_poller",
+        "_server_reset",
+        "_ticket",
+        "_unread_answers",
+        "_up",
+        "active_at",
+        "flow",
+        "memory",
+        "wheel",
+    )
+
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
