@@ -32,6 +32,7 @@ PROGRAMS = (
 )  # fmt: skip
 
 _SO_NETNS_COOKIE = 71
+_PEER = abi.Origin._fields.index("peer")  # asked for with every connection
 _PREFIX = {4: 96, 6: 0}  # IPv4 lives in the IPv4-mapped part of the address space
 
 
@@ -98,7 +99,7 @@ class Origins:
         None: nobody can tell.
         """
         value = self._connected.get(sock.fileno().to_bytes(4, sys.byteorder))
-        peer = abi.Origin._make(abi.SLUICE_ORIGIN.unpack(value)).peer if value else abi.Identity.UNRESOLVED
+        peer = abi.SLUICE_ORIGIN.unpack(value)[_PEER] if value else abi.Identity.UNRESOLVED
         return None if peer == abi.Identity.UNRESOLVED else peer
 
     @classmethod

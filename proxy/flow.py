@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from parsers.contract import (
+    KEPT_BYTES,
     ApiCall,
     Direction,
     Done,
@@ -36,9 +37,9 @@ from parsers.contract import (
     Void,
 )
 from policies.decide import Decision, Pair, Verdict
-from proxy.audit.forms import Form, Forms, Repeated
+from proxy.audit.forms import Form, Forms, PathForm, Repeated
 from proxy.audit.places import ANYWHERE, Place, place_for
-from proxy.audit.record import MAX_PATH_CHARS, AuditRecord, Party, call_id, listed_headers, moment, redact_query
+from proxy.audit.record import AuditRecord, Party, call_id, listed_headers, moment, redact_query
 from proxy.metrics import CallCounter, Metrics
 from proxy.summaries import Summaries, Summary
 
@@ -54,6 +55,8 @@ TUNNEL = 1 << 62
 AUDIT_PATIENCE = 5.0
 # Different calls of one connection that the kernel carries again and again: what their records have in common is kept.
 REPEATED_MAX = 16
+# Calls that come as larger heads (bytes) are not looked for likenesses: they would be kept by the thousand.
+LIKE_BYTES = KEPT_BYTES
 # The subject of whoever is no workload, in metrics and shares.
 HOST = "host"
 # Nothing of an unfinished head arrives for this long (seconds): the client is slow on purpose, or gone.
@@ -244,6 +247,24 @@ class Shape(NamedTuple):
     counter: CallCounter
 
 
+class Known(NamedTuple):
+    """The same of one call, which many connections make."""
+
+    decision: Decision
+    form: PathForm
+    counter: CallCounter
+
+
+class Likenesses:
+    """What calls between the same two ends have in common, of all connections of a worker."""
+
+    __slots__ = ("known", "shapes")
+
+    def __init__(self) -> None:
+        self.shapes: Forms[Shape] = Forms()
+        self.known: Forms[Known] = Forms()
+
+
 class Scene(msgspec.Struct, frozen=True):
     """What is known of a connection before its first byte, and the services that its flow uses.
 
@@ -261,7 +282,7 @@ class Scene(msgspec.Struct, frozen=True):
     sink: Sink
     metrics: Metrics
     place: Place = ANYWHERE  # of a small call of this connection in the audit queue
-    shapes: Forms[Shape] = msgspec.field(default_factory=Forms)  # of all connections between these two ends
+    likenesses: Likenesses = msgspec.field(default_factory=Likenesses)
     record_headers: frozenset[str] = frozenset()
     detect_within: float | None = None  # seconds for the first byte, where a silent client means another protocol
     complain: Callable[[Exception], None] = _log_fault  # about a fault of ours
@@ -530,7 +551,7 @@ class Flow:
         repeated = self._like_others(call, decision, "kernel", at_once=True)
         if repeated is None:
             shape = self._shape(call, decision, "kernel")
-            lines = shape.form.of(self._scene.connection, self._scene.source, self._shown_path(call, decision))
+            lines = shape.form.of(self._shown_path(call, decision)).of(self._scene.connection, self._scene.source)
             repeated = _RepeatedCall(call, decision, lines, shape.counter)
         self._repeated[call] = repeated
         return repeated
@@ -538,19 +559,24 @@ class Flow:
     def _like_others(self, call: ApiCall, decision: Decision, via: str, *, at_once: bool = False) -> _RepeatedCall | None:
         """A call of which all records between these two ends that are like it differ in nothing but what a form leaves blank.
         None: its record may have more than is in the key, or, unless ``at_once``, it is the first of its kind."""
-        path = self._shown_path(call, decision)
-        if path is None or not path.isascii() or len(path) > MAX_PATH_CHARS or self._is_peculiar(call, decision):
-            return None
-        by = decision.policy or decision.detail, decision.rule, decision.reason, decision.direction, decision.generation
-        key = via, call.protocol, call.method, call.host, decision.verdict, *by
-        shapes = self._scene.shapes
-        shape = shapes.get(key)
-        if shape is None:
-            if not (shapes.met(key) or at_once):
+        likenesses, ends = self._scene.likenesses, self._scene.pair
+        known = likenesses.known.get((ends, call, via))
+        if known is None or known.decision is not decision:
+            path = self._shown_path(call, decision)
+            if path is None or not path.isascii() or call.wire_length > LIKE_BYTES or self._is_peculiar(call, decision):
                 return None
-            shape = self._shape(call, decision, via)
-            shapes.put(key, shape)
-        return _RepeatedCall(call, decision, shape.form.of(self._scene.connection, self._scene.source, path), shape.counter)
+            by = decision.policy or decision.detail, decision.rule, decision.reason, decision.direction, decision.generation
+            key = ends, via, call.protocol, call.method, call.host, decision.verdict, *by
+            shape = likenesses.shapes.get(key)
+            if shape is None:
+                if not (likenesses.shapes.met(key) or at_once):
+                    return None
+                shape = self._shape(call, decision, via)
+                likenesses.shapes.put(key, shape)
+            known = Known(decision, shape.form.of(path), shape.counter)
+            likenesses.known.put((ends, call, via), known)
+        lines = known.form.of(self._scene.connection, self._scene.source)
+        return _RepeatedCall(call, decision, lines, known.counter)
 
     def _is_peculiar(self, call: ApiCall, decision: Decision) -> bool:
         """Whether the record of a call may have more than is in the key of its shape."""
@@ -1330,9 +1356,9 @@ __all__ = [
     "Discard",
     "Flow",
     "Forward",
+    "Likenesses",
     "Orphan",
     "Permit",
     "Scene",
-    "Shape",
     "Shut",
 ]

@@ -23,12 +23,11 @@ from parsers.opaque import DetectingParser, TunnelParser
 from policies.decide import Action, Pair, PolicySet
 from policies.model import Acceleration, Endpoint
 from proxy.admission import Crowd, Descriptors, TurnedAway, descriptors
-from proxy.audit.forms import Forms
 from proxy.audit.places import PLACE_BYTES, Place
 from proxy.audit.record import AuditRecord, Party
 from proxy.audit.writer import AuditWriter
 from proxy.datapath import Origin, Origins, is_class
-from proxy.flow import HOST, Flow, Orphan, Scene, Shape
+from proxy.flow import HOST, Flow, Likenesses, Orphan, Scene
 from proxy.memory import Memory
 from proxy.metrics import Metrics, Snapshot
 from proxy.poller import Poller
@@ -110,7 +109,7 @@ class Ends:
     Called, it gives the pair under the policy of now.
     """
 
-    __slots__ = ("_origin", "_pair", "_policies", "_worker", "destination", "peer", "shapes", "subject")
+    __slots__ = ("_origin", "_pair", "_policies", "_worker", "destination", "peer", "subject")
 
     def __init__(self, worker: "Worker", origin: Origin) -> None:
         self._worker, self._origin = worker, origin
@@ -118,7 +117,6 @@ class Ends:
         self.subject = worker.party(origin.subject, None)
         self.peer = worker.party(origin.peer, origin.address)
         self.destination = _endpoint_text(origin.address, origin.port)
-        self.shapes: Forms[Shape] = Forms()
 
     def __call__(self) -> Pair:
         policies = self._worker.policies
@@ -153,6 +151,7 @@ class Worker:
         self._records = Records(self._audit)
         self._record_headers = frozenset(name.lower() for name in settings.record_headers)
         self._metrics = Metrics()
+        self._likenesses = Likenesses()
         self._wheels = Wheels(loop, kernel, self._audit, self._metrics, self._complain) if kernel else None
         self._names: Mapping[int, str] = {}
         self._elsewhere: set[int] = set()  # identities of workloads that have, or had at last, addresses only
@@ -433,7 +432,7 @@ class Worker:
             pair=ends,
             sink=self._records,
             metrics=self._metrics,
-            shapes=ends.shapes,
+            likenesses=self._likenesses,
             place=Place(PLACE_BYTES, self._audit.budget.claim(ends.subject.workload or HOST)),
             record_headers=self._record_headers,
             detect_within=detect_within,

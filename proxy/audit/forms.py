@@ -14,8 +14,8 @@ import msgspec
 
 from proxy.audit.record import MAX_PATH_CHARS, AuditRecord, call_id, encode_lines, encode_text
 
-# Forms between two ends. Hosts and methods are a client's to choose, so there may be any number.
-FORMS_MAX = 64
+# How many are kept, of some 2 KiB each. Hosts, methods and paths are a client's to choose, so there may be any number.
+FORMS_MAX = 1024
 
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _MILLISECONDS = tuple(str(took / 1000) for took in range(1000))
@@ -58,15 +58,28 @@ class Form:
         self._before_path: str | None = before if found else None
         self._middle = behind if found else middle
 
-    def of(self, connection: str, source: str, path: str | None) -> "Repeated":
-        """The lines of one connection's calls for one ``path``, in ASCII and no longer than `MAX_PATH_CHARS`."""
+    def of(self, path: str | None) -> "PathForm":
+        """The same of calls for one ``path``, in ASCII and no longer than `MAX_PATH_CHARS`."""
         if self._before_path is None:
             assert path is None
-            middle = f'{self._source}"{source}"{self._middle}'
-        else:
-            assert path is not None
-            assert len(path) <= MAX_PATH_CHARS
-            middle = f'{self._source}"{source}"{self._before_path}{encode_text(path)}{self._middle}'
+            return PathForm(self._source, self._middle, self._end)
+        assert path is not None
+        assert len(path) <= MAX_PATH_CHARS
+        return PathForm(self._source, f"{self._before_path}{encode_text(path)}{self._middle}", self._end)
+
+
+class PathForm:
+    """What records have in common that differ only in time, id, source, status, sizes and duration."""
+
+    __slots__ = ("_before_source", "_behind_source", "_end")
+
+    def __init__(self, before_source: str, behind_source: str, end: str) -> None:
+        """What stands before the source, between that and the status, and behind the duration."""
+        self._before_source, self._behind_source, self._end = before_source, behind_source, end
+
+    def of(self, connection: str, source: str) -> "Repeated":
+        """The lines of one connection's calls."""
+        middle = f'{self._before_source}"{source}"{self._behind_source}'
         return Repeated(f'"id":"{call_id(connection, "")}', middle, self._end)
 
 
@@ -102,7 +115,7 @@ Kept = TypeVar("Kept")
 
 
 class Forms(Generic[Kept]):
-    """What is kept of records between the same two ends, by all that they have in common."""
+    """What is kept of records that are alike, by all that they have in common."""
 
     __slots__ = ("_kept", "_met")
 

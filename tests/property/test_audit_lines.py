@@ -67,7 +67,7 @@ def test_a_line_is_that_of_its_record(facts: dict[str, Any], at: int, status: in
         duration_ms=took / 1000,
         **facts,
     )
-    lines = Form(common).of("c", "127.0.0.1:2", None)
+    lines = Form(common).of(None).of("c", "127.0.0.1:2")
     assert lines.line(at, 2, status, *sizes, took).encode("ascii") == encode_lines([record])
 
 
@@ -87,7 +87,7 @@ def test_a_line_is_that_of_its_record(facts: dict[str, Any], at: int, status: in
 def test_a_line_of_another_path_is_that_of_its_record(facts: dict[str, Any], path: str) -> None:
     fixed = {"time": moment(17 * 10**14), "id": "c.2", "status": 200, "bytes_request": 1, "bytes_reply": 2, "duration_ms": 0.0}
     form = Form(AuditRecord(source="-", path="-", **facts, **fixed))
-    line = form.of("c", "127.0.0.1:1", path).line(17 * 10**14, 2, 200, 1, 2, 0)
+    line = form.of(path).of("c", "127.0.0.1:1").line(17 * 10**14, 2, 200, 1, 2, 0)
     assert line.encode("ascii") == encode_lines([AuditRecord(source="127.0.0.1:1", path=path, **facts, **fixed)])
 
 
@@ -96,12 +96,12 @@ def test_a_line_of_another_path_is_that_of_its_record(facts: dict[str, Any], pat
 )
 def test_a_whole_second_has_no_fraction_and_every_other_time_six_digits(at: int, shown: str) -> None:
     common = AuditRecord(time=moment(at), id="c.0", source="s", node="n", verdict="v")
-    assert f'"time":"{shown}"' in Form(common).of("c", "s", None).line(at, 0, 200, 0, 0, 0)
+    assert f'"time":"{shown}"' in Form(common).of(None).of("c", "s").line(at, 0, 200, 0, 0, 0)
     assert f'"time":"{shown}"'.encode() in encode_lines([common])
 
 
 def test_lines_of_calls_that_alternate_have_each_its_own_outcome() -> None:
-    lines = Form(AuditRecord(time=moment(0), id="c.0", source="s", node="n", verdict="v")).of("c", "s", None)
+    lines = Form(AuditRecord(time=moment(0), id="c.0", source="s", node="n", verdict="v")).of(None).of("c", "s")
     outcomes = [(200, 40, 2), (404, 40, 2), (200, 41, 2), (200, 40, 3), (200, 40, 2)]
     told = [json.loads(lines.line(0, number, *outcome, number)) for number, outcome in enumerate(outcomes)]
     assert [(line["status"], line["bytesRequest"], line["bytesReply"]) for line in told] == outcomes
