@@ -7,7 +7,7 @@ until the close, ``Connection`` with anything but keep-alive, short field lines,
 """
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import NamedTuple
 
@@ -57,7 +57,9 @@ class _State(NamedTuple):
 
 
 class _Move(NamedTuple):
-    byte: int
+    """With any of ``on``; a later one for the same byte is the one that holds."""
+
+    on: Iterable[int]
     to: _State | None
     step: int = 0
 
@@ -77,7 +79,9 @@ def reply_table() -> HeadTable:
             if move.to not in numbers and move.to is not None:
                 numbers[move.to] = len(numbers)
                 places.append(move.to)
-            row[move.byte] = numbers[move.to] | move.step << STATE_BITS
+            cell = numbers[move.to] | move.step << STATE_BITS
+            for byte in move.on:
+                row[byte] = cell
         rows.append(row)
     columns: dict[tuple[int, ...], int] = {}
     classes = bytes(columns.setdefault(column, len(columns)) for column in zip(*rows, strict=True))
@@ -96,13 +100,14 @@ def _moves(at: _State) -> Iterator[_Move]:
 
 def _version(at: _State) -> Iterator[_Move]:
     read = at.read + _VERSION[len(at.read) : len(at.read) + 1]
-    yield _Move(read[-1], _State("status") if read == _VERSION else at._replace(read=read))
+    yield _Move(read[-1:], _State("status") if read == _VERSION else at._replace(read=read))
 
 
 def _status(at: _State) -> Iterator[_Move]:
     for digit in _DIGITS - (frozenset(b"01") if not at.read else frozenset()):
         read = at.read + bytes([digit])
-        yield _Move(digit, _State("status end", read=_told_apart(read)) if len(read) == 3 else at._replace(read=read), STATUS)
+        to = _State("status end", read=_told_apart(read)) if len(read) == 3 else at._replace(read=read)
+        yield _Move((digit,), to, STATUS)
 
 
 def _told_apart(status: bytes) -> bytes:
@@ -112,35 +117,34 @@ def _told_apart(status: bytes) -> bytes:
 def _status_end(at: _State) -> Iterator[_Move]:
     body = {b"204": _Body.NONE, b"304": _Body.NOT_SENT}.get(at.read, _Body.UNKNOWN)
     step = 0 if body is _Body.UNKNOWN else NO_REPLY_BODY
-    yield _Move(ord(" "), _State("reason", body), step)
-    yield _Move(ord("\r"), _State("line feed", body), step)
+    yield _Move(b" ", _State("reason", body), step)
+    yield _Move(b"\r", _State("line feed", body), step)
 
 
 def _reason(at: _State) -> Iterator[_Move]:
-    for byte in _TEXT:
-        yield _Move(byte, at)
-    yield _Move(ord("\r"), _State("line feed", at.body))
+    yield _Move(_TEXT, at)
+    yield _Move(b"\r", _State("line feed", at.body))
 
 
 def _line_feed(at: _State) -> Iterator[_Move]:
-    yield _Move(ord("\n"), _State("name", at.body))
+    yield _Move(b"\n", _State("name", at.body))
 
 
 def _name(at: _State) -> Iterator[_Move]:
-    for byte in _TOKEN:
-        read = at.read + bytes([byte]).lower()
-        if len(read) == at.size + 1 and read in _NAMES:
-            yield _Move(byte, at._replace(read=read, size=len(read)))
-        else:
-            yield _Move(byte, _State("name", at.body, b"", _counted(at.size)))
+    yield _Move(_TOKEN, _State("name", at.body, b"", _counted(at.size)))
+    if len(at.read) == at.size:  # all of it so far
+        for read in _NAMES:
+            if len(read) == at.size + 1 and read.startswith(at.read):
+                letter = read[-1:]
+                yield _Move(letter + letter.upper(), at._replace(read=read, size=len(read)))
     if not at.size:
-        yield _Move(ord("\r"), _State("end", at.body))
+        yield _Move(b"\r", _State("end", at.body))
     elif at.read not in _LOOKED_AT:
-        yield _Move(ord(":"), _State("value", at.body, size=_counted(at.size)))
+        yield _Move(b":", _State("value", at.body, size=_counted(at.size)))
     elif at.read == _LENGTH and at.body in (_Body.UNKNOWN, _Body.NOT_SENT):
-        yield _Move(ord(":"), _State("length", at.body))
+        yield _Move(b":", _State("length", at.body))
     elif at.read == _CONNECTION:
-        yield _Move(ord(":"), _State("connection", at.body))
+        yield _Move(b":", _State("connection", at.body))
 
 
 def _counted(size: int) -> int:
@@ -148,37 +152,34 @@ def _counted(size: int) -> int:
 
 
 def _value(at: _State) -> Iterator[_Move]:
-    for byte in _TEXT:
-        yield _Move(byte, at._replace(size=_counted(at.size)))
+    yield _Move(_TEXT, at._replace(size=_counted(at.size)))
     if at.size == _ENOUGH:
-        yield _Move(ord("\r"), _State("line feed", at.body))
+        yield _Move(b"\r", _State("line feed", at.body))
 
 
 def _length(at: _State) -> Iterator[_Move]:
     if not at.size:
-        yield _Move(ord(" "), at)
+        yield _Move(b" ", at)
     if at.size < LENGTH_DIGITS:
         step = DIGIT if at.body is _Body.UNKNOWN else 0
-        for digit in _DIGITS:
-            yield _Move(digit, at._replace(size=at.size + 1), step)
+        yield _Move(_DIGITS, at._replace(size=at.size + 1), step)
     if at.size:
         # A second one is refused by the parser, equal or not: it must come to no good here as well.
-        yield _Move(ord("\r"), _State("line feed", _Body.COUNTED if at.body is _Body.UNKNOWN else _Body.NONE))
+        yield _Move(b"\r", _State("line feed", _Body.COUNTED if at.body is _Body.UNKNOWN else _Body.NONE))
 
 
 def _connection(at: _State) -> Iterator[_Move]:
     if not at.read:
-        yield _Move(ord(" "), at)
+        yield _Move(b" ", at)
     if at.read == _KEEP_ALIVE:
-        yield _Move(ord("\r"), _State("line feed", at.body))
+        yield _Move(b"\r", _State("line feed", at.body))
     else:
         letter = _KEEP_ALIVE[len(at.read) : len(at.read) + 1]
-        for byte in {*letter.lower(), *letter.upper()}:
-            yield _Move(byte, at._replace(read=at.read + letter))
+        yield _Move(letter.lower() + letter.upper(), at._replace(read=at.read + letter))
 
 
 def _end(at: _State) -> Iterator[_Move]:
-    yield _Move(ord("\n"), None, ACCEPT_BARE if at.body is _Body.UNKNOWN else ACCEPT)
+    yield _Move(b"\n", None, ACCEPT_BARE if at.body is _Body.UNKNOWN else ACCEPT)
 
 
 _MOVES = {
