@@ -9,7 +9,7 @@ import errno
 import mmap
 import os
 from collections.abc import Iterable
-from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, byref, c_bool, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
 BATCH = 4096  # map entries per system call: large enough to make the call's cost vanish, small enough for the stack
@@ -30,6 +30,8 @@ def _libbpf() -> ctypes.CDLL:
         ("bpf_object__close", None, [c_void_p]),
         ("bpf_object__find_map_by_name", c_void_p, [c_void_p, c_char_p]),
         ("bpf_object__find_program_by_name", c_void_p, [c_void_p, c_char_p]),
+        ("bpf_object__next_program", c_void_p, [c_void_p, c_void_p]),
+        ("bpf_program__set_autoload", c_int, [c_void_p, c_bool]),
         ("bpf_map__fd", c_int, [c_void_p]),
         ("bpf_map__key_size", c_uint32, [c_void_p]),
         ("bpf_map__value_size", c_uint32, [c_void_p]),
@@ -183,10 +185,11 @@ class Map:
 class Object:
     """A compiled BPF object, loaded into the kernel. Closing it drops its maps and links, unless others hold them too."""
 
-    def __init__(self, path: Path, config: bytes, shared: Iterable[Map] = ()) -> None:
+    def __init__(self, path: Path, config: bytes, shared: Iterable[Map] = (), only_maps: bool = False) -> None:
         """Load ``path`` with ``config`` as the contents of its section .rodata.config.
 
-        Maps with the names of those in ``shared`` are those, instead of new ones.
+        Maps with the names of those in ``shared`` are those, instead of new ones. With ``only_maps`` there are no programs,
+        which the verifier would take its time for.
         """
         self._lib = lib = _libbpf()
         self._complaints = _Complaints(lib)
@@ -203,6 +206,10 @@ class Object:
             own = lib.bpf_object__find_map_by_name(self._object, given.name.encode())
             if not own or lib.bpf_map__reuse_fd(own, given.fd) != 0:
                 raise self._error(f"cannot share the map {given.name} with {path.name}")
+        if only_maps:
+            program = None
+            while program := lib.bpf_object__next_program(self._object, program):
+                lib.bpf_program__set_autoload(program, False)
         if lib.bpf_object__load(self._object) != 0:
             raise self._error(f"cannot load {path.name} into the kernel")
 

@@ -123,9 +123,9 @@ def is_class(identity: int) -> bool:
 
 class Hooks:
     """The programs of redirect.bpf.c and their maps. Nothing is attached before ``attach``; before the first ``install``
-    the programs let everything pass."""
+    the programs let everything pass. With ``only_maps`` there is nothing to attach."""
 
-    def __init__(self, port: int, gateway4: IPv4Address | None, gateway6: IPv6Address | None) -> None:
+    def __init__(self, port: int, gateway4: IPv4Address | None, gateway6: IPv6Address | None, only_maps: bool = False) -> None:
         self.netns = netns_cookie()
         none = IPv6Address(0)
         config = abi.Config(
@@ -138,7 +138,7 @@ class Hooks:
             zero=b"\0" * 5,
         )
         self.config = abi.SLUICE_CONFIG.pack(*config)
-        self._object = Object(object_file("redirect"), self.config)
+        self._object = Object(object_file("redirect"), self.config, only_maps=only_maps)
         self._cgroups = self._object.map("cgroups")
         self._addresses = self._object.map("addresses")
         self._rules = self._object.map("rules")

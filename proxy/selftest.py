@@ -112,7 +112,7 @@ class _Bench:
         self._stack.close()
 
     def _load(self, stack: contextlib.ExitStack) -> None:
-        self._hooks = stack.enter_context(contextlib.closing(Hooks(0, None, None)))
+        self._hooks = stack.enter_context(contextlib.closing(Hooks(0, None, None, only_maps=True)))
         control, self._origins = self._hooks.shared
         verdict = Object(object_file("verdict"), self._hooks.config, (control, self._origins))
         self._object = stack.enter_context(contextlib.closing(verdict))
