@@ -21,8 +21,8 @@ help: ## Show this list
 demo: setup kafka ## Run the agent on a small real system; exit 0 only if all came out as the policies say
 	@$(PY) -m tests.demo
 
-test: setup kafka ## Run every test, the end-to-end ones by the relay and by the kernel (BPF tests need root and are skipped with the reason without it)
-	@$(PY) -m pytest && $(PY) -m pytest tests/e2e --datapath kernel
+test: setup kafka ## Run every test, the end-to-end ones by the relay and by the kernel, side by side (BPF tests need root and are skipped with the reason without it)
+	@$(PY) -m tests
 
 lint: setup ## ruff and the import contracts
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/lint-imports --no-cache
