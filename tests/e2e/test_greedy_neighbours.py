@@ -93,6 +93,7 @@ spec:
         return times
 
     def close(self) -> None:
+        self.agent.kill()  # told to stop, it would first read all that the greedy ones' servers have said
         self.agent.__exit__(None, None, None)
         self.server.close()
         for workload in self.workloads:
