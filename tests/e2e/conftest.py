@@ -11,6 +11,14 @@ from tests.harness import Server, Sluice, Workload, answer_http
 from tests.requirements import require_bpf
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for only in item.iter_markers("only"):
+            datapath, because = only.args
+            if datapath != Sluice.datapath:
+                item.add_marker(pytest.mark.skip(reason=f"runs with --datapath {datapath}: {because}"))
+
+
 @pytest.fixture(autouse=True)
 def _needs_bpf() -> None:
     require_bpf()

@@ -10,6 +10,8 @@ import pytest
 
 from tests.harness import SLUICE, Workload
 
+pytestmark = pytest.mark.only("relay", "there is no agent")
+
 
 def test_the_exit_code_is_the_commands(web: Workload) -> None:
     assert web.run("sh", "-c", "exit 7").returncode == 7

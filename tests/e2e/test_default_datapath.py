@@ -17,6 +17,9 @@ from proxy import selftest
 from tests.harness import Server, Sluice, Workload, command_exists, eventually, free_port, http_policy
 
 MakeServer = Callable[..., Server]
+
+pytestmark = pytest.mark.only("relay", "asks for auto itself")
+
 SIZES = (0, 500, 930, 2_000, 20_000, 200_000, 2_000_000)
 
 NGINX = """daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/nginx.log;

@@ -1,7 +1,4 @@
-"""Single calls by the kernel path, with real clients: when it carries, when not, and what it leaves behind.
-
-These tests ask for the kernel path whatever ``--datapath`` says.
-"""
+"""Single calls by the kernel path, with real clients: when it carries, when not, and what it leaves behind."""
 
 import json
 import signal
@@ -17,6 +14,8 @@ from tests.harness import Server, Sluice, Workload, eventually, http_policy, rea
 MakeServer = Callable[..., Server]
 MakeSluice = Callable[..., Sluice]
 
+pytestmark = pytest.mark.only("kernel", "about the kernel path alone")
+
 
 def documents(web: Workload, orders: Workload, port: int, path: str = "/ok.*") -> str:
     return web.document() + orders.document() + http_policy(orders, web, port, f'[{{method: "GET|POST", path: "{path}"}}]')
@@ -25,12 +24,6 @@ def documents(web: Workload, orders: Workload, port: int, path: str = "/ok.*") -
 def call(client: Any, path: str, fields: str = "") -> int:
     client.sendall(f"GET {path} HTTP/1.1\r\nhost: orders\r\n{fields}\r\n".encode())
     return read_reply(client)[0]
-
-
-@pytest.fixture(autouse=True)
-def _once() -> None:
-    if Sluice.datapath != "kernel":
-        pytest.skip("about the kernel path alone: they run with --datapath kernel")
 
 
 def until_carried(agent: Sluice, client: Any, path: str = "/ok/warm") -> int:

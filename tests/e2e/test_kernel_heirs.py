@@ -1,6 +1,6 @@
 """What a worker that was killed has left in the kernel: its successor records it as that one's, and nothing as its own.
 
-These tests ask for the kernel path whatever ``--datapath`` says, and for agents whose workers are processes.
+These tests are about the kernel path alone, and ask for agents whose workers are processes.
 """
 
 import contextlib
@@ -21,14 +21,10 @@ from tests.harness import Server, Sluice, Workload, eventually, http_policy, rea
 MakeServer = Callable[..., Server]
 MakeSluice = Callable[..., Sluice]
 
+pytestmark = pytest.mark.only("kernel", "about the kernel path alone")
+
 SOAK = os.environ.get("SLUICE_SOAK") == "1"
 KILLS = 6 if SOAK else 2
-
-
-@pytest.fixture(autouse=True)
-def _once() -> None:
-    if Sluice.datapath != "kernel":
-        pytest.skip("about the kernel path alone: they run with --datapath kernel")
 
 
 def documents(clients: list[Workload], orders: Workload, port: int) -> str:

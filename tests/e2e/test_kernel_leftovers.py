@@ -11,6 +11,8 @@ from tests.harness import Server, Sluice, Workload, eventually, http_policy, rea
 
 MakeServer = Callable[..., Server]
 
+pytestmark = pytest.mark.only("kernel", "asks for it itself")
+
 BODY = bytes(range(256)) * 4096  # 1 MiB: more than the client's TCP queue would take
 
 

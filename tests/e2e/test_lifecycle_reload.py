@@ -18,6 +18,7 @@ from tests.harness import SLUICE, Server, Sluice, Workload, answer_http, eventua
 
 MakeServer = Callable[..., Server]
 MakeSluice = Callable[..., Sluice]
+about_files = pytest.mark.only("relay", "about reading documents, before any datapath")
 
 ALLOW_A = '[{method: GET, path: "/a(/.*)?"}]'
 ALLOW_B = '[{method: GET, path: "/b(/.*)?"}]'
@@ -153,6 +154,7 @@ def test_a_bad_policy_at_reload_keeps_the_old_generation_and_says_so_everywhere(
     assert agent.get("/policy")["lastReloadError"] is None
 
 
+@about_files
 def test_a_bad_policy_at_the_start_is_refused_with_file_line_and_column(tmp_path: Path) -> None:
     file = tmp_path / "policy.yaml"
     file.write_text(BAD)
@@ -216,6 +218,7 @@ def test_a_storm_of_sighups_is_one_piece_of_work(
     assert agent.get("/healthz")["ok"] is True
 
 
+@about_files
 def test_a_folder_of_policies_may_vanish_and_come_back(
     web: Workload, orders: Workload, serve: MakeServer, sluice: MakeSluice
 ) -> None:
@@ -233,6 +236,7 @@ def test_a_folder_of_policies_may_vanish_and_come_back(
         assert (call(client, "/a"), call(client, "/b")) == (403, 200)
 
 
+@about_files
 def test_files_that_are_no_documents_do_not_make_a_generation(
     web: Workload, orders: Workload, serve: MakeServer, sluice: MakeSluice
 ) -> None:
@@ -245,6 +249,7 @@ def test_files_that_are_no_documents_do_not_make_a_generation(
     assert agent.get("/healthz")["ok"] is True
 
 
+@about_files
 def test_a_file_that_is_still_being_written_is_not_read(
     web: Workload, orders: Workload, serve: MakeServer, sluice: MakeSluice
 ) -> None:
@@ -264,6 +269,7 @@ def test_a_file_that_is_still_being_written_is_not_read(
     assert "failed" not in agent.log.read_text()
 
 
+@about_files
 @pytest.mark.parametrize("asked", [False, True], ids=["noticed", "asked for by SIGHUP"])
 def test_half_a_file_is_never_in_force_however_slowly_the_rest_comes(
     asked: bool, web: Workload, orders: Workload, serve: MakeServer, sluice: MakeSluice
@@ -288,6 +294,7 @@ def test_half_a_file_is_never_in_force_however_slowly_the_rest_comes(
     assert "failed" not in agent.log.read_text()
 
 
+@about_files
 def test_a_file_that_stays_open_for_writing_is_told_and_the_old_generation_stays(
     web: Workload, orders: Workload, serve: MakeServer, sluice: MakeSluice
 ) -> None:
@@ -307,6 +314,7 @@ def test_a_file_that_stays_open_for_writing_is_told_and_the_old_generation_stays
     assert agent.get("/healthz")["ok"] is True
 
 
+@about_files
 def test_a_start_waits_for_the_end_of_a_file_that_is_being_written(
     web: Workload, orders: Workload, serve: MakeServer, sluice: MakeSluice
 ) -> None:
@@ -325,6 +333,7 @@ def test_a_start_waits_for_the_end_of_a_file_that_is_being_written(
         assert (call(client, "/a"), call(client, "/b")) == (403, 200)
 
 
+@about_files
 @pytest.mark.parametrize("kind", ["fifo", "device", "loop of links"])
 def test_what_is_no_file_is_told_and_holds_nobody_up(
     kind: str, web: Workload, orders: Workload, serve: MakeServer, sluice: MakeSluice
