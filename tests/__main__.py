@@ -55,9 +55,10 @@ class Run:
             if in_room:
                 root = stack.enter_context(room.cgroup(f"sluice-tests-{part.name.replace(' ', '-')}"))
                 command = room.entrance(root, *command)
-            # In a process group of its own: Ctrl-C is ours to hand on, to pytest alone, which ends its agents in order.
+            # In a process group of its own: Ctrl-C is ours to hand on, to pytest alone, which ends its agents in order. It is
+            # interrupted as well if we are killed.
             self._process = subprocess.Popen(
-                command,
+                ["setpriv", "--pdeathsig", "INT", *command],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

@@ -61,7 +61,7 @@ def test_all_is_well_when_every_part_is(tmp_path: Path) -> None:
     assert run([part(tmp_path, name, PASSES) for name in ("one", "two")], jobs=1, in_rooms=False) is True
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_tests_that_are_interrupted_clean_up(number: int, code: int, tmp_path: Path) -> None:
     one = part(tmp_path, "one", WAITS)
     process = subprocess.Popen([sys.executable, "-c", RUN, *one.folders], cwd=ROOT)
@@ -71,4 +71,4 @@ def test_tests_that_are_interrupted_clean_up(number: int, code: int, tmp_path: P
         assert process.wait(60) == code
     finally:
         process.kill()
-    assert (tmp_path / "one/ended").exists()
+    eventually(lambda: (tmp_path / "one/ended").exists(), "the test's own end")
