@@ -20,7 +20,7 @@ from tests.harness import SLUICE, Server, Sluice, Workload, eventually, http_pol
 MakeServer = Callable[..., Server]
 MakeSluice = Callable[..., Sluice]
 
-CALLS = 100_000 if os.environ.get("SLUICE_SOAK") == "1" else 20_000
+CALLS = 100_000 if os.environ.get("SLUICE_SOAK") == "1" else 8_000
 # Records of one workload's calls for which there is room while they cannot be written, with so little memory (MiB); of some
 # thousand more the calls wait (proxy/audit/places.py).
 QUEUE = 4096
