@@ -46,7 +46,7 @@ import org.apache.kafka.common.serialization.StringSerializer;
  */
 public class Client implements AutoCloseable {
     static final ObjectMapper JSON = new ObjectMapper();
-    static final Duration PATIENCE = Duration.ofSeconds(20);
+    static final Duration PATIENCE = Duration.ofSeconds(40);
     static final Duration TICK = Duration.ofMillis(100);
 
     final Map<String, Object> common = new HashMap<>();

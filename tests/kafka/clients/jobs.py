@@ -38,7 +38,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 # How long a step may take (seconds); only a failure waits for all of it.
-PATIENCE = 20.0
+PATIENCE = 40.0
 # How often who commits by itself does so.
 AUTO_COMMIT_MS = 100
 # What alter_configs sets.
