@@ -23,15 +23,22 @@ GATEWAY = "192.0.2.1"
 @contextlib.contextmanager
 def cgroup(name: str) -> Iterator[Path]:
     """A cgroup that becomes the root of a room's tree. At the end all processes in it are killed and it is removed."""
+    for left in cgroup2_mount().glob(f"{name}-*"):
+        if not Path("/proc", left.name.rpartition("-")[2]).exists():  # whoever made it was killed
+            _clear(left)
     made = cgroup2_mount() / f"{name}-{os.getpid()}"
     made.mkdir()
     try:
         yield made
     finally:
-        with contextlib.suppress(FileNotFoundError):  # before Linux 5.14
-            (made / "cgroup.kill").write_text("1")
-        for folder, _, _ in os.walk(made, topdown=False):
-            remove_cgroup(Path(folder))
+        _clear(made)
+
+
+def _clear(root: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # before Linux 5.14
+        (root / "cgroup.kill").write_text("1")
+    for folder, _, _ in os.walk(root, topdown=False):
+        remove_cgroup(Path(folder))
 
 
 def entrance(root: Path, *command: str) -> list[str]:

@@ -16,6 +16,14 @@ cards = sorted(name for _, name in socket.if_nameindex())
 inhabitants = map(int, open(cgroup2_mount() / "cgroup.procs"))
 print(json.dumps([own, cards, os.getpid() in inhabitants]))
 """
+MAKE = """
+import os
+from tests import room
+making = room.cgroup("sluice-test-room")
+making.__enter__()
+print(os.getpid(), flush=True)
+os._exit(1)
+"""
 LEAVE = """
 mkdir -p $0/sluice/left
 sleep 1000 >/dev/null 2>&1 &
@@ -37,6 +45,14 @@ def test_what_is_left_in_a_room_ends_with_it() -> None:
         assert _runs(left)
     assert not root.exists()
     eventually(lambda: not _runs(left), "the end of what was left")
+
+
+def test_a_room_whose_maker_was_killed_is_cleared_by_the_next() -> None:
+    maker = subprocess.run([sys.executable, "-c", MAKE], capture_output=True, text=True).stdout.strip()
+    left = cgroup2_mount() / f"sluice-test-room-{maker}"
+    assert left.exists()
+    with room.cgroup("sluice-test-room"):
+        assert not left.exists()
 
 
 def _runs(pid: int) -> bool:

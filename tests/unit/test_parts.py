@@ -27,7 +27,7 @@ def here():
 def test_it(here):
     time.sleep(100)
 """
-RUN = "import sys; from tests.__main__ import *; sys.exit(main((), [Part('one', (sys.argv[1],))], None))"
+RUN = "import sys; from tests.__main__ import *; sys.exit(main((), [Part('one', (sys.argv[1],))], 'no rooms'))"
 
 
 def part(folder: Path, name: str, text: str) -> Part:
