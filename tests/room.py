@@ -60,24 +60,25 @@ def missing() -> str | None:
     return None if attempt.returncode == 0 else f"no namespaces of its own: {attempt.stderr.strip()}"
 
 
-def _hierarchies() -> Iterator[tuple[Path, Path]]:
+def _hierarchies() -> dict[Path, Path]:
     """Where each cgroup hierarchy is mounted, and the folder there of our own cgroup. A hybrid host has several."""
-    own = {}
+    own, found = {}, {}
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         own[controllers] = path.lstrip("/")
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, mount, kind, options, *_ = line.split()
         if kind == "cgroup2":
-            yield Path(mount), Path(mount, own[""])
+            found[Path(mount)] = Path(mount, own[""])
         elif kind == "cgroup":
             for controllers, path in own.items():
                 if controllers and set(controllers.split(",")) <= set(options.split(",")):
-                    yield Path(mount), Path(mount, path)
+                    found[Path(mount)] = Path(mount, path)
+    return found  # in a room within a room a hierarchy is mounted over itself
 
 
 def _furnish() -> None:
-    for mount, own in list(_hierarchies()):
+    for mount, own in _hierarchies().items():
         if own != mount:
             _run("mount", "--bind", str(own), str(mount))
     _run("mount", "-t", "tmpfs", "tmpfs", "/run")
