@@ -12,6 +12,7 @@ from proxy.workloads import cgroup2_mount
 from tests.demo import room
 from tests.harness import ROOT, command_exists
 from tests.requirements import missing_for_bpf
+from tests.room import cgroup
 
 # What the last demo left to look at.
 KEPT = ROOT / ".build" / "demo"
@@ -49,7 +50,7 @@ def main() -> int:
         return 1
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
-    with tempfile.TemporaryDirectory(prefix="sluice-demo-") as name, room.cgroup() as root:
+    with tempfile.TemporaryDirectory(prefix="sluice-demo-") as name, cgroup("sluice-demo") as root:
         try:
             code = room.play(root, name)
         finally:

@@ -10,10 +10,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-from proxy.guard import remove_cgroup
 from proxy.workloads import cgroup2_mount
 
 # What the examples' clients call the servers of this host.
@@ -21,18 +19,6 @@ HOSTS = ("orders", "payments", "wiki")
 UNSHARE = ("unshare", "--cgroup", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 # How long the story may take to clean up after Ctrl-C before the room is closed over it (seconds).
 LAST_ORDERS = 10.0
-
-
-@contextlib.contextmanager
-def cgroup() -> Iterator[Path]:
-    """A cgroup that becomes the root of the room's tree, removed with all below it at the end."""
-    made = cgroup2_mount() / f"sluice-demo-{os.getpid()}"
-    made.mkdir()
-    try:
-        yield made
-    finally:
-        for folder, _, _ in os.walk(made, topdown=False):
-            remove_cgroup(Path(folder))
 
 
 def play(root: Path, *arguments: str) -> int:
