@@ -12,6 +12,15 @@ import re2
 Record = Mapping[str, Any]
 Predicate = Callable[[Record], bool]
 
+VERDICTS = ("ALLOWED", "DENIED", "PARTIAL", "WOULD_DENY")
+PROTOCOLS = ("http/1.1", "http/2", "grpc", "kafka", "tcp", "unknown")
+# What a status can be besides HTTP's codes and their classes.
+_STATUSES = ("reset", "unanswered", "unknown")
+_STATUS = re.compile(r"[1-5]([0-9]{2}|xx)|grpc:[0-9]{1,2}|kafka:-?[0-9]{1,5}")
+# A name on its own, or with a port: no blanks, which a quoted list of names would have.
+_PARTY = re.compile(r"[^\s,]+")
+_METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
 
 def query(wanted: Mapping[str, Sequence[str]], unwanted: Sequence[str]) -> Predicate:
     """One predicate for all filters: of each field in ``wanted`` one of the values, and none of ``unwanted`` (``field=value``).
@@ -67,7 +76,33 @@ def _same(field: str) -> Callable[[str], Predicate]:
     return lambda value: lambda record: str(record.get(field, "")).lower() == value.lower()
 
 
+def _one_of(field: str, choices: Sequence[str]) -> Callable[[str], Predicate]:
+    def make(value: str) -> Predicate:
+        if value.lower() not in (choice.lower() for choice in choices):
+            raise ValueError(f"{field} {value!r} is not one of {', '.join(choices)}")
+        return _same(field)(value)
+
+    return make
+
+
+def _party(field: str, names: Callable[[Record], set[str]]) -> Callable[[str], Predicate]:
+    def make(value: str) -> Predicate:
+        if not _PARTY.fullmatch(value):
+            raise ValueError(f"{field} {value!r} is not one workload or address; give the filter several times for several")
+        return lambda record: value in names(record)
+
+    return make
+
+
+def _method(value: str) -> Predicate:
+    if not _METHOD.fullmatch(value):
+        raise ValueError(f"method {value!r} is not a method's name; give the filter several times for several")
+    return _same("method")(value)
+
+
 def _path(pattern: str) -> Predicate:
+    if not pattern:
+        raise ValueError("path '' matches every path; leave the filter out")
     options = re2.Options()
     options.log_errors = False
     try:
@@ -80,6 +115,8 @@ def _path(pattern: str) -> Predicate:
 
 def _topic(value: str) -> Predicate:
     """A topic by its name, or any resource as records have it, such as ``group:billing``."""
+    if not value:
+        raise ValueError("topic '' is not a name")
 
     def matches(record: Record) -> bool:
         resources = record.get("resources")
@@ -89,17 +126,19 @@ def _topic(value: str) -> Predicate:
 
 
 def _status(value: str) -> Predicate:
-    if re.fullmatch("[1-5]xx", value):
+    if value.lower() not in _STATUSES and not _STATUS.fullmatch(value.lower()):
+        raise ValueError(f"status {value!r} is not a code (403, 5xx, grpc:7, kafka:29), nor one of {', '.join(_STATUSES)}")
+    if value.lower().endswith("xx"):
         return lambda record: re.fullmatch(f"{value[0]}[0-9][0-9]", str(record.get("status"))) is not None
     return _same("status")(value)
 
 
 FIELDS: dict[str, Callable[[str], Predicate]] = {
-    "verdict": _same("verdict"),
-    "protocol": _same("protocol"),
-    "from": lambda value: lambda record: value in names_of(*client_of(record)),
-    "to": lambda value: lambda record: value in names_of(*server_of(record)),
-    "method": _same("method"),
+    "verdict": _one_of("verdict", VERDICTS),
+    "protocol": _one_of("protocol", PROTOCOLS),
+    "from": _party("from", lambda record: names_of(*client_of(record))),
+    "to": _party("to", lambda record: names_of(*server_of(record))),
+    "method": _method,
     "path": _path,
     "topic": _topic,
     "status": _status,

@@ -1,5 +1,6 @@
 """``sluice observe`` on real files: what it shows, what it leaves out, and what a hostile record cannot do to its reader."""
 
+import gzip
 import json
 import os
 import pty
@@ -140,8 +141,9 @@ def test_a_record_without_facts_is_shown(audit: Path) -> None:
 def test_a_record_with_facts_of_wrong_types_is_shown_and_filtered(audit: Path, wrong: Any) -> None:
     audit.write_text(json.dumps(dict.fromkeys(ORDERS_TO_KAFKA | WEB_TO_ORDERS, wrong)) + "\n")
     assert len(run(audit).stdout.splitlines()) == 1
-    for option in ("--from", "--to", "--path", "--topic", "--status", "--method"):
+    for option in ("--from", "--to", "--path", "--topic", "--method"):
         assert run(audit, option, "nothing").exit_code == 0
+    assert run(audit, "--status", "404").exit_code == 0
 
 
 # Filters
@@ -189,6 +191,20 @@ def test_filters(audit: Path, arguments: list[str], ids: list[str]) -> None:
         (["--not", "verdict"], "FIELD=VALUE"),
         (["--not", "colour=red"], "unknown filter 'colour'"),
         (["--verdict", "MAYBE"], "MAYBE"),
+        (["--not", "verdict=MAYBE"], "verdict 'MAYBE' is not one of ALLOWED, DENIED"),
+        (["--protocol", "http"], "protocol 'http' is not one of http/1.1, http/2, grpc, kafka, tcp"),
+        (["--not", "protocol=https"], "protocol 'https' is not one of"),
+        (["--status", "nothing"], "status 'nothing' is not a code"),
+        (["--status", "40x"], "status '40x' is not a code"),
+        (["--status", "grpc:x"], "status 'grpc:x' is not a code"),
+        (["--status", "403,404"], "status '403,404' is not a code"),
+        (["--not", "status="], "status '' is not a code"),
+        (["--method", "GET POST"], "method 'GET POST' is not a method's name"),
+        (["--method", "GET,POST"], "give the filter several times for several"),
+        (["--from", ""], "from '' is not one workload or address"),
+        (["--to", "orders,web"], "give the filter several times for several"),
+        (["--topic", ""], "topic '' is not a name"),
+        (["--path", ""], "path '' matches every path"),
         (["--last", "0"], "--last"),
         (["--follow", "-o", "table"], "--follow"),
     ],
@@ -233,7 +249,64 @@ def test_standard_input_can_be_read(audit: Path) -> None:
     assert json.loads(result.stdout)["id"] == "c3.0"
 
 
+def compressed(path: Path) -> Path:
+    target = path.with_name("rotated.gz")
+    target.write_bytes(gzip.compress(path.read_bytes()))
+    return target
+
+
+def test_a_compressed_file_is_read_as_it_is(audit: Path) -> None:
+    assert shown(compressed(audit)) == ["c1.0", "c2.0", "c3.0"]
+    assert shown(compressed(audit), "--last", "1", "--verdict", "ALLOWED") == ["c3.0"]
+    assert len(run(compressed(audit), "-o", "table").stdout.splitlines()) == 4
+
+
+def test_a_compressed_file_is_known_by_its_bytes_also_from_a_pipe(audit: Path) -> None:
+    compressed(audit).rename(audit)
+    assert shown(audit, "--last", "2") == ["c2.0", "c3.0"]
+    with audit.open("rb") as file:
+        assert subprocess.run([*COMMAND, "--file", "-", "-o", "json"], stdin=file, capture_output=True).stdout.count(b"\n") == 3
+
+
+def test_a_compressed_file_that_is_broken_off_is_said_to_be(audit: Path) -> None:
+    path = compressed(audit)
+    path.write_bytes(path.read_bytes()[:-20])
+    result = run(path)
+    assert (result.exit_code, "is broken as a compressed file" in result.stderr) == (2, True)
+    path.write_bytes(b"\x1fno gzip")
+    assert run(path).exit_code == 2
+
+
+def test_a_compressed_file_cannot_be_followed(audit: Path) -> None:
+    result = run(compressed(audit), "--follow")
+    assert (result.exit_code, "a compressed file does not grow" in result.stderr) == (2, True)
+
+
 # Broken and hostile files
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"policies: []\nmore: words\n", b"\x7fELF\0\0\n" * 5000, b'{"kind": "Event", "apiVersion": "v1"}\n', b'["a"]'],
+)
+@pytest.mark.parametrize("arguments", [[], ["--last", "5"], ["-o", "table"], ["--follow"]])
+def test_what_is_no_audit_log_is_a_usage_error_in_one_line(audit: Path, content: bytes, arguments: list[str]) -> None:
+    audit.write_bytes(content if "--follow" not in arguments else content.strip() + b"\n")
+    result = run(audit, *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"Error: {audit} is no audit log: no record is among its lines\n"
+
+
+def test_a_folder_is_no_audit_log(tmp_path: Path) -> None:
+    result = run(tmp_path)
+    assert (result.exit_code, "is a folder" in result.stderr) == (2, True)
+
+
+def test_an_audit_log_without_calls_is_one(audit: Path) -> None:
+    audit.write_bytes(b"")
+    assert run(audit).exit_code == 0
+    audit.write_text(json.dumps(HEALTH) + "\n")
+    assert (run(audit, "--verdict", "DENIED").exit_code, run(audit, "--verdict", "DENIED").output) == (0, "")
 
 
 def test_a_line_that_is_no_record_is_reported_with_its_number_and_skipped(audit: Path) -> None:
@@ -301,6 +374,20 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(PATIENCE_SECONDS) == 0
+
+
+@pytest.mark.parametrize("form", ["compact", "json", "table"])
+def test_a_closed_or_full_standard_output_is_said_to_be(audit: Path, form: str) -> None:
+    for redirect, complaint in ((">&-", "standard output is closed"), (">/dev/full", "No space left on device")):
+        shell = ["sh", "-c", f'exec "$@" {redirect}', "sh", *COMMAND, "--file", str(audit), "-o", form]
+        result = subprocess.run(shell, capture_output=True, text=True)
+        assert (result.returncode, result.stderr.count("\n"), complaint in result.stderr) == (1, 1, True), result.stderr
+
+
+def test_a_closed_standard_input_is_said_to_be() -> None:
+    shell = ["sh", "-c", 'exec "$@" <&-', "sh", *COMMAND, "--file", "-"]
+    result = subprocess.run(shell, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (1, "Error: standard input is closed\n")
 
 
 @pytest.mark.parametrize(("no_color", "coloured"), [(None, True), ("1", False)])
