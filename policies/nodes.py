@@ -1,7 +1,8 @@
-"""YAML in, positioned nodes out: bounded, without aliases, and every complaint with its line and column.
+"""YAML in, positioned nodes out: bounded, and every complaint with its line and column.
 
 The nodes are built from libyaml's events instead of by PyYAML's composer, so that the limits hold before memory is spent and
-the composer's recursion is never entered.
+the composer's recursion is never entered. An alias is the very node that its anchor names, and counts as much as that node
+written out once more: whoever walks through a document never meets more values than the limits say.
 """
 
 import difflib
@@ -18,6 +19,10 @@ MAX_SOURCE_CHARACTERS = 8 << 20
 MAX_DEPTH = 32
 # A source of the largest size in its densest sensible form; more is a bomb.
 MAX_NODES = 1_000_000
+# What the aliases of all sources together may repeat, values and characters: as much as one source may say. Each source may be
+# small, and there may be thousands.
+MAX_REPEATED = MAX_NODES
+MAX_REPEATED_CHARACTERS = MAX_SOURCE_CHARACTERS
 # More complaints at once help nobody, and a broken file of the largest size would otherwise yield millions.
 MAX_FINDINGS = 200
 
@@ -53,7 +58,7 @@ class LoadError(Exception):
 
 
 class Scalar(msgspec.Struct, frozen=True):
-    """``type`` is YAML's own: "str", "int", "bool", "null", "float" or "timestamp"."""
+    """``type`` is YAML's own: "str", "int", "bool", "null", "float", "timestamp" or, of the key ``<<``, "merge"."""
 
     place: Place
     text: str
@@ -73,6 +78,14 @@ class Fields(msgspec.Struct, frozen=True):
 Node = Scalar | Items | Fields
 
 
+class Found(dict[str, Node]):
+    """The fields of a mapping by name. ``meant`` are names that a misspelt field probably stands for: they are not missing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meant: set[str] = set()
+
+
 class _TooMuchError(Exception):
     def __init__(self, place: Place, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -88,10 +101,13 @@ class Report:
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
+        self.repeated = Size()  # what aliases have repeated so far
 
     def error(self, place: Place, code: str, message: str, hint: str = "") -> None:
-        if len(self.findings) < MAX_FINDINGS:
-            self.findings.append(Finding(place.file, place.line, place.column, code, message, hint))
+        finding = Finding(place.file, place.line, place.column, code, message, hint)
+        # An alias is read as often as it is used, and is wrong in one place only.
+        if len(self.findings) < MAX_FINDINGS and finding not in self.findings:
+            self.findings.append(finding)
 
     def string(self, node: Node, what: str, empty: bool = False) -> str | None:
         if isinstance(node, Scalar) and node.type == "str":
@@ -132,26 +148,34 @@ class Report:
 
     def fields(
         self, node: Node, what: str, known: Collection[str], refused: Mapping[str, str] | None = None
-    ) -> dict[str, Node] | None:
-        """The fields of a mapping by name. ``refused`` are names that are not in ``known``, with the reason to give."""
+    ) -> Found | None:
+        """The fields of a mapping by name. ``refused`` are names that are not in ``known``, with the reason to give; behind
+        ``; `` it may have a hint."""
         if not isinstance(node, Fields):
             self.error(node.place, "SE004", f"{what} must be a mapping, not {_type_name(node)}")
             return None
-        found: dict[str, Node] = {}
-        for name, value in self.pairs(node, what):
+        found = Found()
+        for key, value in self._entries(node, what):
+            name = key.text
             if name in known:
                 found[name] = value
             elif refused is not None and name in refused:
-                self.error(self._key_place(node, value), "SE008", f"{name} of {what} {refused[name]}")
+                reason, _, hint = refused[name].partition("; ")
+                self.error(key.place, "SE008", f"{name} of {what} {reason}", hint)
             else:
-                self.error(self._key_place(node, value), "SE003", f"{what} has no field {name!r}", suggestion(name, known))
+                meant = _closest(name, known)
+                found.meant.update(meant)
+                self.error(key.place, "SE003", f"{what} has no field {name!r}", _FOREIGN.get(name) or _did_you_mean(meant))
         return found
 
     def pairs(self, node: Node, what: str) -> Iterator[tuple[str, Node]]:
         """The entries of a mapping whose keys are any strings. A key that occurs twice is an error."""
-        if not isinstance(node, Fields):
+        if isinstance(node, Fields):
+            yield from ((key.text, value) for key, value in self._entries(node, what))
+        else:
             self.error(node.place, "SE004", f"{what} must be a mapping, not {_type_name(node)}")
-            return
+
+    def _entries(self, node: Fields, what: str) -> Iterator[tuple[Scalar, Node]]:
         seen: set[str] = set()
         for key, value in node.entries:
             # YAML 1.1 reads the plain keys yes, no, on, off as booleans and 1 as a number: none is a name here.
@@ -161,24 +185,40 @@ class Report:
                 self.error(key.place, "SE007", f"{what} has the field {key.text!r} twice")
             else:
                 seen.add(key.text)
-                yield key.text, value
+                yield key, value
 
-    def required(self, fields: Mapping[str, Node], name: str, place: Place, what: str) -> Node | None:
-        node = fields.get(name)
-        if node is None:
+    def required(self, fields: Found | None, name: str, place: Place, what: str) -> Node | None:
+        """``fields`` None: the mapping itself could not be read, which has been told."""
+        node = fields.get(name) if fields is not None else None
+        if node is None and fields is not None and name not in fields.meant:
             self.error(place, "SE005", f"{what} lacks the field {name!r}")
         return node
 
-    @staticmethod
-    def _key_place(node: Fields, value: Node) -> Place:
-        return next(key.place for key, other in node.entries if other is value)
+
+# What other languages of the field call it.
+_FOREIGN = {
+    "from": "fromEndpoints, with matchLabels; from is Kubernetes' NetworkPolicy's",
+    "to": "toEndpoints, with matchLabels; to is Kubernetes' NetworkPolicy's",
+    "ports": "toPorts: [{ports: [...]}]",
+    "podSelector": "endpointSelector; podSelector is Kubernetes' NetworkPolicy's",
+    "namespaceSelector": "the label io.kubernetes.pod.namespace in matchLabels",
+    "ipBlock": "fromCIDRSet or toCIDRSet: [{cidr, except}]",
+    "policyTypes": "ingress: [] or egress: [] is default deny",
+}
 
 
 def suggestion(text: str, choices: Collection[str]) -> str:
     """A hint at what was probably meant, or nothing."""
+    return _did_you_mean(_closest(text, choices))
+
+
+def _did_you_mean(meant: Collection[str]) -> str:
+    return f"did you mean {next(iter(meant))!r}?" if meant else ""
+
+
+def _closest(text: str, choices: Collection[str]) -> list[str]:
     folded = {choice.lower(): str(choice) for choice in choices}
-    close = difflib.get_close_matches(text.lower(), folded, n=1)
-    return f"did you mean {folded[close[0]]!r}?" if close else ""
+    return [folded[close] for close in difflib.get_close_matches(text.lower(), folded, n=1)]
 
 
 def documents(source: Source, report: Report) -> list[Node]:
@@ -188,7 +228,7 @@ def documents(source: Source, report: Report) -> list[Node]:
         report.error(start, "SE002", f"larger than {MAX_SOURCE_CHARACTERS} characters", "split the file")
         return []
     try:
-        found = list(_Builder(source).documents())
+        found = list(_Builder(source, report.repeated).documents())
     except _TooMuchError as error:
         report.error(error.place, "SE002", str(error), error.hint)
     except yaml.MarkedYAMLError as error:
@@ -202,45 +242,102 @@ def documents(source: Source, report: Report) -> list[Node]:
     return []
 
 
-class _Builder:
-    """Nodes from libyaml's events, with a stack of its own."""
+class Size(msgspec.Struct):
+    """How much there is of something: values, and the characters of their texts."""
 
-    def __init__(self, source: Source) -> None:
+    nodes: int = 0
+    characters: int = 0
+
+    def add(self, other: "Size") -> None:
+        self.nodes += other.nodes
+        self.characters += other.characters
+
+
+class _Anchor(msgspec.Struct):
+    """What an alias may stand for. ``node`` is None until all of it has been read."""
+
+    node: Node | None
+    size: Size
+    height: int  # levels of collections in it
+
+
+class _Open(msgspec.Struct):
+    """A collection that is being read, or (``node`` None) the document around the first value."""
+
+    children: list[Node]
+    node: Node | None
+    anchor: str | None
+    before: Size  # how much there was before it
+    deepest: int  # the deepest level in it so far
+
+
+class _Builder:
+    """Nodes from libyaml's events, with a stack of its own. ``repeated`` counts what aliases repeat, in all sources."""
+
+    def __init__(self, source: Source, repeated: Size) -> None:
         self._file = source.name
         self._loader = yaml.CSafeLoader(source.text)
-        self._count = 0
+        self._size = Size()
+        self._repeated = repeated
+        self._open: list[_Open] = []
+        self._anchors: dict[str, _Anchor] = {}
 
     def documents(self) -> Iterator[Node]:
-        open_: list[list[Node]] = []
         while True:
             event = self._loader.get_event()
             if event is None or isinstance(event, yaml.StreamEndEvent):
                 return
             if isinstance(event, yaml.DocumentStartEvent):
-                open_ = [[]]
+                self._open = [_Open([], None, None, Size(), 0)]
+                self._anchors = {}
             elif isinstance(event, yaml.DocumentEndEvent):
-                yield open_[0][0]
+                yield self._open[0].children[0]
+            elif isinstance(event, yaml.AliasEvent):
+                self._open[-1].children.append(self._alias(event))
             elif isinstance(event, yaml.NodeEvent):
-                self._check(event, len(open_))
-                if isinstance(event, yaml.ScalarEvent):
-                    open_[-1].append(self._scalar(event))
-                else:
-                    children: list[Node] = []
-                    open_[-1].append(self._collection(event, children))
-                    open_.append(children)
+                self._node(event)
             elif isinstance(event, yaml.CollectionEndEvent):
-                self._close(open_)
+                self._close()
 
-    def _check(self, event: yaml.NodeEvent, depth: int) -> None:
+    def _node(self, event: yaml.NodeEvent) -> None:
         place = self._place(event)
+        is_scalar = isinstance(event, yaml.ScalarEvent)
+        before = Size(self._size.nodes, self._size.characters)
+        self._count(place, Size(1, len(event.value) if is_scalar else 0), len(self._open))
+        if isinstance(event, yaml.ScalarEvent):
+            node: Node = self._scalar(event)
+        else:
+            children: list[Node] = []
+            node = Fields(place, []) if isinstance(event, yaml.MappingStartEvent) else Items(place, children)
+        self._open[-1].children.append(node)
         if event.anchor is not None:
-            # Aliases multiply ("billion laughs") and hide what a rule says from its reader.
-            raise _TooMuchError(place, "YAML anchors and aliases are refused", "write the value out")
-        self._count += 1
+            done = Size(1, len(event.value)) if is_scalar else Size()
+            self._anchors[event.anchor] = _Anchor(node if is_scalar else None, done, 0)
+        if not is_scalar:
+            self._open.append(_Open(children, node, event.anchor, before, len(self._open)))
+
+    def _alias(self, event: yaml.AliasEvent) -> Node:
+        place = self._place(event)
+        anchor = self._anchors.get(event.anchor or "")
+        if anchor is None:
+            raise _TooMuchError(place, f"the alias *{event.anchor} has no anchor before it in this document")
+        if anchor.node is None:
+            raise _TooMuchError(place, f"the alias *{event.anchor} is part of what it repeats")
+        self._count(place, anchor.size, len(self._open) + anchor.height)
+        self._repeated.add(anchor.size)
+        if self._repeated.nodes > MAX_REPEATED or self._repeated.characters > MAX_REPEATED_CHARACTERS:
+            raise _TooMuchError(place, f"aliases repeat more than {MAX_REPEATED} values", "write the values out")
+        return anchor.node
+
+    def _count(self, place: Place, size: Size, depth: int) -> None:
+        self._size.add(size)
+        self._open[-1].deepest = max(self._open[-1].deepest, depth)
         if depth > MAX_DEPTH:
             raise _TooMuchError(place, f"nested deeper than {MAX_DEPTH} levels")
-        if self._count > MAX_NODES:
+        if self._size.nodes > MAX_NODES:
             raise _TooMuchError(place, f"more than {MAX_NODES} values", "split the file")
+        if self._size.characters > MAX_SOURCE_CHARACTERS:
+            raise _TooMuchError(place, f"larger than {MAX_SOURCE_CHARACTERS} characters", "split the file")
 
     def _scalar(self, event: yaml.ScalarEvent) -> Scalar:
         tag = event.tag
@@ -250,17 +347,41 @@ class _Builder:
             raise _TooMuchError(self._place(event), f"the tag {tag} is not known here")
         return Scalar(self._place(event), event.value, tag.rpartition(":")[2])
 
-    def _collection(self, event: yaml.NodeEvent, children: list[Node]) -> Node:
-        """A collection whose children will be appended to ``children``; a mapping's are paired when it is closed."""
-        if isinstance(event, yaml.MappingStartEvent):
-            return Fields(self._place(event), [])
-        return Items(self._place(event), children)
+    def _close(self) -> None:
+        closed = self._open.pop()
+        outer = self._open[-1]
+        outer.deepest = max(outer.deepest, closed.deepest)
+        if isinstance(closed.node, Fields):
+            pairs = zip(closed.children[::2], closed.children[1::2], strict=True)
+            closed.node.entries.extend(self._merged(list(pairs)))
+        anchor = self._anchors.get(closed.anchor or "")
+        if anchor is not None and anchor.node is None:
+            size = Size(self._size.nodes - closed.before.nodes, self._size.characters - closed.before.characters)
+            self._anchors[closed.anchor or ""] = _Anchor(closed.node, size, closed.deepest - len(self._open))
 
-    def _close(self, open_: list[list[Node]]) -> None:
-        children = open_.pop()
-        node = open_[-1][-1]
-        if isinstance(node, Fields):
-            node.entries.extend(zip(children[::2], children[1::2], strict=True))
+    def _merged(self, entries: list[tuple[Node, Node]]) -> Iterator[tuple[Node, Node]]:
+        """The entries of a mapping with those that its merge key brings (https://yaml.org/type/merge.html): a mapping's own
+        win, and of several mappings those of the earlier one."""
+        merging = [(key, value) for key, value in entries if isinstance(key, Scalar) and key.type == "merge"]
+        if not merging:
+            yield from entries
+            return
+        if len(merging) > 1:
+            raise _TooMuchError(merging[1][0].place, "the key << occurs twice in a mapping", "<<: [*one, *other]")
+        value = merging[0][1]
+        sources = value.items if isinstance(value, Items) else [value]
+        taken: set[str] = set()
+        for key, own in entries:
+            if key is not merging[0][0]:
+                taken.add(key.text if isinstance(key, Scalar) else "")
+                yield key, own
+        for source in sources:
+            if not isinstance(source, Fields):
+                raise _TooMuchError(source.place, f"<< takes mappings, not {_type_name(source)}")
+            for key, merged in source.entries:
+                if not isinstance(key, Scalar) or key.text not in taken:
+                    taken.add(key.text if isinstance(key, Scalar) else "")
+                    yield key, merged
 
     def _place(self, event: yaml.Event) -> Place:
         mark = event.start_mark

@@ -285,7 +285,7 @@ class RuleReader:
 
     def _value_mapping(self, node: Node, field: str, header: bool) -> ValueMatch | None:
         fields = self._report.fields(node, f"an entry of {field}", ("name", "value", "regex", "prefix"))
-        name_node = self._report.required(fields or {}, "name", node.place, f"an entry of {field}")
+        name_node = self._report.required(fields, "name", node.place, f"an entry of {field}")
         name = self._report.string(name_node, "name") if name_node is not None else None
         if fields is None or name_node is None or name is None or (header and not self._is_header(name_node, name)):
             return None
@@ -310,7 +310,7 @@ class RuleReader:
     def _header_match(self, node: Node) -> HeaderMatch | None:
         what = "an entry of headerMatches"
         fields = self._report.fields(node, what, ("name", "value", "secret", "mismatch"))
-        name_node = self._report.required(fields or {}, "name", node.place, what)
+        name_node = self._report.required(fields, "name", node.place, what)
         name = self._report.string(name_node, "name") if name_node is not None else None
         if fields is None or name_node is None or name is None or not self._is_header(name_node, name):
             return None
@@ -330,7 +330,7 @@ class RuleReader:
 
     def _secret(self, node: Node) -> tuple[str, str] | None:
         fields = self._report.fields(node, "secret", ("name", "namespace"))
-        name_node = self._report.required(fields or {}, "name", node.place, "secret")
+        name_node = self._report.required(fields, "name", node.place, "secret")
         if fields is None or name_node is None:
             return None
         name = self._report.string(name_node, "name")

@@ -272,7 +272,7 @@ class SpecReader:
         what = "an entry of a CIDR set"
         refused = dict.fromkeys(("cidrGroupRef", "cidrGroupSelector"), NOT_YET)
         fields = self._report.fields(node, what, ("cidr", "except"), refused)
-        cidr_node = self._report.required(fields or {}, "cidr", node.place, what)
+        cidr_node = self._report.required(fields, "cidr", node.place, what)
         cidr = network(self._report, cidr_node, "cidr") if cidr_node is not None else None
         if fields is None or cidr is None:
             return None
@@ -301,7 +301,7 @@ class SpecReader:
             refused |= {"rules": "cannot be below a Deny section, which is L3/L4"}
             refused |= dict.fromkeys(_PORT_RULE_EXTENSIONS, "cannot be below a Deny section")
         fields = self._report.fields(node, what, known, refused)
-        ports_node = self._report.required(fields or {}, "ports", node.place, what)
+        ports_node = self._report.required(fields, "ports", node.place, what)
         if fields is None or ports_node is None:
             return None
         has_rules = "rules" in fields
@@ -330,7 +330,7 @@ class SpecReader:
 
     def _port(self, node: Node, has_rules: bool) -> PortRange | None:
         fields = self._report.fields(node, "an entry of ports", ("port", "endPort", "protocol"))
-        port_node = self._report.required(fields or {}, "port", node.place, "an entry of ports")
+        port_node = self._report.required(fields, "port", node.place, "an entry of ports")
         if fields is None or port_node is None:
             return None
         first = self._port_number(port_node, "port")

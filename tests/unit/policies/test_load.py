@@ -57,9 +57,97 @@ class TestYaml:
     def test_a_character_that_yaml_forbids_is_refused(self) -> None:
         assert "SE001" in refusal("a: \x00")
 
-    def test_aliases_and_anchors_are_refused(self) -> None:
-        """The "billion laughs" bomb."""
-        assert "anchors and aliases are refused" in refusal("a: &x [1]\nb: *x")
+    def test_an_alias_is_what_its_anchor_names(self) -> None:
+        found = bundle(
+            *PARTIES,
+            policy(
+                """
+endpointSelector: &orders {matchLabels: {app: &name orders}}
+ingress:
+- fromEndpoints: [*orders, {matchLabels: {app: *name}}]
+  toPorts: &ports [{ports: [{port: "80", protocol: TCP}], rules: {http: [{method: GET}]}}]
+- fromEntities: [host]
+  toPorts: *ports
+"""
+            ),
+        ).policies[0]
+        assert found.ingress is not None
+        first, second = found.ingress.rules
+        assert first.peers is not None
+        assert first.peers.endpoints == (found.selector, found.selector)
+        assert first.ports is not None
+        assert second.ports is not None
+        assert [ports.ports for ports in first.ports] == [ports.ports for ports in second.ports]
+        assert [rule.name for rules in (first, second) for port in rules.ports or () for rule in port.rules] == [
+            "ingress[0].toPorts[0].rules.http[0]",
+            "ingress[1].toPorts[0].rules.http[0]",
+        ]
+
+    def test_a_merge_key_brings_what_the_mapping_does_not_say_itself(self) -> None:
+        text = """
+endpointSelector: {}
+ingress:
+- &base {fromEntities: &who [host], toPorts: [{ports: [{port: "80"}]}]}
+- {<<: *base, toPorts: [{ports: [{port: "81"}]}]}
+- {<<: [{fromEntities: [world]}, *base]}
+"""
+        found = bundle(policy(text)).policies[0]
+        assert found.ingress is not None
+        rules = [
+            (*(rule.peers.entities if rule.peers else ()), *(port.first for one in rule.ports or () for port in one.ports))
+            for rule in found.ingress.rules
+        ]
+        assert rules == [("host", 80), ("host", 81), ("world", 80)]
+
+    def test_a_quoted_merge_key_is_a_field_s_name(self) -> None:
+        assert "spec has no field '<<'" in refusal(policy('endpointSelector: {}\ningress: []\n"<<": {egress: []}'))
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            ("a: *x", "the alias *x has no anchor before it"),
+            ("a: &x 1\n---\nb: *x", "the alias *x has no anchor before it in this document"),
+            ("a: &x [1, *x]", "the alias *x is part of what it repeats"),
+            ("a: &x {<<: *x}", "the alias *x is part of what it repeats"),
+            ("a: {<<: 1}", "<< takes mappings, not the number 1"),
+            ("a: {<<: [{b: 1}, [2]]}", "<< takes mappings, not a list"),
+            ("a: {<<: {b: 1}, <<: {c: 1}}", "the key << occurs twice"),
+        ],
+    )
+    def test_an_alias_that_cannot_be_is_refused(self, text: str, says: str) -> None:
+        assert says in refusal(text)
+
+    @pytest.mark.parametrize("value", ["[*a0,*a0,*a0,*a0,*a0,*a0,*a0,*a0,*a0]", "{a: *a0, b: *a0, c: *a0, d: *a0, e: *a0, f: *a0}"])
+    def test_aliases_of_aliases_are_counted_as_if_they_were_written_out(self, value: str) -> None:
+        """The "billion laughs" bomb: 9 to the power of 20 values in a kilobyte."""
+        lines = ["x0: &a0 [1, 2]"] + [f"x{n}: &a{n} {value.replace('a0', f'a{n - 1}')}" for n in range(1, 21)]
+        assert "more than 1000000 values" in refusal("\n".join(lines))
+
+    def test_long_texts_are_counted_as_often_as_they_are_repeated(self) -> None:
+        """A pattern is compiled wherever it stands."""
+        text = f"a: &x {'y' * 4000}\nb: [{', '.join(['*x'] * 3000)}]"
+        assert "larger than 8388608 characters" in refusal(text)
+
+    def test_thousands_of_small_sources_repeat_no_more_than_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(nodes, "MAX_REPEATED", 100)
+        text = "kind: &x [1, 2, 3, 4]\nother: [*x, *x, *x]"
+        with pytest.raises(LoadError) as caught:
+            load([Source(str(number), text) for number in range(10)])
+        found = [finding for finding in caught.value.findings if "aliases repeat more than 100 values" in finding.message]
+        assert [finding.file for finding in found] == ["6", "7", "8", "9"]
+
+    def test_depth_counts_through_aliases(self) -> None:
+        deep = "[" * 20 + "]" * 20
+        assert "nested deeper than" in refusal(f"a: &x {deep}\nb: {'[' * 15}*x{']' * 15}")
+        assert "nested deeper than" not in refusal(f"a: &x {deep}\nb: {'[' * 8}*x{']' * 8}")
+
+    def test_what_is_wrong_in_a_repeated_value_is_told_once_and_where_it_stands(self) -> None:
+        shown = refusal(policy("endpointSelector: {}\ningress:\n- &x {fromEntity: [host]}\n- *x\n- *x"))
+        assert shown == "test.yaml:7:9 SE003 a rule of ingress has no field 'fromEntity' (hint: did you mean 'fromEntities'?)"
+
+    def test_of_two_fields_with_one_value_the_wrong_one_is_told(self) -> None:
+        shown = refusal(policy("endpointSelector: &x {}\ningres: *x"))
+        assert "test.yaml:6:3 SE003 spec has no field 'ingres'" in shown
 
     def test_depth_is_bounded(self) -> None:
         assert "nested deeper than" in refusal("[" * 5000)
