@@ -42,6 +42,8 @@ from policies.model import (
     Rule,
     Section,
     Workload,
+    is_in_cluster,
+    is_reserved,
 )
 
 # Pairs and decisions that are kept. A pair is asked for per connection and a decision per call, and both are only caches:
@@ -152,7 +154,7 @@ class Party(msgspec.Struct, frozen=True):
     @property
     def entities(self) -> frozenset[Entity]:
         if self.labels is not None:
-            return frozenset({Entity.ALL, Entity.CLUSTER})
+            return frozenset({Entity.ALL, Entity.CLUSTER}) if is_in_cluster(self.labels) else frozenset({Entity.ALL})
         if self.local:
             return frozenset({Entity.ALL, Entity.CLUSTER, Entity.HOST})
         return frozenset({Entity.ALL, Entity.WORLD})
@@ -585,7 +587,7 @@ class PolicySet:
         if known is not None:
             return known
         labels = self._labels(owner)
-        chosen = tuple(p for p in self.bundle.policies if p.section(direction) is not None and p.selector.matches(labels))
+        chosen = tuple(p for p in self.bundle.policies if p.section(direction) is not None and p.selects(labels))
         if owner.workload in self._workloads:
             self._selected[(owner.workload, direction)] = chosen
         return chosen
@@ -600,7 +602,7 @@ class PolicySet:
         """The documents' labels, which may be newer than the endpoint's: a connection can outlive a reload."""
         workload = self._workloads.get(endpoint.workload or "")
         labels = workload.labels if workload is not None else endpoint.labels
-        return labels if NAMESPACE_LABEL in labels else {**labels, NAMESPACE_LABEL: DEFAULT_NAMESPACE}
+        return labels if NAMESPACE_LABEL in labels or is_reserved(labels) else {**labels, NAMESPACE_LABEL: DEFAULT_NAMESPACE}
 
     def _side(self, direction: Direction, owner: Endpoint, other: Endpoint, port: int, transport: str) -> Side | None:
         policies = self.policies_of(owner, direction)

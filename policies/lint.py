@@ -7,6 +7,7 @@ from policies import lint_kafka
 from policies.match import compile_pattern, is_literal
 from policies.model import (
     BODILESS_METHODS,
+    RESERVED,
     AnyL7Rule,
     Bundle,
     CidrRule,
@@ -22,9 +23,12 @@ from policies.model import (
     PortRule,
     Rule,
     Selector,
+    ValueKind,
     Workload,
+    is_in_cluster,
 )
 from policies.nodes import Finding
+from policies.spec import entity_of
 
 _BROAD = frozenset({".*", "/.*", ".+", "^.*$", "^/.*$"})
 # What no canonical path contains: lower-case hex, encoded unreserved characters, and encodings that are always refused.
@@ -42,6 +46,12 @@ class _Linter:
         self._bundle = bundle
 
     def findings(self) -> Iterator[Finding]:
+        for kustomization in self._bundle.kustomizations:
+            if kustomization.changes:
+                what = (
+                    f"kustomize would change these documents ({', '.join(kustomization.changes)}), which are read as they are"
+                )
+                yield _at(kustomization.place, "SL021", what, "give what 'kustomize build' prints")
         for policy in self._bundle.policies:
             yield from self._of_policy(policy)
             for direction in Direction:
@@ -70,8 +80,11 @@ class _Linter:
     def _selected(self, selector: Selector) -> list[Workload]:
         return [workload for workload in self._bundle.workloads if selector.matches(workload.labels)]
 
+    def _subjects(self, policy: Policy) -> list[Workload]:
+        return [workload for workload in self._bundle.workloads if policy.selects(workload.labels)]
+
     def _of_policy(self, policy: Policy) -> Iterator[Finding]:
-        if not self._selected(policy.selector):
+        if not self._subjects(policy):
             yield _at(
                 policy.place, "SL003", f"the policy {policy.name!r} selects no workload", "check endpointSelector and labels"
             )
@@ -79,7 +92,7 @@ class _Linter:
             yield _at(policy.place, "SL009", f"failOpen: with the agent dead, nothing of {policy.name!r} is enforced")
 
     def _unenforceable(self, policy: Policy, direction: Direction) -> Iterator[Finding]:
-        for workload in self._selected(policy.selector):
+        for workload in self._subjects(policy):
             if workload.cgroups:
                 continue
             what = "is enforced only for clients on this host" if direction is Direction.INGRESS else "cannot be enforced here"
@@ -92,8 +105,14 @@ class _Linter:
 
     def _of_peers(self, rule: Rule) -> Iterator[Finding]:
         for selector in rule.peers.endpoints if rule.peers is not None else ():
-            if not self._selected(selector):
+            if self._selected(selector):
+                continue
+            entity = entity_of(selector)
+            if entity is None:
                 yield _at(rule.place, "SL004", f"a selector in the rule {rule.name!r} selects no workload")
+            elif entity != "none":
+                hint = f'a Workload with the label "{RESERVED}{entity}": "" and the addresses'
+                yield _at(rule.place, "SL004", f"no document says who the entity {entity!r} is: it selects nobody", hint)
 
     def _of_port_rule(self, policy: Policy, direction: Direction, rule: Rule, port_rule: PortRule) -> Iterator[Finding]:
         if port_rule.opaque_allowed:
@@ -116,6 +135,7 @@ class _Linter:
         yield from lint_kafka.of_rules([one for one in port_rule.rules if isinstance(one, KafkaRule)])
         yield from _unreachable([one for one in port_rule.rules if not isinstance(one, KafkaRule)])
         for one in port_rule.rules:
+            yield from _of_headers(one)
             if isinstance(one, HttpRule):
                 yield from self._of_http_rule(one)
 
@@ -128,10 +148,10 @@ class _Linter:
         """A rule without L7 rules that allows all that ``port_rule`` is about, for all of the same workloads."""
         if any(one.deny for one in port_rule.rules):
             return None
-        owners = self._selected(policy.selector)
+        owners = self._subjects(policy)
         for other in self._bundle.policies:
             section = other.section(direction)
-            if section is None or other.audit or not all(other.selector.matches(owner.labels) for owner in owners):
+            if section is None or other.audit or not all(other.selects(owner.labels) for owner in owners):
                 continue
             for candidate in section.rules:
                 if candidate.deny or not self._covers(candidate.peers, rule.peers):
@@ -156,7 +176,10 @@ class _Linter:
             return False
         selected = [workload for selector in narrow.endpoints for workload in self._selected(selector)]
         inside = Entity.CLUSTER in wide.entities
-        return inside or all(any(selector.matches(w.labels) for selector in wide.endpoints) for w in selected)
+        return all(
+            (inside and is_in_cluster(w.labels)) or any(selector.matches(w.labels) for selector in wide.endpoints)
+            for w in selected
+        )
 
     def _of_http_rule(self, rule: HttpRule) -> Iterator[Finding]:
         for field, pattern in (("method", rule.method), ("host", rule.host)):
@@ -194,6 +217,24 @@ def _of_path(place: Place, kind: PathKind, text: str) -> Iterator[Finding]:
             f"path: {text!r} looks like a prefix, but the whole path must match",
             f"{text.rstrip('/')}/.* or pathPrefix",
         )
+
+
+def _of_headers(rule: AnyL7Rule) -> Iterator[Finding]:
+    literal = [(one.name, one.value) for one in rule.headers if one.kind is ValueKind.EXACT]
+    if isinstance(rule, HttpRule):
+        literal += [(one.name, one.value) for one in rule.header_matches if one.value is not None]
+    for name in dict.fromkeys(name for name, value in literal if _looks_like_expression(value)):
+        # The value is not shown: it may be a secret.
+        hint = f"headers: [{{name: {name}, regex: ...}}] of an ApiPolicy takes an expression"
+        yield _at(rule.place, "SL022", f"the value of {name} looks like an expression, and is compared as it stands", hint)
+
+
+def _looks_like_expression(value: str) -> bool:
+    """Whether a literal value has what expressions are made of and values seldom: a quantified dot or class, an anchor, an
+    escaped class, or a wildcard at either end. (``*/*`` and ``text/*`` are what Accept says.)"""
+    if "/" in value and value.endswith("/*"):
+        return False
+    return re.search(r"\.[*+]|[\])][*+?{]|\(.*\|.*\)|\\[dwsb.]|^\^|\w\$$|^\*.|.\*$", value) is not None
 
 
 def _looks_like_prefix(pattern: str) -> bool:

@@ -9,7 +9,7 @@ from policies.kafka_acls import BEYOND_NAMES, PARTLY_OF_THE_CLUSTER
 from policies.match import PatternTable, UndecidedError, is_literal
 from policies.model import KafkaRule, TopicKind, TopicMatch
 from policies.nodes import Finding
-from policies.rules import is_topic
+from policies.rules import MAX_TOPIC, is_topic
 
 _ANY_TOPIC = (".*", ".+", "^.*$", "^.+$")
 _BEYOND_NAMES = frozenset(APIS[name] for name in BEYOND_NAMES)
@@ -81,13 +81,16 @@ def _of_rule(rule: KafkaRule) -> Iterator[Finding]:
     if _means_everything(rule):
         what = "does not allow what Kafka authorises on the cluster, on users or on tokens, such as AlterClientQuotas"
         yield _at(rule, "SL017", what, "name these by apiKey, or leave all conditions out")
+    if rule.topic is not None and rule.topic.kind is not TopicKind.PATTERN and len(rule.topic.text) > MAX_TOPIC:
+        what = f"{rule.topic.kind.value} of {len(rule.topic.text)} characters: no broker has a topic with more than {MAX_TOPIC}"
+        yield _at(rule, "SL007", what)
     if rule.topic is None or rule.topic.kind is not TopicKind.PATTERN:
         return
     text = rule.topic.text
     if text in _ANY_TOPIC:
         hint = "leave the field out; then also requests about all topics are meant, and without any condition all of them"
         yield _at(rule, "SL006", f"topicPattern: {text!r} matches every topic", hint)
-    elif is_literal(text) and not is_topic(text):
+    elif is_literal(text) and (not is_topic(text) or len(text) > MAX_TOPIC):
         yield _at(
             rule, "SL007", f"topicPattern: {text!r} never matches: no topic has such a name", "a-z, A-Z, 0-9, '.', '_', '-'"
         )

@@ -11,19 +11,24 @@ import msgspec
 from policies.model import (
     DEFAULT_NAMESPACE,
     NAMESPACE_LABEL,
+    RESERVED,
     Acceleration,
     Bundle,
+    CidrRule,
     Direction,
+    Kustomization,
     Network,
     Peers,
     Place,
     Policy,
     PortRule,
     Workload,
+    can_be_subject,
+    is_in_cluster,
 )
-from policies.nodes import Fields, Finding, LoadError, Node, Report, Scalar, Source, documents, suggestion
+from policies.nodes import Fields, Finding, Found, LoadError, Node, Report, Scalar, Source, documents, suggestion
 from policies.rules import is_field_value
-from policies.spec import SpecReader, labels, network
+from policies.spec import CidrGroup, Known, SpecReader, labels, network
 
 __all__ = ["Bundle", "Finding", "LoadError", "Source", "load"]
 
@@ -37,7 +42,36 @@ _KINDS = {
     (OURS, "ApiPolicy"),
     (CILIUM, "CiliumNetworkPolicy"),
     (CILIUM, "CiliumClusterwideNetworkPolicy"),
+    (CILIUM, "CiliumCIDRGroup"),
+    (f"{CILIUM}alpha1", "CiliumCIDRGroup"),
     ("v1", "Secret"),
+}
+# What kubectl prints of several: each item is a document.
+_LISTS = {
+    ("v1", "List"),
+    ("v1", "SecretList"),
+    (CILIUM, "CiliumNetworkPolicyList"),
+    (CILIUM, "CiliumClusterwideNetworkPolicyList"),
+    (CILIUM, "CiliumCIDRGroupList"),
+    (f"{CILIUM}alpha1", "CiliumCIDRGroupList"),
+}
+_LIST_METADATA = ("resourceVersion", "selfLink", "continue", "remainingItemCount")
+_KUSTOMIZE = "kustomize.config.k8s.io/"
+_KUSTOMIZATIONS = ("kustomization.yaml", "kustomization.yml")
+# What makes other documents of a kustomization's resources.
+_TRANSFORMS = (
+    *("commonLabels", "labels", "namePrefix", "namespace", "nameSuffix", "patches", "patchesJson6902", "replacements"),
+    *("patchesStrategicMerge", "transformers", "vars", "components", "generators"),
+)
+# What is often taken for one of ours, with what to do instead.
+_NOT_OURS = {
+    "NetworkPolicy": "Kubernetes' own policies are not read: write it as a CiliumNetworkPolicy",
+    "AdminNetworkPolicy": "write it as a CiliumClusterwideNetworkPolicy",
+    "ClusterNetworkPolicy": "write it as a CiliumClusterwideNetworkPolicy",
+    "CiliumEndpoint": "a Workload document says who is an endpoint",
+    "Kustomization": "give what 'kustomize build' prints, or the folder with the policies",
+    "CiliumEnvoyConfig": "nothing is configured in Envoy here",
+    "CiliumClusterwideEnvoyConfig": "nothing is configured in Envoy here",
 }
 # What kubectl prints besides, which says nothing about policy.
 _METADATA = (
@@ -45,6 +79,8 @@ _METADATA = (
     "namespace",
     "labels",
     "annotations",
+    "clusterName",
+    "generateName",
     "creationTimestamp",
     "deletionTimestamp",
     "finalizers",
@@ -66,6 +102,7 @@ def load(sources: Iterable[Source]) -> Bundle:
     for source in sources:
         for node in documents(source, reader.report):
             reader.read(node)
+    reader.finish()
     bundle = reader.bundle()
     if not reader.report.findings:
         _check_kinds(bundle, reader.report)
@@ -90,12 +127,33 @@ class _DocumentReader:
         self._policy_places: dict[str, Place] = {}
         self._secrets: dict[tuple[str, str], str] = {}
         self._owners: dict[Network, str] = {}
+        self._cidr_groups: dict[str, CidrGroup] = {}
+        self._policy_documents: list[tuple[Node, str]] = []
+        self._kustomizations: list[Kustomization] = []
+        self._empty_lists: list[Place] = []
 
     def bundle(self) -> Bundle:
         """Sorted, so that the order of documents and files has no meaning."""
         policies = [policy for name in sorted(self._policies) for policy in self._policies[name]]
         workloads = [self._workloads[name] for name in sorted(self._workloads)]
-        return Bundle(workloads=tuple(workloads), policies=tuple(policies), secrets=self._secrets)
+        return Bundle(
+            workloads=tuple(workloads),
+            policies=tuple(policies),
+            secrets=self._secrets,
+            kustomizations=tuple(self._kustomizations),
+        )
+
+    def finish(self) -> None:
+        """Policies are read when all that they may refer to is known, whatever the order of the documents."""
+        known = self._known()
+        for node, kind in self._policy_documents:
+            self._policy(node, kind, known)
+        if self._workloads or self._policies or self._secrets or self._cidr_groups or self.report.findings:
+            return
+        for place in (*self._empty_lists, *(one.place for one in self._kustomizations)):
+            # As an empty folder: an agent that enforces nothing would be silently open.
+            hint = "a folder's folders are not read: give what 'kustomize build' or 'kubectl get -o yaml' prints"
+            self.report.error(place, "SE005", "there is no document but this one, which has none", hint)
 
     def read(self, node: Node) -> None:
         kind = self._kind(node)
@@ -103,8 +161,14 @@ class _DocumentReader:
             self._workload(node)
         elif kind == "Secret":
             self._secret(node)
+        elif kind is not None and kind.endswith("List"):
+            self._list(node, kind)
+        elif kind == "Kustomization":
+            self._kustomization(node)
+        elif kind == "CiliumCIDRGroup":
+            self._cidr_group(node)
         elif kind is not None:
-            self._policy(node, kind)
+            self._policy_documents.append((node, kind))
 
     def _kind(self, node: Node) -> str | None:
         """Looks at ``apiVersion`` and ``kind`` only, because they decide which other fields there may be."""
@@ -117,15 +181,41 @@ class _DocumentReader:
             if isinstance(key, Scalar) and key.text in ("apiVersion", "kind") and isinstance(value, Scalar)
         }
         version, kind = found.get("apiVersion", ""), found.get("kind", "")
-        if (version, kind) in _KINDS:
+        if (version, kind) in _KINDS or (version, kind) in _LISTS:
             return kind
-        kinds = [known for _, known in sorted(_KINDS)]
-        right = next((known_version for known_version, known in _KINDS if known == kind), None)
-        hint = f"apiVersion: {right}" if right is not None else suggestion(kind, kinds) or f"one of {', '.join(kinds)}"
-        self.report.error(node.place, "SE003", f"apiVersion {version!r}, kind {kind!r} is not known here", hint)
+        # kustomize itself does not ask for these two fields in a file of that name.
+        is_named_so = node.place.file.rpartition("/")[2] in _KUSTOMIZATIONS and not found
+        if is_named_so or (version.startswith(_KUSTOMIZE) and kind == "Kustomization"):
+            return "Kustomization"
+        if not kind:
+            hint = "" if version else "is this a policy? Values of a Helm chart have to be rendered first"
+            self.report.required(Found(), "kind", node.place, "a document", hint)
+            return None
+        self.report.error(
+            node.place, "SE003", f"apiVersion {version!r}, kind {kind!r} is not known here", _hint_at_kind(version, kind)
+        )
         return None
 
-    def _metadata(self, fields: dict[str, Node], place: Place, what: str) -> _Metadata | None:
+    def _list(self, node: Node, kind: str) -> None:
+        fields = self.report.fields(node, f"a {kind}", ("apiVersion", "kind", "metadata", "items"))
+        if fields is None:
+            return
+        if "metadata" in fields:
+            self.report.fields(fields["metadata"], f"metadata of a {kind}", _LIST_METADATA)
+        items_node = self.report.required(fields, "items", node.place, f"a {kind}")
+        items = self.report.items(items_node, "items") if items_node is not None else []
+        if not items:
+            self._empty_lists.append(node.place)
+        for item in items:
+            self.read(item)
+
+    def _kustomization(self, node: Node) -> None:
+        """Read over: it says which files are to be read, and here all of a folder are. What it would change is a finding of
+        lint's, for the files are taken as they are."""
+        names = (name for name, _ in self.report.pairs(node, "a Kustomization"))
+        self._kustomizations.append(Kustomization(node.place, tuple(name for name in names if name in _TRANSFORMS)))
+
+    def _metadata(self, fields: Found, place: Place, what: str) -> _Metadata | None:
         node = self.report.required(fields, "metadata", place, what)
         found = self.report.fields(node, "metadata", _METADATA) if node is not None else None
         if node is None or found is None:
@@ -161,7 +251,7 @@ class _DocumentReader:
         workload = Workload(
             name=metadata.name,
             place=node.place,
-            labels=self._workload_labels(metadata, node.place),
+            labels=self._workload_labels(metadata, cgroups, node.place),
             cgroups=cgroups,
             addresses=addresses,
             acceleration=self._acceleration(spec.get("acceleration")),
@@ -177,8 +267,16 @@ class _DocumentReader:
             return Acceleration.AUTO
         return Acceleration.ON if self.report.boolean(node, "acceleration", "on", "off") else Acceleration.OFF
 
-    def _workload_labels(self, metadata: _Metadata, place: Place) -> dict[str, str]:
-        """A workload's namespace may also be given as the label that Cilium knows it by."""
+    def _workload_labels(self, metadata: _Metadata, cgroups: tuple[str, ...], place: Place) -> dict[str, str]:
+        """A workload's namespace may also be given as the label that Cilium knows it by. What is reserved has none."""
+        reserved = next((key for key in metadata.labels if key.startswith(RESERVED)), None)
+        if reserved is not None:
+            if NAMESPACE_LABEL in metadata.labels or metadata.namespace != DEFAULT_NAMESPACE:
+                self.report.error(place, "SE009", f"a Workload with the label {reserved} has no namespace")
+            if cgroups and not can_be_subject(metadata.labels):
+                hint = "give its addresses only; a Workload with its own labels may have cgroups"
+                self.report.error(place, "SE009", f"a Workload with the label {reserved} is not on this host", hint)
+            return dict(metadata.labels)
         labelled = metadata.labels.get(NAMESPACE_LABEL, metadata.namespace)
         if labelled != metadata.namespace and metadata.namespace != DEFAULT_NAMESPACE:
             self.report.error(place, "SE009", f"the label {NAMESPACE_LABEL} contradicts the namespace {metadata.namespace!r}")
@@ -204,9 +302,35 @@ class _DocumentReader:
             found.append(address)
         return tuple(found)
 
+    # CIDR groups
+
+    def _cidr_group(self, node: Node) -> None:
+        fields = self.report.fields(node, "a CiliumCIDRGroup", ("apiVersion", "kind", "metadata", "spec", "status"))
+        metadata = self._metadata(fields, node.place, "a CiliumCIDRGroup") if fields is not None else None
+        spec_node = self.report.required(fields, "spec", node.place, "a CiliumCIDRGroup")
+        spec = self.report.fields(spec_node, "spec", ("externalCIDRs",)) if spec_node is not None else None
+        if metadata is None or spec_node is None or spec is None:
+            return
+        cidrs_node = self.report.required(spec, "externalCIDRs", spec_node.place, "spec")
+        items = self.report.items(cidrs_node, "externalCIDRs") if cidrs_node is not None else []
+        networks = [network(self.report, item, "a CIDR") for item in items]
+        if metadata.name in self._cidr_groups:
+            self.report.error(node.place, "SE007", f"the CiliumCIDRGroup {metadata.name!r} is defined twice")
+        cidrs = tuple(dict.fromkeys(CidrRule(one) for one in networks if one is not None))
+        self._cidr_groups[metadata.name] = CidrGroup(metadata.labels, cidrs)
+
     # Policies
 
-    def _policy(self, node: Node, kind: str) -> None:
+    def _known(self) -> Known:
+        entities = {
+            key.removeprefix(RESERVED)
+            for workload in self._workloads.values()
+            for key in workload.labels
+            if key.startswith(RESERVED)
+        }
+        return Known(frozenset(entities), self._cidr_groups)
+
+    def _policy(self, node: Node, kind: str, known: Known) -> None:
         fields = self.report.fields(node, f"a {kind}", ("apiVersion", "kind", "metadata", "spec", "specs", "status"))
         metadata = self._metadata(fields, node.place, f"a {kind}") if fields is not None else None
         if fields is None or metadata is None:
@@ -216,7 +340,7 @@ class _DocumentReader:
         name = metadata.name if in_default else f"{namespace}/{metadata.name}"
         if "spec" not in fields and "specs" not in fields:
             self.report.required(fields, "spec", node.place, f"a {kind}")
-        reader = SpecReader(self.report, kind, name, namespace, extended=kind == "ApiPolicy")
+        reader = SpecReader(self.report, kind, name, namespace, known)
         found = [reader.policy(fields["spec"], "")] if "spec" in fields else []
         for index, item in enumerate(self.report.items(fields["specs"], "specs") if "specs" in fields else []):
             found.append(reader.policy(item, f"specs[{index}]."))
@@ -275,6 +399,18 @@ class _DocumentReader:
         return text
 
 
+def _hint_at_kind(version: str, kind: str) -> str:
+    right = next((known_version for known_version, known in sorted(_KINDS | _LISTS) if known == kind), None)
+    if right is not None:
+        return f"apiVersion: {right}"
+    if kind in _NOT_OURS:
+        return _NOT_OURS[kind]
+    kinds = sorted({known for _, known in _KINDS})
+    if version in (OURS, CILIUM, "cilium.io/v2alpha1", ""):
+        return suggestion(kind, kinds) or f"one of {', '.join(kinds)}"
+    return f"only {', '.join(kinds)} are read: keep them in files of their own"
+
+
 def _at(place: Place) -> str:
     return f"{place.file}:{place.line}"
 
@@ -307,7 +443,7 @@ def _check_kinds(bundle: Bundle, report: Report) -> None:
             direction,
             rule.peers,
             port_rule,
-            frozenset(workload.name for workload in bundle.workloads if policy.selector.matches(workload.labels)),
+            frozenset(workload.name for workload in bundle.workloads if policy.selects(workload.labels)),
             frozenset(workload.name for workload in bundle.workloads if _selects(rule.peers, workload)),
         )
         for policy, direction, rule, port_rule in rules
@@ -343,7 +479,7 @@ def _meet(one: _L7Entry, other: _L7Entry) -> bool:
 
 
 def _selects(peers: Peers | None, workload: Workload) -> bool:
-    if peers is None or {"all", "cluster"} & set(peers.entities):
+    if peers is None or "all" in peers.entities or ("cluster" in peers.entities and is_in_cluster(workload.labels)):
         return True
     return any(selector.matches(workload.labels) for selector in peers.endpoints)
 

@@ -19,6 +19,29 @@ NAMESPACE_LABELS = "io.cilium.k8s.namespace.labels."
 DEFAULT_NAMESPACE = "default"
 ANY_PORT = 0
 
+# Labels that Cilium makes by itself, and here a Workload's document gives: each is an entity of the same name.
+RESERVED = "reserved:"
+RESERVED_NAMES = ("kube-apiserver", "remote-node", "health", "ingress", "init", "unmanaged", "none", "cluster-mesh")
+# Those of them that are endpoints, so that a policy can select them. The others are elsewhere, and nobody's subject.
+_SUBJECTS = tuple(f"{RESERVED}{name}" for name in ("health", "ingress", "init"))
+# What is not in the entity "cluster".
+_OUTSIDE_CLUSTER = tuple(f"{RESERVED}{name}" for name in ("none", "cluster-mesh"))
+
+
+def is_reserved(labels: Mapping[str, str]) -> bool:
+    """Whether a workload is one of the entities that Cilium has labels for. It has no namespace."""
+    return any(key.startswith(RESERVED) for key in labels)
+
+
+def can_be_subject(labels: Mapping[str, str]) -> bool:
+    """Whether an ``endpointSelector`` can select a workload at all."""
+    return not is_reserved(labels) or any(label in labels for label in _SUBJECTS)
+
+
+def is_in_cluster(labels: Mapping[str, str]) -> bool:
+    """Whether a workload is part of the entity "cluster"."""
+    return not any(label in labels for label in _OUTSIDE_CLUSTER)
+
 
 class Place(msgspec.Struct, frozen=True):
     """Where in the documents something was said. ``line`` and ``column`` count from 1."""
@@ -276,6 +299,10 @@ class Policy(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     fail_open: bool = False
     redact_query: bool = False
 
+    def selects(self, labels: Mapping[str, str]) -> bool:
+        """Whether a workload with these labels is a subject of this policy."""
+        return can_be_subject(labels) and self.selector.matches(labels)
+
     def section(self, direction: Direction) -> Section | None:
         return self.egress if direction is Direction.EGRESS else self.ingress
 
@@ -291,7 +318,7 @@ class Acceleration(IntEnum):
 class Workload(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     """An endpoint: processes of this host (``cgroups``, globs below the cgroup2 mount), or addresses elsewhere, or both.
 
-    ``labels`` contain the namespace under `NAMESPACE_LABEL`.
+    ``labels`` contain the namespace under `NAMESPACE_LABEL`, unless it `is_reserved`.
     """
 
     name: str
@@ -300,6 +327,13 @@ class Workload(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     cgroups: tuple[str, ...] = ()
     addresses: tuple[Network, ...] = ()
     acceleration: Acceleration = Acceleration.AUTO
+
+
+class Kustomization(msgspec.Struct, frozen=True):
+    """A document of kustomize's beside the policies. ``changes`` are its fields that would change them."""
+
+    place: Place
+    changes: tuple[str, ...]
 
 
 class Bundle(msgspec.Struct, frozen=True, eq=False, kw_only=True):
@@ -311,6 +345,7 @@ class Bundle(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     workloads: tuple[Workload, ...] = ()
     policies: tuple[Policy, ...] = ()
     secrets: Mapping[tuple[str, str], str] = {}
+    kustomizations: tuple[Kustomization, ...] = ()
 
 
 class Endpoint(msgspec.Struct, frozen=True, eq=False):

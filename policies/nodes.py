@@ -109,6 +109,12 @@ class Report:
         if len(self.findings) < MAX_FINDINGS and finding not in self.findings:
             self.findings.append(finding)
 
+    def repeat(self, place: Place, values: int) -> None:
+        """Count what a reference repeats, as aliases are counted."""
+        self.repeated.nodes += values
+        if self.repeated.nodes > MAX_REPEATED:
+            self.error(place, "SE002", f"references repeat more than {MAX_REPEATED} values")
+
     def string(self, node: Node, what: str, empty: bool = False) -> str | None:
         if isinstance(node, Scalar) and node.type == "str":
             if node.text or empty:
@@ -146,9 +152,7 @@ class Report:
         texts = ((self.string(item, f"an entry of {what}"), item.place) for item in self.items(node, what))
         return [(text, place) for text, place in texts if text is not None]
 
-    def fields(
-        self, node: Node, what: str, known: Collection[str], refused: Mapping[str, str] | None = None
-    ) -> Found | None:
+    def fields(self, node: Node, what: str, known: Collection[str], refused: Mapping[str, str] | None = None) -> Found | None:
         """The fields of a mapping by name. ``refused`` are names that are not in ``known``, with the reason to give; behind
         ``; `` it may have a hint."""
         if not isinstance(node, Fields):
@@ -187,11 +191,11 @@ class Report:
                 seen.add(key.text)
                 yield key, value
 
-    def required(self, fields: Found | None, name: str, place: Place, what: str) -> Node | None:
+    def required(self, fields: Found | None, name: str, place: Place, what: str, hint: str = "") -> Node | None:
         """``fields`` None: the mapping itself could not be read, which has been told."""
         node = fields.get(name) if fields is not None else None
         if node is None and fields is not None and name not in fields.meant:
-            self.error(place, "SE005", f"{what} lacks the field {name!r}")
+            self.error(place, "SE005", f"{what} lacks the field {name!r}", hint)
         return node
 
 
@@ -301,20 +305,22 @@ class _Builder:
 
     def _node(self, event: yaml.NodeEvent) -> None:
         place = self._place(event)
-        is_scalar = isinstance(event, yaml.ScalarEvent)
-        before = Size(self._size.nodes, self._size.characters)
-        self._count(place, Size(1, len(event.value) if is_scalar else 0), len(self._open))
         if isinstance(event, yaml.ScalarEvent):
-            node: Node = self._scalar(event)
-        else:
-            children: list[Node] = []
-            node = Fields(place, []) if isinstance(event, yaml.MappingStartEvent) else Items(place, children)
+            size = Size(1, len(event.value))
+            self._count(place, size, len(self._open))
+            scalar = self._scalar(event)
+            self._open[-1].children.append(scalar)
+            if event.anchor is not None:
+                self._anchors[event.anchor] = _Anchor(scalar, size, 0)
+            return
+        before = Size(self._size.nodes, self._size.characters)
+        self._count(place, Size(1, 0), len(self._open))
+        children: list[Node] = []
+        node = Fields(place, []) if isinstance(event, yaml.MappingStartEvent) else Items(place, children)
         self._open[-1].children.append(node)
         if event.anchor is not None:
-            done = Size(1, len(event.value)) if is_scalar else Size()
-            self._anchors[event.anchor] = _Anchor(node if is_scalar else None, done, 0)
-        if not is_scalar:
-            self._open.append(_Open(children, node, event.anchor, before, len(self._open)))
+            self._anchors[event.anchor] = _Anchor(None, Size(), 0)
+        self._open.append(_Open(children, node, event.anchor, before, len(self._open)))
 
     def _alias(self, event: yaml.AliasEvent) -> Node:
         place = self._place(event)

@@ -43,8 +43,9 @@ _FIELD_VALUE = re.compile(r"[!-~]([\t -~]*[!-~])?")
 # The gRPC-over-HTTP/2 document and the protobuf language: identifiers, with dots between them in a service.
 _SERVICE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 _METHOD = re.compile(r"[A-Za-z_]\w*", re.ASCII)
-# What Kafka takes for a topic's name.
-_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+# What Cilium takes for a topic's name. No broker has one of more than `MAX_TOPIC` characters.
+_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,255}")
+MAX_TOPIC = 249
 _API_VERSION = re.compile(r"0|[1-9][0-9]{0,4}")
 _TEMPLATE = re.compile(r"(/([^{}/?#*\\]+|\{[A-Za-z_][A-Za-z0-9_]*\}))+/?|/")
 
@@ -146,7 +147,10 @@ class RuleReader:
         if "role" in fields and "apiKey" in fields:
             self._report.error(fields["apiKey"].place, "SE009", "role and apiKey in one rule", "make them two rules")
         if "role" in fields:
-            word = self._report.choice(fields["role"], "role", list(KafkaRole))
+            # As Cilium, which takes any case.
+            node = fields["role"]
+            lower = Scalar(node.place, node.text.lower(), node.type) if isinstance(node, Scalar) else node
+            word = self._report.choice(lower, "role", list(KafkaRole))
             return (KafkaRole(word), ROLES[KafkaRole(word)]) if word in list(KafkaRole) else (None, None)
         if "apiKey" not in fields:
             return None, None
@@ -181,7 +185,7 @@ class RuleReader:
         if text is None:
             return None
         if not is_topic(text):
-            hint = "at most 249 of a-z, A-Z, 0-9, '.', '_' and '-'; topicPattern of an ApiPolicy takes an expression"
+            hint = "at most 255 of a-z, A-Z, 0-9, '.', '_' and '-'; topicPattern of an ApiPolicy takes an expression"
             self._report.error(fields[kind.value].place, "SE006", f"{kind.value} {text!r} is not a topic's name", hint)
         return TopicMatch(kind, text)
 
@@ -353,7 +357,7 @@ class RuleReader:
 
 
 def is_topic(text: str) -> bool:
-    """Whether Kafka takes a text for a topic's name."""
+    """Whether a text may be written for a topic's name."""
     return _TOPIC.fullmatch(text) is not None
 
 

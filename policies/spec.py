@@ -1,13 +1,17 @@
 """The ``spec`` of a policy out of its document: selectors, peers, ports and rules."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv6Network, ip_network
+
+import msgspec
 
 from policies.model import (
     ANY_PORT,
     NAMESPACE_LABEL,
     NAMESPACE_LABELS,
+    RESERVED,
+    RESERVED_NAMES,
     AnyL7Rule,
     CidrRule,
     Direction,
@@ -24,7 +28,7 @@ from policies.model import (
     Section,
     Selector,
 )
-from policies.nodes import Fields, Node, Report, Scalar
+from policies.nodes import Fields, Found, Node, Report, Scalar, suggestion
 from policies.rules import RuleReader
 
 # Cilium's own limit per toPorts entry.
@@ -41,27 +45,44 @@ _SPEC_FIELDS = (
     "enableDefaultDeny",
     "description",
     "labels",
+    "log",
 )
 _SPEC_EXTENSIONS = ("mode", "failOpen", "redactQuery")
-_SPEC_REFUSED = dict.fromkeys(("nodeSelector", "log"), NOT_YET)
+# What cannot be enforced, each with what to write instead behind the semicolon.
+_SPEC_REFUSED = {
+    "nodeSelector": f"{NOT_YET}; connections of this host's other processes are not policed: give them a Workload",
+}
 _EXTENSION = "is an extension: use apiVersion sluice.dev/v1, kind ApiPolicy"
 _RULE_EXTENSIONS = ("name", "mode")
 _PEER_KINDS = ("Endpoints", "CIDR", "CIDRSet", "Entities")
-_PEERS_REFUSED = ("Requires", "Groups", "Nodes", "Services", "FQDNs")
-_L7_REFUSED = dict.fromkeys(("dns", "l7proto", "l7"), NOT_YET)
+_PEERS_REFUSED = {
+    "Requires": "add its labels to the selectors of the allow rules; Cilium has removed it, too",
+    "Groups": "{way}CIDRSet with the group's addresses, or a CiliumCIDRGroup",
+    "Nodes": "{way}Endpoints of Workloads that have the nodes' addresses and labels, or {way}Entities: [remote-node]",
+    "Services": "{way}Endpoints with the labels of the service's workloads, or {way}CIDRSet with its addresses",
+    "FQDNs": "{way}CIDRSet with the addresses; on a port with plain HTTP, rules.http with host says which names may be asked",
+}
+_RULE_REFUSED = {
+    "icmps": "leave it out: ICMP is neither allowed nor denied by its type; whose egress is default deny sends none",
+}
+_L7_REFUSED = {
+    "dns": f"{NOT_YET}; leave rules out: the port is then allowed, and all names may be asked",
+    "l7proto": f"{NOT_YET}; http and kafka are read",
+    "l7": f"{NOT_YET}; http and kafka are read",
+}
 _PORT_RULE_EXTENSIONS = ["opaque", "bodilessMethods"]  # ApiPolicy's
-_PORT_RULE_REFUSED = dict.fromkeys(("serverNames", "terminatingTLS", "originatingTLS", "listener"), NOT_YET)
-_ENTITIES_REFUSED = (
-    "init",
-    "ingress",
-    "unmanaged",
-    "remote-node",
-    "health",
-    "none",
-    "kube-apiserver",
-    "world-ipv4",
-    "world-ipv6",
-)
+_TLS = "TLS is not opened: leave it out, with the L7 rules, and the port is allowed unread; or police the plain side"
+_PORT_RULE_REFUSED = {
+    "serverNames": f"{NOT_YET}; toCIDRSet with the servers' addresses, or host of HTTP rules where the connection is plain",
+    "terminatingTLS": f"{NOT_YET}; {_TLS}",
+    "originatingTLS": f"{NOT_YET}; {_TLS}",
+    "listener": f"{NOT_YET}; there is no Envoy here: rules say what is allowed",
+}
+# Labels of Cilium's that are no workload's here, with the entity that means the same.
+_RESERVED_ENTITIES = ("host", "world", "world-ipv4", "world-ipv6", "all", "cluster")
+_EVERY_ADDRESS = {"world-ipv4": ip_network("0.0.0.0/0"), "world-ipv6": ip_network("::/0")}
+_ENTITIES = (*Entity, *_EVERY_ADDRESS, *RESERVED_NAMES)
+_CIDRS = ("cidr", "cidrGroupRef", "cidrGroupSelector")
 _TRANSPORTS = ("TCP", "UDP", "ANY")
 _TRANSPORTS_REFUSED = ("SCTP", "ICMP", "ICMPV6", "VRRP", "IGMP")
 
@@ -75,19 +96,34 @@ _NETWORK = re.compile(r"[0-9A-Fa-f:.]+(/(0|[1-9][0-9]{0,2}))?")
 _MAPPED = IPv6Network("::ffff:0:0/96")
 
 
+class CidrGroup(msgspec.Struct, frozen=True):
+    """A CiliumCIDRGroup: addresses that many rules refer to by one name, or by labels."""
+
+    labels: Mapping[str, str]
+    cidrs: tuple[CidrRule, ...]
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What other documents say that policies refer to. ``entities`` are those of `RESERVED_NAMES` that have a Workload."""
+
+    entities: frozenset[str] = frozenset()
+    cidr_groups: Mapping[str, CidrGroup] = {}
+
+
 class SpecReader:
     """Reads the specs of one policy document.
 
-    ``namespace`` is None for a cluster-wide policy. ``extended``: it is an ApiPolicy.
+    ``namespace`` is None for a cluster-wide policy. ``known``: what there is besides.
     """
 
-    def __init__(self, report: Report, kind: str, name: str, namespace: str | None, extended: bool) -> None:
+    def __init__(self, report: Report, kind: str, name: str, namespace: str | None, known: Known) -> None:
         self._report = report
         self._kind = kind
         self._name = name
         self._namespace = namespace
-        self._extended = extended
-        self._rules = RuleReader(report, namespace or "default", extended)
+        self._known = known
+        self._extended = kind == "ApiPolicy"
+        self._rules = RuleReader(report, namespace or "default", self._extended)
         self._names: set[str] = set()
 
     def policy(self, node: Node, prefix: str) -> Policy | None:
@@ -97,7 +133,11 @@ class SpecReader:
         fields = self._report.fields(node, "spec", known, refused)
         if fields is None:
             return None
-        selector_node = self._report.required(fields, "endpointSelector", node.place, "spec")
+        selector_node = fields.get("endpointSelector")
+        if not any(isinstance(key, Scalar) and key.text == "nodeSelector" for key, _ in _entries(node)):
+            self._report.required(fields, "endpointSelector", node.place, "spec")
+        if "log" in fields:
+            self._log(fields["log"])
         defaults = self._default_denies(fields)
         ingress = self._section(fields, Direction.INGRESS, defaults.get(Direction.INGRESS), prefix)
         egress = self._section(fields, Direction.EGRESS, defaults.get(Direction.EGRESS), prefix)
@@ -114,6 +154,12 @@ class SpecReader:
             fail_open=self._flag(fields, "failOpen"),
             redact_query=self._flag(fields, "redactQuery"),
         )
+
+    def _log(self, node: Node) -> None:
+        """Words that Cilium shows beside its flows; here they are for people, as ``description`` is."""
+        fields = self._report.fields(node, "log", ("value",))
+        if fields is not None and "value" in fields:
+            self._report.string(fields["value"], "log.value", empty=True)
 
     def _flag(self, fields: dict[str, Node], name: str) -> bool:
         return name in fields and self._report.boolean(fields[name], name)
@@ -137,19 +183,23 @@ class SpecReader:
         """What ``enableDefaultDeny`` says, for the directions that it names."""
         if "enableDefaultDeny" not in fields:
             return {}
-        switches = self._report.fields(fields["enableDefaultDeny"], "enableDefaultDeny", list(Direction)) or {}
+        switches = self._report.fields(fields["enableDefaultDeny"], "enableDefaultDeny", list(Direction)) or Found()
         return {Direction(name): self._report.boolean(node, f"enableDefaultDeny.{name}") for name, node in switches.items()}
 
     def _rule(self, node: Node, direction: Direction, deny: bool, position: str) -> Rule | None:
         way = "to" if direction is Direction.EGRESS else "from"
         known = [f"{way}{kind}" for kind in _PEER_KINDS] + ["toPorts"] + (list(_RULE_EXTENSIONS) if self._extended else [])
-        refused = dict.fromkeys([f"{way}{kind}" for kind in _PEERS_REFUSED] + ["icmps", "authentication"], NOT_YET)
+        known.append("authentication")
+        refused = {f"{way}{kind}": f"{NOT_YET}; {hint.format(way=way)}" for kind, hint in _PEERS_REFUSED.items()}
+        refused |= {field: f"{NOT_YET}; {hint}" for field, hint in _RULE_REFUSED.items()}
         refused |= dict.fromkeys(_RULE_EXTENSIONS, _EXTENSION)
         fields = self._report.fields(node, f"a rule of {direction}", known, refused)
         if fields is None:
             return None
+        if "authentication" in fields:
+            self._authentication(fields["authentication"])
         name = self._unique(self._rules.name(fields, position), node.place)
-        peers = self._peers(fields, way)
+        peers = self._peers(fields, way, deny)
         ports = None
         if "toPorts" in fields:
             ports = self._port_rules(fields["toPorts"], deny, name)
@@ -170,6 +220,13 @@ class SpecReader:
             )
         return Rule(name=name, place=node.place, peers=peers, ports=ports, deny=deny, audit=audit)
 
+    def _authentication(self, node: Node) -> None:
+        fields = self._report.fields(node, "authentication", ("mode",))
+        mode = self._report.required(fields, "mode", node.place, "authentication")
+        if mode is not None and self._report.choice(mode, "mode", ("disabled", "required", "test-always-fail")) != "disabled":
+            hint = "leave it out: who is who comes from the kernel of this host, and nobody is asked for certificates"
+            self._report.error(node.place, "SE008", f"authentication {NOT_YET}", hint)
+
     def _unique(self, name: str, place: Place) -> str:
         if name in self._names:
             self._report.error(place, "SE007", f"the policy has two rules named {name!r}")
@@ -186,15 +243,20 @@ class SpecReader:
                 stays = requirement.operator is Operator.IN and requirement.values == (self._namespace,)
                 if requirement.key == NAMESPACE_LABEL and not stays:
                     self._report.error(node.place, "SE009", f"endpointSelector leaves the namespace {self._namespace!r}")
+        if entity_of(selector) is not None:
+            return selector  # what is reserved has no namespace
         return self._in_namespace(selector)
 
     def _peer(self, node: Node, what: str) -> Selector:
         """A peer's selector. As in Cilium, one that says anything of namespaces or of their labels speaks of all of them: it is
-        not narrowed to the policy's own, where a deny rule about other namespaces would deny nobody."""
+        not narrowed to the policy's own, where a deny rule about other namespaces would deny nobody. What is reserved has no
+        namespace: only a selector that names a reserved label selects it."""
         selector = self._selector(node, what)
         keys = [requirement.key for requirement in selector.requirements]
-        if NAMESPACE_LABEL in keys or any(key.startswith(NAMESPACE_LABELS) for key in keys):
+        if NAMESPACE_LABEL in keys or any(key.startswith((NAMESPACE_LABELS, RESERVED)) for key in keys):
             return selector
+        if self._namespace is None:
+            return Selector((*selector.requirements, Requirement(NAMESPACE_LABEL, Operator.EXISTS)))
         return self._in_namespace(selector)
 
     def _in_namespace(self, selector: Selector) -> Selector:
@@ -203,7 +265,7 @@ class SpecReader:
         return Selector((*selector.requirements, Requirement(NAMESPACE_LABEL, Operator.IN, (self._namespace,))))
 
     def _selector(self, node: Node, what: str) -> Selector:
-        fields = self._report.fields(node, what, ("matchLabels", "matchExpressions")) or {}
+        fields = self._report.fields(node, what, ("matchLabels", "matchExpressions")) or Found()
         requirements: list[Requirement] = []
         if "matchLabels" in fields:
             for key, value in labels(self._report, fields["matchLabels"], "matchLabels").items():
@@ -235,11 +297,13 @@ class SpecReader:
         if needs_values != bool(values):
             count = "at least one value" if needs_values else "no values"
             self._report.error(node.place, "SE006", f"{operator} takes {count}")
+        if key.startswith(RESERVED) and any(texts):
+            self._report.error(node.place, "SE006", f"the label {key} never has a value", "operator: Exists")
         return Requirement(key, Operator(operator), tuple(text for text in texts if text is not None))
 
     # Peers
 
-    def _peers(self, fields: dict[str, Node], way: str) -> Peers | None:
+    def _peers(self, fields: dict[str, Node], way: str, deny: bool) -> Peers | None:
         given = [f"{way}{kind}" for kind in _PEER_KINDS if f"{way}{kind}" in fields]
         if len(given) > 1:
             names = " and ".join(given)
@@ -249,42 +313,85 @@ class SpecReader:
         field, node = given[0], fields[given[0]]
         items = self._report.items(node, field)
         if field.endswith("Endpoints"):
-            return Peers(endpoints=tuple(self._peer(item, f"an entry of {field}") for item in items))
+            selectors = tuple(self._peer(item, f"an entry of {field}") for item in items)
+            for item, selector in zip(items, selectors, strict=True):
+                self._check_entity(item, entity_of(selector), deny)
+            return Peers(endpoints=selectors)
         if field.endswith("Entities"):
-            entities = [self._entity(item, field) for item in items]
-            return Peers(entities=tuple(entity for entity in entities if entity is not None))
-        read: Callable[[Node], CidrRule | None] = self._cidr_rule if field.endswith("Set") else self._plain_cidr
-        cidrs = [read(item) for item in items]
-        return Peers(cidrs=tuple(cidr for cidr in cidrs if cidr is not None))
+            return self._entities(items, field, deny)
+        if not field.endswith("Set"):
+            return Peers(cidrs=tuple(cidr for item in items if (cidr := self._plain_cidr(item)) is not None))
+        return Peers(cidrs=tuple(cidr for item in items for cidr in self._cidr_rules(item)))
 
-    def _entity(self, node: Node, field: str) -> Entity | None:
-        if isinstance(node, Scalar) and node.text in _ENTITIES_REFUSED:
-            self._report.error(node.place, "SE008", f"the entity {node.text!r} {NOT_YET}")
-            return None
-        name = self._report.choice(node, f"an entry of {field}", list(Entity))
-        return Entity(name) if name in list(Entity) else None
+    def _entities(self, items: Sequence[Node], field: str, deny: bool) -> Peers:
+        entities: list[Entity] = []
+        endpoints: list[Selector] = []
+        cidrs: list[CidrRule] = []
+        for item in items:
+            name = self._report.choice(item, f"an entry of {field}", _ENTITIES)
+            if name in _EVERY_ADDRESS:
+                cidrs.append(CidrRule(_EVERY_ADDRESS[name]))
+            elif name in RESERVED_NAMES:
+                endpoints.append(Selector((Requirement(f"{RESERVED}{name}", Operator.EXISTS),)))
+                self._check_entity(item, name, deny)
+            elif name in list(Entity):
+                entities.append(Entity(name))
+        return Peers(endpoints=tuple(endpoints), cidrs=tuple(cidrs), entities=tuple(entities))
+
+    def _check_entity(self, node: Node, name: str | None, deny: bool) -> None:
+        """An allow rule for an entity that nobody is allows nothing, which lint tells. A deny rule would deny nobody."""
+        if deny and name is not None and name != "none" and name not in self._known.entities:
+            hint = f'a Workload with the label "{RESERVED}{name}": "" and the addresses, or the CIDRs in this rule'
+            self._report.error(
+                node.place, "SE005", f"no document says who the entity {name!r} is: nobody would be denied", hint
+            )
 
     def _plain_cidr(self, node: Node) -> CidrRule | None:
         cidr = network(self._report, node, "a CIDR")
         return CidrRule(cidr) if cidr is not None else None
 
-    def _cidr_rule(self, node: Node) -> CidrRule | None:
+    def _cidr_rules(self, node: Node) -> Sequence[CidrRule]:
+        """One entry of a CIDR set: one CIDR, or those of the groups that it refers to."""
         what = "an entry of a CIDR set"
-        refused = dict.fromkeys(("cidrGroupRef", "cidrGroupSelector"), NOT_YET)
-        fields = self._report.fields(node, what, ("cidr", "except"), refused)
-        cidr_node = self._report.required(fields, "cidr", node.place, what)
-        cidr = network(self._report, cidr_node, "cidr") if cidr_node is not None else None
-        if fields is None or cidr is None:
-            return None
+        fields = self._report.fields(node, what, (*_CIDRS, "except"))
+        given = [name for name in _CIDRS if fields is not None and name in fields]
+        if len(given) > 1:
+            self._report.error(node.place, "SE009", f"{' and '.join(given)} in one entry", "make them two entries")
+        if fields is None or not given:
+            self._report.required(fields, "cidr", node.place, what)
+            return ()
         excepts: list[Network] = []
         for item in self._report.items(fields["except"], "except") if "except" in fields else []:
             exception = network(self._report, item, "an exception")
-            if exception is None:
-                continue
+            if exception is not None:
+                excepts.append(exception)
+        if given[0] != "cidr":
+            groups = self._cidr_groups(fields, given[0])
+            self._report.repeat(node.place, sum(len(group.cidrs) for group in groups))
+            cidrs = [cidr for group in groups for cidr in group.cidrs]
+            return [CidrRule(one.cidr, tuple(excepts)) for one in cidrs] if excepts else cidrs
+        cidr = network(self._report, fields["cidr"], "cidr")
+        if cidr is None:
+            return ()
+        for exception in excepts:
             if exception.version != cidr.version or not exception.subnet_of(cidr):  # type: ignore[arg-type]
-                self._report.error(item.place, "SE006", f"the exception {exception} is not part of {cidr}")
-            excepts.append(exception)
-        return CidrRule(cidr, tuple(excepts))
+                place = fields["except"].place
+                self._report.error(place, "SE006", f"the exception {exception} is not part of {cidr}")
+        return (CidrRule(cidr, tuple(excepts)),)
+
+    def _cidr_groups(self, fields: dict[str, Node], name: str) -> list[CidrGroup]:
+        node = fields[name]
+        if name == "cidrGroupRef":
+            text = self._report.string(node, name)
+            found = [group for group_name, group in self._known.cidr_groups.items() if group_name == text]
+            missing = f"there is no CiliumCIDRGroup {text!r} in the documents"
+        else:
+            selector = self._selector(node, name)
+            found = [group for group in self._known.cidr_groups.values() if selector.matches(group.labels)]
+            missing = "no CiliumCIDRGroup in the documents has these labels"
+        if not found:
+            self._report.error(node.place, "SE005", missing, "load the group's document as well: apiVersion cilium.io/v2")
+        return found
 
     # Ports
 
@@ -310,8 +417,9 @@ class SpecReader:
             self._report.error(
                 ports_node.place, "SE002", f"{len(items)} ports, more than {MAX_PORTS}", "use endPort, or two entries"
             )
-        ports = [self._port(item, has_rules) for item in items[:MAX_PORTS]]
         kind, rules = self._l7(fields["rules"], position) if has_rules else (None, ())
+        # Rules that are refused as a whole, such as DNS', say nothing of the ports.
+        ports = [self._port(item, kind is not None) for item in items[:MAX_PORTS]]
         opaque = "opaque" in fields and self._report.choice(fields["opaque"], "opaque", ("allow", "deny")) == "allow"
         if opaque and kind is None:
             self._report.error(fields["opaque"].place, "SE006", "opaque: allow without L7 rules has no meaning")
@@ -335,11 +443,13 @@ class SpecReader:
             return None
         first = self._port_number(port_node, "port")
         last = self._port_number(fields["endPort"], "endPort") if "endPort" in fields else first
+        if last == 0:  # Kubernetes' spelling of none
+            last = first
         transport = self._transport(fields["protocol"]) if "protocol" in fields else "ANY"
         if first is None or last is None or transport is None:
             return None
         if first == ANY_PORT:
-            if "endPort" in fields:
+            if last != ANY_PORT:
                 self._report.error(node.place, "SE006", 'port "0" means every port and takes no endPort')
             if has_rules:
                 self._report.error(port_node.place, "SE006", 'port "0" (every port) cannot have L7 rules')
@@ -431,6 +541,8 @@ def labels(report: Report, node: Node, what: str) -> dict[str, str]:
                 value.place, "SE006", f"{text!r} is not a label's value", "at most 63 letters, digits, '-', '_' and '.'"
             )
         bare = label_key(report, key, value.place)
+        if bare.startswith(RESERVED) and text:
+            report.error(value.place, "SE006", f"the label {bare} never has a value", f'"{bare}": ""')
         if bare in found:
             report.error(value.place, "SE007", f"{what} has the label {bare!r} twice, with different sources")
         found[bare] = text
@@ -438,10 +550,29 @@ def labels(report: Report, node: Node, what: str) -> dict[str, str]:
 
 
 def label_key(report: Report, key: str, place: Place) -> str:
-    """A label's key without Cilium's source: every label here is what Cilium calls ``k8s:``."""
+    """A label's key without Cilium's source: every label here is what Cilium calls ``k8s:``, but for the `RESERVED` ones."""
     source, colon, bare = key.rpartition(":")
+    if f"{source}{colon}" == RESERVED:
+        if bare in _RESERVED_ENTITIES:
+            report.error(place, "SE008", f"the label {key} {NOT_YET}", f"the entity: fromEntities or toEntities: [{bare}]")
+        elif bare not in RESERVED_NAMES:
+            hint = suggestion(bare, RESERVED_NAMES) or f"one of {', '.join(RESERVED_NAMES)}"
+            report.error(place, "SE006", f"{key!r} is no label of Cilium's", hint)
+        return key
     if colon and source not in ("k8s", "any"):
-        report.error(place, "SE008", f"the label source {source!r} {NOT_YET}", "use the entities for reserved: labels")
+        report.error(place, "SE008", f"the label source {source!r} {NOT_YET}", "labels of Workloads, without a source")
     elif not _LABEL_KEY.fullmatch(bare):
         report.error(place, "SE006", f"{key!r} is not a label's key")
     return bare
+
+
+def entity_of(selector: Selector) -> str | None:
+    """The entity that a selector stands for, if it selects nothing but such a one."""
+    for requirement in selector.requirements:
+        if requirement.key.startswith(RESERVED) and requirement.operator in (Operator.EXISTS, Operator.IN):
+            return requirement.key.removeprefix(RESERVED)
+    return None
+
+
+def _entries(node: Node) -> list[tuple[Node, Node]]:
+    return node.entries if isinstance(node, Fields) else []

@@ -6,6 +6,7 @@ name is an error that names it: nobody may hold the agent up by one. A symbolic 
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -26,14 +27,16 @@ MAX_FILES = 10_000
 UNSEEN_WRITER_SECONDS = 5.0
 
 SUFFIXES = (".yaml", ".yml")
+STDIN = Path("-")
 
 
 class UnsettledError(Exception):
     """A file that may not be whole yet; the text names it and says why."""
 
 
-def read_sources(paths: Iterable[str | Path], *, settled: bool = False) -> list[Source]:
+def read_sources(paths: Iterable[str | Path], *, settled: bool = False, stdin: bool = False) -> list[Source]:
     """The text of all files that ``paths`` name; of a folder, of its ``*.yaml`` and ``*.yml``, sorted, not of its folders.
+    With ``stdin`` the path ``-`` is standard input.
 
     Raises `OSError`, which names the file, for what does not exist or cannot be read, and `LoadError` for what is no regular
     file, too large, not UTF-8, a folder without documents, or only files without any: an agent that enforces nothing because
@@ -44,7 +47,7 @@ def read_sources(paths: Iterable[str | Path], *, settled: bool = False) -> list[
     findings: list[Finding] = []
     room = MAX_BYTES
     for path in _files(paths):
-        content = _content(path, settled)
+        content = _standard_input() if stdin and path == STDIN else _content(path, settled)
         room -= len(content) if isinstance(content, bytes) else 0
         if room < 0:
             raise LoadError([_finding(path, "SE002", f"the files are larger than {MAX_BYTES} bytes together")])
@@ -88,6 +91,13 @@ def _files(paths: Iterable[str | Path]) -> list[Path]:
         if len(found) > MAX_FILES:
             raise LoadError([_finding(path, "SE002", f"more than {MAX_FILES} files")])
     return list(found)
+
+
+def _standard_input() -> bytes | Finding:
+    data = sys.stdin.buffer.read(MAX_FILE_BYTES + 1) if sys.stdin is not None else b""
+    if len(data) > MAX_FILE_BYTES:
+        return _finding(STDIN, "SE002", f"larger than {MAX_FILE_BYTES} bytes", "split the file")
+    return data
 
 
 def _content(path: Path, settled: bool) -> bytes | Finding:

@@ -20,13 +20,13 @@ NOT_YAML = "SE001"
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="The form.")
 @click.pass_context
 def lint(ctx: click.Context, paths: tuple[Path, ...], output: str) -> None:
-    """Find mistakes in the documents of PATH... (files or folders).
+    """Find mistakes in the documents of PATH... (files or folders; - is standard input).
 
     Every finding is one line, file:line:col CODE message. Codes SE... are errors, with which an agent does not start; codes
     SL... are allowed and probably not meant. Exit: 0 clean, 1 findings, 2 unreadable.
     """
     try:
-        findings: Sequence[Finding] = find(load(read_sources(paths)))
+        findings: Sequence[Finding] = find(load(read_sources(paths, stdin=True)))
     except LoadError as error:
         findings = error.findings
     except OSError as error:

@@ -38,6 +38,14 @@ def codes(*documents: str) -> list[str]:
         ("{path: /a}, {path: /a, deny: true}", "SL002"),
         ("{path: /a, deny: true}", "SL014"),
         ("{headerMatches: [{name: X-A, secret: {name: nope}}]}", "SL013"),
+        ("{headers: ['X-A: v[0-9]+']}", "SL022"),
+        ("{headers: ['X-A: .*']}", "SL022"),
+        ("{headers: ['X-A: ^v1$']}", "SL022"),
+        ("{headers: ['X-A: (a|b)']}", "SL022"),
+        ("{headers: ['X-A: v1*']}", "SL022"),
+        (r"{headers: ['X-A: a\.b', 'X-A: \d']}", "SL022"),
+        ("{headers: [{name: X-A, value: 'v.*'}]}", "SL022"),
+        ("{headerMatches: [{name: X-A, value: 'v.*'}]}", "SL022"),
     ],
 )
 def test_a_suspicious_rule_is_found(rule: str, code: str) -> None:
@@ -58,6 +66,8 @@ def test_a_suspicious_rule_is_found(rule: str, code: str) -> None:
         "{}, {path: /a, deny: true}",
         "{}, {path: /a, headerMatches: [{name: X-A, value: '1', mismatch: ADD}]}",
         "{host: '(?i)Orders'}",
+        "{headers: ['Accept: */*', 'X-A: *', 'X-B: v1.2 (a+b) [c] $1?', 'Accept-Encoding: text/*']}",
+        "{headers: [{name: X-A, regex: 'v.*'}, {name: X-B, prefix: 'v.*'}]}",
     ],
 )
 def test_a_sound_rule_is_not(rule: str) -> None:
@@ -211,3 +221,39 @@ class TestKafka:
 def test_the_examples_are_clean(name: str) -> None:
     path = Path(__file__).parents[3] / "policies" / "examples" / f"{name}.yaml"
     assert lint(load([Source(str(path), path.read_text())])) == []
+
+
+def test_the_value_of_a_header_is_not_shown() -> None:
+    """It may be a secret."""
+    assert "s3cret" not in str(lint(bundle(*PARTIES, http_policy("[{headers: ['Authorization: s3cret.*']}]"))))
+
+
+def test_metadata_of_grpc_calls_are_headers() -> None:
+    assert codes(http_policy("[{metadata: ['x-a: v.*']}]").replace("http:", "grpc:")) == ["SL022"]
+
+
+@pytest.mark.parametrize("field", ["topic", "topicPrefix", "topicPattern"])
+def test_a_topic_that_no_broker_can_have(field: str) -> None:
+    assert codes(kafka_policy(f"[{{role: produce, {field}: {'a' * 250}}}]")) == ["SL007"]
+    assert codes(kafka_policy(f"[{{role: produce, {field}: {'a' * 249}}}]")) == []
+
+
+@pytest.mark.parametrize(
+    "peer", ["fromEntities: [kube-apiserver]", "fromEndpoints: [{matchLabels: {'reserved:kube-apiserver': ''}}]"]
+)
+def test_an_entity_that_nobody_is(peer: str) -> None:
+    text = policy(f"endpointSelector: {{}}\ningress: [{{{peer}}}]")
+    found = lint(bundle(*PARTIES, text))
+    assert [(one.code, one.hint) for one in found] == [
+        ("SL004", 'a Workload with the label "reserved:kube-apiserver": "" and the addresses')
+    ]
+    server = workload("api", False, "192.0.2.1").replace("{app: api}", '{"reserved:kube-apiserver": ""}')
+    assert codes(text, server) == []
+    assert codes(policy("endpointSelector: {}\ningress: [{fromEntities: [none]}]")) == []
+
+
+def test_what_kustomize_would_change() -> None:
+    head = "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [a.yaml]\n"
+    assert codes(head) == []
+    found = lint(bundle(*PARTIES, head + "patches: []\nnamespace: a\n"))
+    assert [(one.code, "(patches, namespace)" in one.message) for one in found] == [("SL021", True)]

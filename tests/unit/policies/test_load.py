@@ -1,14 +1,17 @@
 """What documents may say, and what is answered to those that may not."""
 
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 
 from policies import nodes
+from policies.decide import Action
 from policies.load import Bundle, LoadError, Source, load
+from policies.model import Endpoint
 from policies.spec import MAX_PORTS
 
-from .words import PARTIES, bundle, http_policy, kafka_policy, policy, workload
+from .words import PARTIES, bundle, http_policy, kafka_policy, pair, policy, policy_set, workload
 
 CNP = "CiliumNetworkPolicy"
 
@@ -117,7 +120,9 @@ ingress:
     def test_an_alias_that_cannot_be_is_refused(self, text: str, says: str) -> None:
         assert says in refusal(text)
 
-    @pytest.mark.parametrize("value", ["[*a0,*a0,*a0,*a0,*a0,*a0,*a0,*a0,*a0]", "{a: *a0, b: *a0, c: *a0, d: *a0, e: *a0, f: *a0}"])
+    @pytest.mark.parametrize(
+        "value", ["[*a0,*a0,*a0,*a0,*a0,*a0,*a0,*a0,*a0]", "{a: *a0, b: *a0, c: *a0, d: *a0, e: *a0, f: *a0}"]
+    )
     def test_aliases_of_aliases_are_counted_as_if_they_were_written_out(self, value: str) -> None:
         """The "billion laughs" bomb: 9 to the power of 20 values in a kilobyte."""
         lines = ["x0: &a0 [1, 2]"] + [f"x{n}: &a{n} {value.replace('a0', f'a{n - 1}')}" for n in range(1, 21)]
@@ -197,6 +202,71 @@ class TestDocuments:
         )
         assert bundle(text + "status: {conditions: []}\n").policies[0].name == "p"
 
+    @pytest.mark.parametrize("head", ["v1\nkind: List", "cilium.io/v2\nkind: CiliumNetworkPolicyList"])
+    def test_the_items_of_a_list_are_documents(self, head: str) -> None:
+        """As ``kubectl get cnp -o yaml`` prints them."""
+        items = [policy("endpointSelector: {}\ningress: []", name, CNP) for name in ("a", "b")]
+        text = "".join("- " + indent(item, "  ")[2:] for item in items).replace(
+            "name: a", "clusterName: x, generateName: a-, name: a"
+        )
+        found = bundle(f"apiVersion: {head}\nmetadata: {{resourceVersion: '', selfLink: ''}}\nitems:\n{text}").policies
+        assert [one.name for one in found] == ["a", "b"]
+
+    def test_errors_in_a_list_have_their_place(self) -> None:
+        assert refusal("apiVersion: v1\nkind: List\nitems:\n- kind: Nope").startswith("test.yaml:4:3 SE003 ")
+
+    @pytest.mark.parametrize(
+        "kind", ["apiVersion: v1\nkind: List\nitems: []", "kind: Kustomization\napiVersion: kustomize.config.k8s.io/v1"]
+    )
+    def test_documents_of_which_none_says_anything_are_an_error(self, kind: str) -> None:
+        """An agent that enforces nothing because ``kubectl get`` found nothing would be silently open."""
+        assert "SE005 there is no document but this one" in refusal(kind)
+        assert bundle(workload("web"), kind)
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            (
+                "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy",
+                "hint: Kubernetes' own policies are not read: write it as",
+            ),
+            ("apiVersion: v1\nkind: Service", "hint: only ApiPolicy, CiliumCIDRGroup, Cilium"),
+            ("apiVersion: apps/v1\nkind: Deployment", "keep them in files of their own"),
+            ("apiVersion: kustomize.toolkit.fluxcd.io/v1\nkind: Kustomization", "what 'kustomize build' prints"),
+            ("apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicies", "did you mean 'CiliumNetworkPolicy'?"),
+            ("apiVersion: v2\nname: chart", "a document lacks the field 'kind'"),
+            ("replicas: 1", "a document lacks the field 'kind' (hint: is this a policy?"),
+        ],
+    )
+    def test_documents_of_others_are_refused_with_what_to_do(self, text: str, says: str) -> None:
+        assert says in refusal(text)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            policy("endpointselector: {}\ningress: []"),
+            policy("endpointSelector: {}\negress: [{toCIDRSet: [{cird: 10.0.0.0/8}]}]"),
+            policy("endpointSelector: {}\ningress: [{toPorts: [{port: [{port: '1'}]}]}]"),
+            policy("endpointSelector: {}\ningress: [{toPorts: [7]}]"),
+            http_policy("[{headerMatches: [{nam: X-A}]}]"),
+        ],
+    )
+    def test_a_misspelt_field_is_not_missing_as_well(self, text: str) -> None:
+        assert len(refusal(text).splitlines()) == 1
+
+    @pytest.mark.parametrize(
+        ("section", "says"),
+        [
+            ("ingress: [{from: [{podSelector: {}}]}]", "hint: fromEndpoints, with matchLabels"),
+            ("egress: [{to: [{podSelector: {}}]}]", "hint: toEndpoints, with matchLabels"),
+            ("podSelector: {}\ningress: []", "hint: endpointSelector"),
+            ("ingress: [{ports: [{port: 80}]}]", "hint: toPorts: [{ports: [...]}]"),
+            ("policyTypes: [Ingress]\ningress: []", "ingress: [] or egress: [] is default deny"),
+        ],
+    )
+    def test_fields_of_kubernetes_own_policies_have_a_hint(self, section: str, says: str) -> None:
+        assert says in refused_section(section)
+
     def test_specs_are_several_policies_of_one_name(self) -> None:
         text = policy("endpointSelector: {}\ningress: [{fromEntities: [all]}]").replace("spec:\n", "specs:\n-\n")
         found = bundle(text).policies
@@ -239,31 +309,55 @@ class TestWorkloads:
         text = workload("a").replace("{app: a}", '{"k8s:app": a, "any:tier": "1"}')
         assert dict(bundle(text).workloads[0].labels) == {"app": "a", "tier": "1", "io.kubernetes.pod.namespace": "default"}
         assert 'quote it: "1"' in refusal(workload("a").replace("{app: a}", "{app: 1}"))
-        assert "the label source 'reserved'" in refusal(workload("a").replace("{app: a}", '{"reserved:host": ""}'))
+        assert "the label source 'container'" in refusal(workload("a").replace("{app: a}", '{"container:app": ""}'))
 
 
 class TestRefusedFeatures:
     """What cannot be enforced must not load: it would be silently open."""
 
     @pytest.mark.parametrize(
-        "section",
+        ("section", "instead"),
         [
-            "egress: [{toFQDNs: [{matchName: example.com}]}]",
-            "egress: [{toServices: []}]",
-            "ingress: [{fromRequires: [{}]}]",
-            "ingress: [{icmps: [{fields: [{type: 8}]}]}]",
-            "ingress: [{fromEntities: [kube-apiserver]}]",
-            "ingress: [{authentication: {mode: required}}]",
-            "ingress: [{fromCIDRSet: [{cidrGroupRef: x, cidr: 10.0.0.0/8}]}]",
-            'egress: [{toPorts: [{ports: [{port: "443", protocol: TCP}], serverNames: [a.example]}]}]',
-            'egress: [{toPorts: [{ports: [{port: "9", protocol: SCTP}]}]}]',
-            'egress: [{toPorts: [{ports: [{port: "53", protocol: UDP}], rules: {dns: [{matchPattern: "*"}]}}]}]',
+            ("egress: [{toFQDNs: [{matchName: example.com}]}]", "rules.http with host says which names may be asked"),
+            ("egress: [{toServices: []}]", "toEndpoints with the labels of the service's workloads"),
+            ("egress: [{toNodes: [{}]}]", "toEntities: [remote-node]"),
+            ("ingress: [{fromRequires: [{}]}]", "add its labels to the selectors of the allow rules"),
+            ("ingress: [{fromGroups: [{}]}]", "fromCIDRSet with the group's addresses"),
+            ("ingress: [{icmps: [{fields: [{type: 8}]}]}]", "leave it out: ICMP is neither allowed nor denied by its type"),
+            ("ingress: [{authentication: {mode: required}}]", "leave it out: who is who comes from the kernel"),
+            ("ingress: [{fromEndpoints: [{matchLabels: {'reserved:host': ''}}]}]", "fromEntities or toEntities: [host]"),
+            (
+                'egress: [{toPorts: [{ports: [{port: "443", protocol: TCP}], serverNames: [a.example]}]}]',
+                "toCIDRSet with the servers' addresses",
+            ),
+            ('egress: [{toPorts: [{ports: [{port: "443"}], terminatingTLS: {secret: {name: a}}}]}]', "TLS is not opened"),
+            ('egress: [{toPorts: [{ports: [{port: "443"}], originatingTLS: {secret: {name: a}}}]}]', "TLS is not opened"),
+            ('egress: [{toPorts: [{ports: [{port: "1"}], listener: {name: a}}]}]', "there is no Envoy here"),
+            ('egress: [{toPorts: [{ports: [{port: "9", protocol: SCTP}]}]}]', ""),
+            (
+                'egress: [{toPorts: [{ports: [{port: "53", protocol: UDP}], rules: {dns: [{matchPattern: "*"}]}}]}]',
+                "leave rules out: the port is then allowed, and all names may be asked",
+            ),
+            ("nodeSelector: {}\ningress: []", "give them a Workload"),
         ],
     )
     @pytest.mark.parametrize("kind", ["ApiPolicy", CNP])
-    def test_what_is_not_supported_is_refused_by_name(self, section: str, kind: str) -> None:
-        assert "SE008" in refused_section(section, kind)
-        assert "not supported yet, refused so that nothing is silently open" in refused_section(section, kind)
+    def test_what_is_not_supported_is_refused_by_name_and_with_what_to_write_instead(
+        self, section: str, instead: str, kind: str
+    ) -> None:
+        found = refused_section(section, kind)
+        assert "SE008" in found
+        assert "not supported yet, refused so that nothing is silently open" in found
+        assert instead in found
+
+    @pytest.mark.parametrize("port", ['{port: "53"}', '{port: "53", protocol: UDP}', '{port: "53", protocol: ANY}'])
+    def test_dns_rules_are_not_told_to_use_tcp(self, port: str) -> None:
+        section = f'egress: [{{toPorts: [{{ports: [{port}], rules: {{dns: [{{matchPattern: "*"}}]}}}}]}}]'
+        assert [line.split(" ", 2)[1] for line in refused_section(section, CNP).splitlines()] == ["SE008"]
+
+    def test_a_policy_of_nodes_lacks_no_endpoint_selector(self) -> None:
+        text = policy("nodeSelector: {}\ningress: []", kind="CiliumClusterwideNetworkPolicy")
+        assert refusal(text).count("\n") == 0
 
     @pytest.mark.parametrize(
         "section",
@@ -282,7 +376,177 @@ class TestRefusedFeatures:
         assert "kind ApiPolicy" in refused_section(section, CNP)
 
 
+def entity(name: str, addresses: str = "192.0.2.1") -> str:
+    """The document that says who is the entity ``name``."""
+    return workload(name, False, addresses).replace(f"{{app: {name}}}", f'{{"reserved:{name}": ""}}')
+
+
+class TestEntities:
+    """Entities that other documents say the addresses of."""
+
+    NAMES = ("kube-apiserver", "remote-node", "health", "ingress", "init", "unmanaged", "cluster-mesh")
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_it_is_whoever_has_its_label(self, name: str) -> None:
+        text = policy(f"endpointSelector: {{matchLabels: {{app: web}}}}\negress: [{{toEntities: [{name}]}}]")
+        policies = policy_set(text, entity(name), entity("none", "192.0.2.9"))
+        assert pair(policies, "web", name).action is Action.NATIVE
+        assert pair(policies, "web", "none").action is Action.REFUSE
+        assert pair(policies, "web", "orders").action is Action.REFUSE
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_a_selector_of_the_label_is_the_same(self, name: str) -> None:
+        for labels in (
+            f'matchLabels: {{"reserved:{name}": ""}}',
+            f'matchExpressions: [{{key: "reserved:{name}", operator: Exists}}]',
+        ):
+            text = policy(f"endpointSelector: {{matchLabels: {{app: web}}}}\negress: [{{toEndpoints: [{{{labels}}}]}}]")
+            assert pair(policy_set(text, entity(name)), "web", name).action is Action.NATIVE
+
+    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("peer", ["fromEntities: [{}]", "fromEndpoints: [{{matchLabels: {{'reserved:{}': ''}}}}]"])
+    def test_a_deny_rule_needs_somebody_whom_it_denies(self, name: str, peer: str) -> None:
+        text = policy(f"endpointSelector: {{}}\ningressDeny: [{{{peer.format(name)}}}]")
+        assert f"SE005 no document says who the entity {name!r} is: nobody would be denied" in refusal(text)
+        assert bundle(text, entity(name))
+        assert bundle(entity(name), text)
+
+    def test_none_is_nobody(self) -> None:
+        assert bundle(policy("endpointSelector: {}\ningressDeny: [{fromEntities: [none]}]"))
+
+    @pytest.mark.parametrize(("name", "address"), [("world-ipv4", "198.51.100.1"), ("world-ipv6", "2001:db8::1")])
+    def test_the_world_of_one_family(self, name: str, address: str) -> None:
+        text = policy(f"endpointSelector: {{matchLabels: {{app: web}}}}\negress: [{{toEntities: [{name}]}}]")
+        policies = policy_set(text)
+        web = policies.endpoint("web")
+        allowed = {
+            other: policies.pair(web, Endpoint(address=other), 80).action is Action.NATIVE
+            for other in ("198.51.100.1", "2001:db8::1")
+        }
+        assert [other for other, native in allowed.items() if native] == [address]
+        assert pair(policies, "web", "orders").action is Action.REFUSE
+
+    @pytest.mark.parametrize("kind", [CNP, "CiliumClusterwideNetworkPolicy"])
+    def test_what_is_reserved_has_no_namespace_and_is_selected_by_no_other_label(self, kind: str) -> None:
+        for peer in ("{}", "{matchExpressions: [{key: app, operator: DoesNotExist}]}"):
+            text = policy(f"endpointSelector: {{matchLabels: {{app: web}}}}\negress: [{{toEndpoints: [{peer}]}}]", kind=kind)
+            assert pair(policy_set(text, entity("remote-node")), "web", "remote-node").action is Action.REFUSE
+
+    @pytest.mark.parametrize("name", ["kube-apiserver", "remote-node", "unmanaged", "cluster-mesh", "none"])
+    def test_what_is_elsewhere_is_nobody_s_subject(self, name: str) -> None:
+        """In Cilium no policy of endpoints selects a node: its clients on this host would be cut off."""
+        text = policy("endpointSelector: {}\ningress: []", kind="CiliumClusterwideNetworkPolicy")
+        policies = policy_set(text, entity(name))
+        assert pair(policies, "web", name).action is Action.NATIVE
+        assert pair(policies, "web", "orders").action is Action.REFUSE
+
+    @pytest.mark.parametrize("name", ["health", "ingress", "init"])
+    def test_what_is_an_endpoint_can_be_a_subject(self, name: str) -> None:
+        text = policy(f"endpointSelector: {{matchLabels: {{'reserved:{name}': ''}}}}\ningress: []", kind=CNP)
+        assert pair(policy_set(text, entity(name)), "web", name).action is Action.REFUSE
+
+    @pytest.mark.parametrize(("name", "action"), [("remote-node", Action.NATIVE), ("cluster-mesh", Action.REFUSE)])
+    def test_the_cluster_has_its_nodes_but_not_other_clusters(self, name: str, action: Action) -> None:
+        text = policy("endpointSelector: {matchLabels: {app: web}}\negress: [{toEntities: [cluster]}]")
+        assert pair(policy_set(text, entity(name)), "web", name).action is action
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            (entity("remote-node").replace("addresses", "cgroups: [/a], addresses"), "is not on this host"),
+            (entity("remote-node").replace("namespace: default", "namespace: prod"), "has no namespace"),
+            (entity("remote-node").replace('"reserved:remote-node": ""', '"reserved:remote-node": x'), "never has a value"),
+            (entity("host"), "fromEntities or toEntities: [host]"),
+            (entity("remote-nod"), "did you mean 'remote-node'?"),
+            (policy("endpointSelector: {}\ningress: [{fromEntities: [cluster-mash]}]"), "did you mean 'cluster-mesh'?"),
+            (
+                policy(
+                    "endpointSelector: {}\n"
+                    "ingress: [{fromEndpoints: [{matchExpressions: [{key: 'reserved:init', operator: In, values: [a]}]}]}]"
+                ),
+                "the label reserved:init never has a value",
+            ),
+        ],
+    )
+    def test_what_cannot_be_reserved(self, text: str, says: str) -> None:
+        assert says in refusal(text)
+
+
+def group(name: str, cidrs: str, labels: str = "{}", version: str = "v2") -> str:
+    return (
+        f"apiVersion: cilium.io/{version}\nkind: CiliumCIDRGroup\nmetadata: {{name: {name}, labels: {labels}}}\n"
+        f"spec: {{externalCIDRs: [{cidrs}]}}\n"
+    )
+
+
+class TestCidrGroups:
+    GROUPS = (
+        group("vpn", "192.0.2.0/24, '2001:db8::/32'", "{role: vpn}"),
+        group("partner", "198.51.100.0/24", "{role: partner}", "v2alpha1"),
+    )
+
+    @staticmethod
+    def reached(entry: str, *documents: str) -> list[str]:
+        text = policy(f"endpointSelector: {{matchLabels: {{app: web}}}}\negress: [{{toCIDRSet: [{entry}]}}]", kind=CNP)
+        policies = policy_set(text, *documents)
+        addresses = ("192.0.2.1", "192.0.2.200", "2001:db8::1", "198.51.100.1", "203.0.113.1")
+        web = policies.endpoint("web")
+        return [one for one in addresses if policies.pair(web, Endpoint(address=one), 80).action is Action.NATIVE]
+
+    @pytest.mark.parametrize(
+        ("entry", "addresses"),
+        [
+            ("{cidrGroupRef: vpn}", ["192.0.2.1", "192.0.2.200", "2001:db8::1"]),
+            ("{cidrGroupRef: vpn, except: [192.0.2.128/25]}", ["192.0.2.1", "2001:db8::1"]),
+            ("{cidrGroupRef: partner}", ["198.51.100.1"]),
+            ("{cidrGroupSelector: {matchLabels: {role: partner}}}", ["198.51.100.1"]),
+            ("{cidrGroupSelector: {}}", ["192.0.2.1", "192.0.2.200", "2001:db8::1", "198.51.100.1"]),
+        ],
+    )
+    def test_a_group_is_its_cidrs(self, entry: str, addresses: list[str]) -> None:
+        assert self.reached(entry, *self.GROUPS) == addresses
+
+    @pytest.mark.parametrize(
+        ("entry", "says"),
+        [
+            ("{cidrGroupRef: vnp}", "there is no CiliumCIDRGroup 'vnp' in the documents"),
+            ("{cidrGroupSelector: {matchLabels: {role: none}}}", "no CiliumCIDRGroup in the documents has these labels"),
+            ("{cidrGroupRef: vpn, cidr: 10.0.0.0/8}", "cidr and cidrGroupRef in one entry"),
+            ("{}", "an entry of a CIDR set lacks the field 'cidr'"),
+        ],
+    )
+    def test_a_reference_to_nothing_is_refused(self, entry: str, says: str) -> None:
+        """A deny rule of a group that is not there would deny nobody."""
+        found = refusal(policy(f"endpointSelector: {{}}\negressDeny: [{{toCIDRSet: [{entry}]}}]"), *self.GROUPS)
+        assert says in found
+        assert found.count("\n") == 0
+
+    def test_a_bad_group_is_refused(self) -> None:
+        assert "a CIDR is '10.0.0.0/33', which is no address" in refusal(group("a", "10.0.0.0/33"))
+        assert "the CiliumCIDRGroup 'a' is defined twice" in refusal(group("a", ""), group("a", ""))
+
+    def test_what_references_repeat_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(nodes, "MAX_REPEATED", 3)
+        entry = "{cidrGroupRef: vpn}"
+        text = policy(f"endpointSelector: {{}}\negress: [{{toCIDRSet: [{entry}, {entry}]}}]")
+        assert "references repeat more than 3 values" in refusal(text, *self.GROUPS)
+
+
 class TestPeersAndPorts:
+    def test_an_end_port_of_zero_is_none(self) -> None:
+        found = bundle(policy("endpointSelector: {}\ningress: [{toPorts: [{ports: [{port: '80', endPort: 0}]}]}]")).policies[0]
+        assert found.ingress is not None
+        assert [(one.first, one.last) for port in found.ingress.rules[0].ports or () for one in port.ports] == [(80, 80)]
+
+    def test_what_cilium_takes_for_people_is_taken(self) -> None:
+        """Words beside flows, and authentication that is switched off."""
+        assert bundle(
+            policy(
+                "endpointSelector: {}\nlog: {value: words}\ningress: [{authentication: {mode: disabled}, fromEntities: [all]}]",
+                kind=CNP,
+            )
+        )
+
     @pytest.mark.parametrize(
         ("section", "says"),
         [
@@ -413,6 +677,13 @@ class TestKafkaRules:
         name = field.split(":")[0]
         assert f"test.yaml:9:24 SE008 {name} of a Kafka rule is an extension" in refusal(text)
 
+    @pytest.mark.parametrize("role", ["produce", "Produce", "CONSUME"])
+    def test_a_role_may_be_written_in_any_case(self, role: str) -> None:
+        assert bundle(kafka_policy(f"[{{role: {role}}}]")).policies
+
+    def test_a_topic_may_be_as_long_as_in_cilium(self) -> None:
+        assert bundle(kafka_policy(f"[{{topic: {'a' * 255}}}]")).policies
+
     @pytest.mark.parametrize("version", ["'0'", "7", "'32767'"])
     def test_a_version_may_be_written_as_a_number(self, version: str) -> None:
         assert bundle(kafka_policy(f"[{{apiVersion: {version}}}]")).policies
@@ -425,7 +696,7 @@ class TestKafkaRules:
         ("rule", "code", "says"),
         [
             ("{role: produce, apiKey: fetch}", "SE009", "role and apiKey in one rule (hint: make them two rules)"),
-            ("{role: Produce}", "SE006", "did you mean 'produce'?"),
+            ("{role: Producer}", "SE006", "did you mean 'produce'?"),
             ("{role: admin}", "SE006", "role is 'admin'"),
             ("{apiKey: fetsch}", "SE006", "apiKey is 'fetsch', which is no API of Kafka (hint: did you mean 'fetch'?)"),
             ("{apiKey: 'nothing at all'}", "SE006", "the name of an API, such as produce, fetch or metadata"),
@@ -440,7 +711,7 @@ class TestKafkaRules:
             ("{topic: ''}", "SE006", "topic is empty"),
             ("{topic: a/b}", "SE006", "topic 'a/b' is not a topic's name"),
             ("{topic: 'orders*'}", "SE006", "topicPattern of an ApiPolicy takes an expression"),
-            (f"{{topic: {'a' * 250}}}", "SE006", "at most 249"),
+            (f"{{topic: {'a' * 256}}}", "SE006", "at most 255"),
             ("{topic: café}", "SE006", "is not a topic's name"),
             ('{topic: "a\\n"}', "SE006", "is not a topic's name"),
             ("{topicPrefix: 'orders-*'}", "SE006", "topicPrefix 'orders-*' is not a topic's name"),

@@ -12,8 +12,8 @@ from proxy.commands.lint import lint
 EXAMPLES = Path(__file__).parents[4] / "policies" / "examples"
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(lint, [str(argument) for argument in arguments])
+def run(*arguments: object, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(lint, [str(argument) for argument in arguments], input=stdin)
 
 
 def test_a_clean_file_is_silent() -> None:
@@ -68,3 +68,42 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytes
 
 def test_a_file_that_is_named_twice_is_read_once() -> None:
     assert run(EXAMPLES / "http-orders.yaml", EXAMPLES / "http-orders.yaml").exit_code == 0
+
+
+def test_standard_input_is_a_file_of_the_name_minus(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (EXAMPLES / "http-orders.yaml").read_text()
+    assert run("-", stdin=text).exit_code == 0
+    assert run("-", stdin="kind: Nope").output.startswith("-:1:1 SE003 ")
+    assert run("-", stdin="# nothing\n").output.startswith("-:1:1 SE005 no document in this file")
+    monkeypatch.setattr(documents, "MAX_FILE_BYTES", 10)
+    assert "SE002 larger than 10 bytes" in run("-", stdin=text).output
+
+
+def test_a_file_of_the_name_minus_is_no_standard_input_elsewhere() -> None:
+    """An agent cannot read it again."""
+    with pytest.raises(FileNotFoundError):
+        documents.read_sources(["-"])
+
+
+def test_a_kustomization_in_the_folder_is_read_over(tmp_path: Path) -> None:
+    (tmp_path / "http.yaml").write_text((EXAMPLES / "http-orders.yaml").read_text())
+    (tmp_path / "kustomization.yaml").write_text("resources: [http.yaml]\n")
+    assert run(tmp_path).output == ""
+    (tmp_path / "kustomization.yaml").write_text(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: prod\nresources: [http.yaml]\n"
+    )
+    result = run(tmp_path)
+    assert result.exit_code == 1
+    assert "kustomization.yaml:1:1 SL021 kustomize would change these documents (namespace)" in result.output
+
+
+def test_a_policy_in_a_file_of_that_name_is_a_policy(tmp_path: Path) -> None:
+    (tmp_path / "kustomization.yaml").write_text(
+        (EXAMPLES / "http-orders.yaml").read_text().replace("/orders/export", "/orders/")
+    )
+    assert "SL010" in run(tmp_path).output
+
+
+def test_nothing_but_a_kustomization_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "kustomization.yaml").write_text("resources: [policies]\n")
+    assert "SE005 there is no document but this one" in run(tmp_path).output
