@@ -188,7 +188,10 @@ class Entry(msgspec.Struct, frozen=True, eq=False):
 
 
 class L7Plan:
-    """The L7 rules of one view, as indexes. ``open_by`` is the L3/L4 entry that allows whatever no rule denies."""
+    """The L7 rules of one view, as indexes. ``open_by`` is the L3/L4 entry that allows whatever no rule denies.
+
+    If then no rule denies either, the plan only ``records``: the proxy reads the connection, and every call is allowed.
+    """
 
     def __init__(self, entries: Sequence[Entry], open_by: Entry | None, secrets: Mapping[tuple[str, str], str]) -> None:
         self.kinds = frozenset(entry.port_rule.kind for entry in entries if entry.port_rule is not None)
@@ -209,7 +212,9 @@ class L7Plan:
         self.audit_deny = _Rules([(e, r) for e, r, audit in denying if audit], secrets, Rank.TOLERATE, "deny-rule")
         # Whether no call can be denied here: then no protocol may be, either.
         enforces_bodies = self.bodies is not None and self.bodies.rank is Rank.DENY
-        self.only_watches = self._tolerant is not None and not self.deny.rules and not enforces_bodies
+        denies = bool(self.deny.rules) or enforces_bodies
+        self.records = open_by is not None and not any(e.port_rule is not None and e.port_rule.can_deny for e in entries)
+        self.only_watches = self.records or (self._tolerant is not None and not denies)
         self.looks_at_headers = any(not isinstance(r, KafkaRule) and _looks_at_headers(r) for _, r in labelled)
         self.allow = _Rules([(e, r) for e, r, audit in allowing if not audit], secrets, Rank.ALLOW, "rule-matched")
         self.audit_allow = _Rules([(e, r) for e, r, audit in allowing if audit], secrets, Rank.TOLERATE, "audit-rule")
@@ -219,6 +224,8 @@ class L7Plan:
 
     def judge(self, call: ApiCall) -> Outcome:
         """Raises `UndecidedError` and `UnicodeEncodeError`."""
+        if self.records:
+            return self._allowed(call)
         if call.protocol == "tcp" and self.opaque_allowed:
             return Outcome(Rank.ALLOW, "opaque-allowed", *self._opaque_name())
         if call.protocol not in self._protocols:
@@ -375,14 +382,21 @@ class Pair:
         self.acceleration = acceleration
         policies = [policy for side in sides for policy in side.policies]
         self.redact_query = any(policy.redact_query for policy in policies)
-        self.fail_open = bool(policies) and all(policy.fail_open for policy in policies)
+        views = [view for side in sides for view in side.views]
+        # Where calls are only recorded, nothing is enforced that could not be without the agent.
+        records = all(view.connection.rank is Rank.ALLOW and (view.l7 is None or view.l7.records) for view in views)
+        self.fail_open = bool(policies) and (records or all(policy.fail_open for policy in policies))
         self.generation = generation
         self._consulted = tuple(dict.fromkeys(policy.name for policy in policies))
         enforced = _kinds(side.enforced for side in sides)
         full = _kinds(side.full or side.enforced for side in sides)
         self._conflict = len(enforced) > 1
         self._audit_conflict = len(full) > 1
-        kinds = sorted(enforced) or sorted(full)
+        # What is only recorded gives way to what is enforced, and is not read where it is of two kinds.
+        recorded = {
+            kind for view in views if view.l7 is not None and view.l7.records for kind in view.l7.kinds if kind is not None
+        }
+        kinds = sorted(enforced) or sorted(full) or (sorted(recorded) if len(recorded) == 1 else [])
         self.protocol = kinds[0] if kinds and not self._conflict else "tcp"
         plans = [side.enforced.l7 for side in sides if side.enforced.l7 is not None]
         # What is only in audit mode lets every protocol pass, also those that the proxy knows and cannot read.
@@ -626,11 +640,12 @@ class PolicySet:
         open_by = next((entry for entry in allowing if entry.is_open), None)
         asking = [entry for entry in allowing if not entry.is_open]
         if open_by is not None:
-            # The union of rules allows everything on this port; only what denies can still say no.
-            asking = [e for e in asking if e.port_rule is not None and e.port_rule.can_deny]
-        connection = _connection(entries, allowing, restricted)
+            # The union of rules allows everything on this port; only what denies can still say no. Without such, calls are
+            # recorded, as in Cilium: L7 rules beside a wider rule are how its users ask to see them.
+            asking = [e for e in asking if e.port_rule is not None and e.port_rule.can_deny] or asking
+        connection = _connection(entries, [open_by] if open_by is not None else allowing, restricted)
         plan = self._plan(asking, open_by) if asking else None
-        if plan is not None and len(plan.kinds) > 1:
+        if plan is not None and not plan.records and len(plan.kinds) > 1:
             connection = Outcome(Rank.DENY, "protocol-conflict")
         return View(connection, plan)
 
@@ -738,7 +753,9 @@ def _audited(full: View, call: ApiCall) -> Outcome:
 
 
 def _kinds(views: Iterable[View]) -> set[str]:
-    return {kind for view in views if view.l7 is not None for kind in view.l7.kinds if kind is not None}
+    """The kinds of L7 rules that can deny something."""
+    plans = (view.l7 for view in views if view.l7 is not None and not view.l7.records)
+    return {kind for plan in plans for kind in plan.kinds if kind is not None}
 
 
 def parse_address(text: str) -> Address | None:

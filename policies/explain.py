@@ -4,16 +4,26 @@ Nothing is decided here. The decision is `Pair.decide`'s, and the reasons come f
 the port ranges and the rule indexes of the pair.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
 from parsers.contract import ApiCall
-from policies.decide import Action, Decision, Pair, PolicySet, Side, Verdict
+from policies.decide import Action, Decision, Entry, Pair, PolicySet, Side, Verdict
 from policies.heads import NotProvable, prove, run
 from policies.kafka import PROTOCOL, KafkaIndex, Reach, asked_of, pieces, reach_of_call
 from policies.match import RuleIndex
-from policies.model import Direction, Endpoint, Place, Policy, PortRule, Rule
+from policies.model import (
+    NAMESPACE_LABEL,
+    Direction,
+    Endpoint,
+    Place,
+    Policy,
+    PortRule,
+    Rule,
+    Selector,
+    can_be_subject,
+)
 
 PROVEN = "proven"
 
@@ -35,7 +45,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
     ``kernel`` is `PROVEN` when the kernel path may carry the call without the proxy, else the reason why it asks the proxy;
     None when the call is no HTTP/1.1 request on a connection that the proxy reads. ``cut_down``: the call is about all topics,
-    and its reply will have only those that are allowed.
+    and its reply will have only those that are allowed. ``elsewhere`` are policies that would concern the connection, were
+    their namespaces those of its ends.
     """
 
     decision: Decision
@@ -45,6 +56,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     candidates: tuple[Candidate, ...]
     kernel: str | None = None
     cut_down: bool = False
+    elsewhere: tuple[str, ...] = ()
 
 
 def explain(
@@ -66,6 +78,7 @@ def explain(
         protocol=pair.protocol,
         policies={side.direction: tuple(dict.fromkeys(policy.name for policy in side.policies)) for side in pair.sides},
         candidates=tuple(candidates),
+        elsewhere=_elsewhere(policy_set, subject, peer),
         cut_down=decision.verdict is Verdict.PARTIAL and call.all_topics,
         kernel=None if head is None or pair.action is not Action.REDIRECT else _kernel(pair, head, decision, candidates),
     )
@@ -90,6 +103,29 @@ def _decision(pair: Pair, call: ApiCall) -> Decision:
     return pair.decide(call) if pair.action is Action.REDIRECT else pair.connection()
 
 
+def _elsewhere(policy_set: PolicySet, subject: Endpoint, peer: Endpoint) -> tuple[str, ...]:
+    """One sentence for every policy whose ``endpointSelector`` fits an end of the connection but for the namespace."""
+    found: dict[str, None] = {}
+    for end, direction in ((subject, Direction.EGRESS), (peer, Direction.INGRESS)):
+        labels = policy_set.party(end).labels
+        for policy in policy_set.bundle.policies if labels is not None else ():
+            if policy.section(direction) is not None and labels is not None and can_be_subject(labels):
+                where = _in_another_namespace([policy.selector], labels)
+                if where:
+                    found[f"{policy.name} does not select {end.workload} for {direction}: {where}"] = None
+    return tuple(found)
+
+
+def _in_another_namespace(selectors: Iterable[Selector], labels: Mapping[str, str]) -> str:
+    """What keeps selectors from matching, if that is the namespace alone."""
+    for selector in selectors:
+        wrong = [one for one in selector.requirements if not one.holds(labels)]
+        if wrong and all(one.key == NAMESPACE_LABEL for one in wrong):
+            wanted = ", ".join(value for one in wrong for value in one.values) or "a namespace"
+            return f"its labels match, but its namespace is {labels.get(NAMESPACE_LABEL, 'none')}, not {wanted}"
+    return ""
+
+
 class _SideReader:
     """All rules of one side, with what keeps each of them from matching."""
 
@@ -101,8 +137,13 @@ class _SideReader:
         # The rules that are asked, by the object that the index holds, with their first mismatch and a note.
         self._asked: dict[int, tuple[str | None, str]] = {}
         asked = list(pieces(call)) if call.protocol == PROTOCOL else [call]
+        self._opener: Entry | None = None
         for view in side.views:
-            for _, rules in view.l7.lists if view.l7 is not None else ():
+            plan = view.l7
+            for effect, rules in plan.lists if plan is not None else ():
+                if plan is not None and plan.open_by is not None and "allow" in effect:
+                    self._opener = plan.open_by
+                    continue
                 for order, rule in enumerate(rules.rules):
                     self._asked[id(rule)] = _mismatch(rules.index, order, asked)
 
@@ -125,7 +166,10 @@ class _SideReader:
             effect=_effect(rule.deny, audit),
         )
         if not self._party.is_selected(rule.peers, rule.deny):
-            return [msgspec.structs.replace(whole, mismatch="peer")]
+            where = ""
+            if rule.peers is not None and self._party.labels is not None:
+                where = _in_another_namespace(rule.peers.endpoints, self._party.labels)
+            return [msgspec.structs.replace(whole, mismatch="peer", note=where and f"no match: peer ({where})")]
         if rule.ports is None:
             return [whole]
         concerned = [ports for ports in rule.ports if any(p.contains(self._port, "TCP") for p in ports.ports)]
@@ -140,7 +184,7 @@ class _SideReader:
             return [msgspec.structs.replace(whole, mismatch=port_rule.kind, note="an empty list of rules allows no call")]
         found = []
         for rule in port_rule.rules:
-            mismatch, note = self._asked.get(id(rule), (None, "has no effect: another rule allows everything on this port"))
+            mismatch, note = self._asked.get(id(rule), (None, self._not_asked()))
             found.append(
                 msgspec.structs.replace(
                     whole,
@@ -152,6 +196,12 @@ class _SideReader:
                 )
             )
         return found
+
+    def _not_asked(self) -> str:
+        if self._opener is None:
+            return "has no effect: another rule decides about the connection"
+        name = f"{self._opener.policy.name} {self._opener.rule.name}"
+        return f"has no effect but that calls are recorded: {name} allows everything on this port"
 
 
 def _mismatch(index: RuleIndex | KafkaIndex, order: int, pieces: Sequence[ApiCall]) -> tuple[str | None, str]:

@@ -129,8 +129,8 @@ class _Linter:
             yield _at(
                 port_rule.place,
                 "SL001",
-                f"these L7 rules have no effect: the rule at {opener.file}:{opener.line} allows everything on the port",
-                "give that rule L7 rules, too, or remove one of them",
+                f"these L7 rules deny nothing: the rule at {opener.file}:{opener.line} allows everything on the port",
+                "give that rule L7 rules, too, or remove one of them; if calls are to be recorded only, write [{}]",
             )
         yield from lint_kafka.of_rules([one for one in port_rule.rules if isinstance(one, KafkaRule)])
         yield from _unreachable([one for one in port_rule.rules if not isinstance(one, KafkaRule)])
@@ -145,8 +145,9 @@ class _Linter:
         return section is not None and section.default_deny
 
     def _opener(self, policy: Policy, direction: Direction, rule: Rule, port_rule: PortRule) -> Place | None:
-        """A rule without L7 rules that allows all that ``port_rule`` is about, for all of the same workloads."""
-        if any(one.deny for one in port_rule.rules):
+        """A rule without L7 rules that allows all that ``port_rule`` is about, for all of the same workloads. Beside one, a
+        rule that allows every call is how users of Cilium ask to see calls: nothing is wrong with it."""
+        if any(one.deny or (not one.audit and _allows_every_call(one)) for one in port_rule.rules):
             return None
         owners = self._subjects(policy)
         for other in self._bundle.policies:
@@ -254,6 +255,21 @@ def _allows_bodiless(rule: AnyL7Rule) -> bool:
         return False
     pattern = None if rule.method is None else compile_pattern(rule.method)
     return pattern is None or any(pattern.fullmatch(method.encode()) is not None for method in BODILESS_METHODS)
+
+
+def _allows_every_call(rule: AnyL7Rule) -> bool:
+    if isinstance(rule, KafkaRule):
+        conditions: Sequence[object] = (
+            rule.keys,
+            rule.api_version,
+            rule.client_id,
+            rule.topic,
+            rule.group,
+            rule.transactional_id,
+        )
+    else:
+        conditions = _conditions(rule)[1:]
+    return not rule.deny and not any(one is not None and one != () for one in conditions)
 
 
 def _unreachable(rules: Sequence[HttpRule | GrpcRule]) -> Iterator[Finding]:

@@ -21,6 +21,8 @@ from proxy.documents import read_sources
 
 DENIED, ERROR = 1, 2
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
+# RFC 9113 section 3.4: how every client begins.
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HOST = "host"  # how the entity of this host's other processes is named on the command line
 
 
@@ -64,6 +66,8 @@ def explain(
         peer, port = _destination(policy_set, to)
         call, head = _call(request, host or _default_host(to), headers, kafka)
         explanation = find(policy_set, subject, peer, port, call, head)
+        if call.protocol == "grpc" and explanation.decision.allowed:
+            _check_http2(policy_set, subject, peer, port)
     except LoadError as error:
         raise click.exceptions.Exit(_fail(str(error))) from None
     except OSError as error:
@@ -172,6 +176,16 @@ def _http_call(method: str, target: str, host: str, headers: tuple[str, ...]) ->
     raise BadRequestError("incomplete")
 
 
+def _check_http2(policy_set: PolicySet, subject: Endpoint, peer: Endpoint, port: int) -> None:
+    """Raises `BadRequestError` if the proxy's parser refuses HTTP/2, which gRPC is spoken in, where it reads the connection."""
+    pair = policy_set.pair(subject, peer, port)
+    if pair.action is not Action.REDIRECT or pair.protocol not in ("http", "grpc") or pair.only_watches:
+        return
+    for verb in Http1Parser().on_data(Direction.REQUEST, HTTP2_PREFACE, False):
+        if isinstance(verb, Fail):
+            raise BadRequestError(verb.reason)
+
+
 def _grpc_call(target: str, host: str, headers: tuple[str, ...]) -> ApiCall:
     try:
         judged = parse_target("POST", f"/{target.removeprefix('/')}")
@@ -233,6 +247,8 @@ def _as_text(explanation: Explanation, request: str, from_: str, to: str) -> str
         lines += [_candidate_line(one) for one in explanation.candidates if one.direction is direction]
     if not explanation.policies:
         lines += ["", "no policy selects either side"]
+    if explanation.elsewhere:
+        lines += ["", *explanation.elsewhere]
     return "\n".join(lines)
 
 

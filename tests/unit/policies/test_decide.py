@@ -2,15 +2,17 @@
 
 import gc
 import weakref
+from collections import deque
 
 import pytest
 
 from parsers.contract import ApiCall
 from policies import decide as engine
-from policies.decide import Action, PolicySet, Verdict, decide
+from policies.decide import Action, Pair, PolicySet, Verdict, decide
+from policies.heads import HeadTable, prove, run
 from policies.model import Acceleration, Direction, Endpoint
 
-from .words import PARTIES, bundle, get, grpc, http_policy, pair, policy, policy_set, workload
+from .words import PARTIES, bundle, get, grpc, http_policy, kafka_policy, pair, policy, policy_set, workload
 from .words import decide as decided
 
 
@@ -222,9 +224,9 @@ class TestUnion:
         assert [d.policy for d in decisions] == ["one", "two", None]
         assert decisions[2].detail == ("one", "two")
 
-    def test_a_port_entry_without_l7_rules_makes_l7_rules_useless(self) -> None:
+    def test_beside_a_port_entry_without_l7_rules_l7_rules_deny_nothing(self) -> None:
         one = pair(policy_set(http_policy("[{path: /a}]"), policy(WEB_TO_8080, "open")))
-        assert (one.action, one.protocol) == (Action.NATIVE, "tcp")
+        assert [one.decide(get(path)).allowed for path in ("/a", "/b")] == [True, True]
 
     def test_but_an_l7_deny_rule_still_denies(self) -> None:
         one = pair(policy_set(http_policy("[{path: /a, deny: true}]"), policy(WEB_TO_8080, "open")))
@@ -519,3 +521,90 @@ def test_a_generation_that_nobody_uses_any_more_is_gone_with_its_calls() -> None
         assert remembers() is None
     finally:
         gc.enable()
+
+
+def of_orders(*rules: str) -> str:
+    """A policy of orders' ingress with these rules, in this order."""
+    return policy("endpointSelector: {matchLabels: {app: orders}}\ningress:\n" + "\n".join(rules))
+
+
+class TestCallsThatAreOnlyRecorded:
+    """L7 rules beside a wider L3/L4 rule deny nothing, and have the calls recorded: Cilium's idiom for seeing them. The cases
+    are those of its own tests of merging (pkg/policy/l4_filter_test.go)."""
+
+    L7 = http_policy("[{method: GET, path: /}]")
+    WIDE = policy(
+        """
+endpointSelector: {matchLabels: {app: orders}}
+ingress:
+- fromEndpoints: [{}]
+  toPorts: [{ports: [{port: "8080", protocol: TCP}]}]
+""",
+        "wide",
+    )
+
+    L4_OF_ALL = '- fromEndpoints: [{}]\n  toPorts: [{ports: [{port: "8080", protocol: TCP}]}]'
+    L7_OF_ALL = L4_OF_ALL.replace("TCP}]}", "TCP}], rules: {http: [{method: GET, path: /}]}}")
+    L7_OF_WEB = L7_OF_ALL.replace("[{}]", "[{matchLabels: {app: web}}]")
+
+    @pytest.mark.parametrize(
+        "documents",
+        [
+            pytest.param([of_orders(L4_OF_ALL, L7_OF_ALL)], id="2A"),
+            pytest.param([of_orders(L7_OF_ALL, L4_OF_ALL)], id="2B"),
+            pytest.param([of_orders(L7_OF_WEB, L4_OF_ALL)], id="7A"),
+            pytest.param([of_orders(L4_OF_ALL, L7_OF_WEB)], id="7B"),
+            pytest.param([L7, WIDE], id="two policies"),
+            pytest.param([http_policy("[{}]"), WIDE], id="match all"),
+            pytest.param([http_policy("[]"), WIDE], id="no rules"),
+        ],
+    )
+    def test_all_calls_are_allowed_and_the_proxy_reads_them(self, documents: list[str]) -> None:
+        judged = pair(policy_set(*documents))
+        assert (judged.action, judged.protocol, judged.only_watches) == (Action.REDIRECT, "http", True)
+        for call in (get("/"), get("/other", method="POST"), get("/%2F", path_fault="encoded-slash"), ApiCall(protocol="tcp")):
+            decision = judged.decide(call)
+            assert (decision.verdict, decision.reason) == (Verdict.ALLOWED, "connection-allowed")
+
+    def test_who_has_no_l7_rule_is_not_read(self) -> None:
+        policies = policy_set(self.L7, self.WIDE)
+        assert pair(policies, "batch").action is Action.NATIVE
+        assert pair(policies, "web", port=8081).action is Action.REFUSE
+
+    def test_the_decision_names_the_rule_that_opens(self) -> None:
+        decision = pair(policy_set(self.L7, self.WIDE)).decide(get("/"))
+        assert (decision.policy, decision.rule) == ("wide", "ingress[0]")
+        assert pair(policy_set(self.L7, self.WIDE)).connection().policy == "wide"
+
+    def test_rules_that_deny_still_do(self) -> None:
+        judged = pair(policy_set(http_policy("[{}, {deny: true, path: /secret}]"), self.WIDE))
+        assert judged.decide(get("/secret")).verdict is Verdict.DENIED
+        assert judged.decide(get("/")).verdict is Verdict.ALLOWED
+        assert not judged.only_watches
+
+    def test_what_is_only_recorded_gives_way_to_what_is_enforced(self) -> None:
+        """Kafka rules that record beside HTTP rules that deny would be a conflict, were they both enforced."""
+        policies = policy_set(self.L7)
+        side = pair(policies).sides[0]
+        wide = pair(policy_set(self.WIDE, kafka_policy("[{}]", "k").replace("9092", "8080"))).sides[0]
+        both = Pair([side, wide], 7, Acceleration.AUTO, deque())
+        assert (both.protocol, both.action, both.only_watches) == ("http", Action.REDIRECT, False)
+        assert both.decide(get("/")).verdict is Verdict.ALLOWED
+        assert both.decide(get("/other")).verdict is Verdict.DENIED
+
+    def test_two_kinds_that_are_only_recorded_are_not_read_and_not_refused(self) -> None:
+        http, kafka_rules = (
+            pair(policy_set(one, self.WIDE)).sides[0] for one in (self.L7, kafka_policy("[{}]").replace("9092", "8080"))
+        )
+        both = Pair([http, kafka_rules], 7, Acceleration.AUTO, deque())
+        assert (both.protocol, both.decide(ApiCall(protocol="tcp")).verdict) == ("tcp", Verdict.ALLOWED)
+
+    def test_without_the_agent_they_go_on_unread(self) -> None:
+        assert pair(policy_set(self.L7, self.WIDE)).fail_open
+        assert not pair(policy_set(self.L7)).fail_open
+        assert not pair(policy_set(http_policy("[{deny: true}]"), self.WIDE)).fail_open
+
+    def test_the_kernel_may_carry_them(self) -> None:
+        table = prove(pair(policy_set(self.L7, self.WIDE)))
+        assert isinstance(table, HeadTable)
+        assert run(table, b"POST /other HTTP/1.1\r\nHost: orders\r\n\r\n") is not None

@@ -4,7 +4,7 @@ from parsers.contract import ApiCall
 from policies.decide import Action, PolicySet, Verdict
 from policies.explain import PROVEN, explain
 
-from .words import get, http_policy, kafka, kafka_policy, pair, policy, policy_set
+from .words import get, http_policy, kafka, kafka_policy, pair, policy, policy_set, workload
 
 
 def parts(
@@ -58,7 +58,32 @@ def test_an_l7_rule_without_effect_says_so() -> None:
     policies = policy_set(http_policy("[{path: /a}]"), policy("endpointSelector: {}\ningress: [{fromEntities: [all]}]", "open"))
     found = explain(policies, policies.endpoint("web"), policies.endpoint("orders"), 8080, get("/b"))
     assert found.decision.allowed
-    assert [(c.policy, c.note != "") for c in found.candidates] == [("open", False), ("p", True)]
+    assert (found.decision.policy, found.decision.rule) == ("open", "ingress[0]")
+    assert [(c.policy, c.note) for c in found.candidates] == [
+        ("open", ""),
+        ("p", "has no effect but that calls are recorded: open ingress[0] allows everything on this port"),
+    ]
+
+
+def test_labels_that_match_in_another_namespace_are_told() -> None:
+    """The usual mistake: a peer's selector means its policy's own namespace."""
+    policies = policy_set(http_policy("[{}]"), workload("web2", namespace="shop").replace("app: web2", "app: web"))
+    found = explain(policies, policies.endpoint("web2"), policies.endpoint("orders"), 8080, get())
+    assert [(c.mismatch, c.note) for c in found.candidates] == [
+        ("peer", "no match: peer (its labels match, but its namespace is shop, not default)")
+    ]
+    found = explain(policies, policies.endpoint("batch"), policies.endpoint("orders"), 8080, get())
+    assert [(c.mismatch, c.note) for c in found.candidates] == [("peer", "")]
+
+
+def test_a_policy_of_another_namespace_is_told() -> None:
+    text = policy("endpointSelector: {matchLabels: {app: orders}}\ningress: []", namespace="shop")
+    policies = policy_set(text)
+    found = explain(policies, policies.endpoint("web"), policies.endpoint("orders"), 8080, get())
+    assert found.decision.reason == "no-policy"
+    assert found.elsewhere == (
+        "shop/p does not select orders for ingress: its labels match, but its namespace is default, not shop",
+    )
 
 
 def test_an_empty_list_of_rules_says_that_it_allows_nothing() -> None:

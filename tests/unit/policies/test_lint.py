@@ -257,3 +257,11 @@ def test_what_kustomize_would_change() -> None:
     assert codes(head) == []
     found = lint(bundle(*PARTIES, head + "patches: []\nnamespace: a\n"))
     assert [(one.code, "(patches, namespace)" in one.message) for one in found] == [("SL021", True)]
+
+
+def test_a_rule_that_allows_every_call_beside_a_wider_one_is_how_calls_are_seen() -> None:
+    """Cilium's idiom."""
+    assert codes(http_policy("[{}]"), OPEN) == []
+    opener = kafka_policy("[]", "open").replace("    rules: {kafka: []}\n", "")
+    assert codes(kafka_policy("[{}]"), opener) == []
+    assert codes(http_policy("[]"), OPEN) == ["SL001"]

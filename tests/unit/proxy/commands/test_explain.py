@@ -39,6 +39,46 @@ def test_the_verdict_is_the_exit_code(from_: str, request_: str, more: tuple[str
     assert (result.exit_code, says in result.output) == (exit_code, True), result.output
 
 
+@pytest.mark.parametrize(
+    ("rules", "exit_code", "says"),
+    [
+        ("rules: {http: [{}]}", 1, "DENIED  the proxy refuses this request before policy is asked: http2-not-supported"),
+        ("opaque: allow\n      rules: {http: [{}]}", 1, "http2-not-supported"),
+        ("rules: {grpc: [{service: pkg.Svc}]}", 1, "http2-not-supported"),
+        ("rules: {grpc: [{service: pkg.Other}]}", 1, "no match: service"),
+        ("# no rules", 0, "ALLOWED"),
+    ],
+)
+def test_a_protocol_that_the_proxy_refuses_is_not_allowed(tmp_path: Path, rules: str, exit_code: int, says: str) -> None:
+    text = (EXAMPLES / "http-orders.yaml").read_text()
+    workloads = text[: text.index("apiVersion: cilium.io/v2")]
+    (tmp_path / "a.yaml").write_text(
+        workloads
+        + f"""apiVersion: sluice.dev/v1
+kind: ApiPolicy
+metadata: {{name: p}}
+spec:
+  endpointSelector: {{matchLabels: {{app: orders}}}}
+  ingress:
+  - toPorts:
+    - ports: [{{port: "8080", protocol: TCP}}]
+      {rules}
+"""
+    )
+    words = ["-f", str(tmp_path), "--from", "web", "--to", "orders:8080", "grpc pkg.Svc/Get"]
+    result = CliRunner().invoke(explain, words)
+    assert (result.exit_code, says in result.output) == (exit_code, True), result.output
+
+
+def test_a_policy_of_another_namespace_is_told(tmp_path: Path) -> None:
+    text = (EXAMPLES / "http-orders.yaml").read_text()
+    (tmp_path / "a.yaml").write_text(
+        text.replace("kind: CiliumNetworkPolicy\nmetadata: {", "kind: CiliumNetworkPolicy\nmetadata: {namespace: shop, ")
+    )
+    result = CliRunner().invoke(explain, ["-f", str(tmp_path), "--from", "web", "--to", "orders:8080", "GET /"])
+    assert "does not select orders for ingress: its labels match, but its namespace is default, not shop" in result.output
+
+
 def test_the_kernel_path_is_told() -> None:
     said = {request: run("http-orders.yaml", "web", "orders", request).output for request in ("GET /orders", "GET /ord%65rs")}
     assert "kernel   proven" in said["GET /orders"]
