@@ -97,7 +97,8 @@ def answer_ok(line: Line) -> None:
 
 
 class Stage:
-    """``rules`` gives the rules (YAML flow) of each server by its name, for ``protocol``; see ``client`` and ``records``.
+    """``rules`` gives the rules (YAML flow) of each server by its name, for ``protocol``; see ``client`` and ``records``. With
+    "audit " before them their policy is in audit mode, with "wide " another rule allows everything on the port.
 
     ``documents`` are further ones for the agent.
     """
@@ -142,6 +143,8 @@ class Stage:
 
     def _documents(self, name: str, rules: str) -> str:
         server, audit = self.servers[name], rules.startswith("audit ")
+        ports = f'[{{port: "{self.listeners[name].port}", protocol: TCP}}]'
+        wide = f"  - toPorts: [{{ports: {ports}}}]\n" if rules.startswith("wide ") else ""
         return f"""{server.document()}apiVersion: sluice.dev/v1
 kind: ApiPolicy
 metadata: {{name: {name}}}
@@ -151,9 +154,9 @@ spec:
   ingress:
   - fromEndpoints: [{{matchLabels: {json.dumps(self.web.labels)}}}]
     toPorts:
-    - ports: [{{port: "{self.listeners[name].port}", protocol: TCP}}]
-      rules: {{{self._protocol}: {rules.removeprefix("audit ")}}}
----
+    - ports: {ports}
+      rules: {{{self._protocol}: {rules.removeprefix("audit ").removeprefix("wide ")}}}
+{wide}---
 """
 
     def client(self, name: str, part: Part = answer_ok) -> Line:

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 import pytest
 
 from tests.corpus_loader import TargetCase, target_cases
-from tests.e2e.stage import Stage, staged
+from tests.e2e.stage import Line, Stage, staged
 from tests.requirements import require_bpf
 
 RULES = {
     "edited": "[{headerMatches: [{name: x-added, value: new, mismatch: ADD}, {name: x-swapped, value: good, mismatch: REPLACE},"
     " {name: x-dropped, value: only-this, mismatch: DELETE}, {name: x-noted, value: known, mismatch: LOG}]}]",
     "audited": 'audit [{name: reading, path: "/reports/.*"}]',
+    "recorded": 'wide [{path: "/reports/.*"}]',
     "denying": '[{name: all, method: "GET|POST"}, {name: no-admin, deny: true, pathPrefix: /admin}]',
     "hosts": '[{host: "api[.]example"}]',
     "headers": '[{headers: ["x-team: core", "x-trace"]}]',
@@ -67,6 +68,24 @@ def test_in_audit_mode_the_call_passes_and_the_record_says_what_would_be_denied(
     assert (status, record["verdict"]) == (200, "WOULD_DENY")
     assert seen.startswith(b"GET /secrets ")
     assert ask(stage, "audited", "/reports/1")[2]["verdict"] == "ALLOWED"
+
+
+def test_beside_a_wider_rule_every_call_passes_and_is_recorded(stage: Stage) -> None:
+    """Cilium's idiom for seeing calls without denying any."""
+    for target in ("/reports/1", "/secrets", "/a%2Fb"):
+        status, seen, record = ask(stage, "recorded", target)
+        assert (status, record["verdict"], record["reason"]) == (200, "ALLOWED", "connection-allowed")
+        assert seen.startswith(f"GET {target} ".encode())
+
+
+def test_beside_a_wider_rule_what_is_no_http_passes_too(stage: Stage) -> None:
+    def echo(connection: Line) -> None:
+        connection.send(connection.exactly(5))
+
+    with stage.client("recorded", echo) as client:
+        assert client.send(b"\x00\x01\x02\x03\x04").exactly(5) == b"\x00\x01\x02\x03\x04"
+    (record,) = stage.records(1)
+    assert (record["protocol"], record["verdict"]) == ("tcp", "ALLOWED")
 
 
 def test_a_deny_rule_wins_and_is_named(stage: Stage) -> None:
