@@ -108,7 +108,7 @@ class _Linter:
             if self._selected(selector):
                 continue
             entity = entity_of(selector)
-            if entity is None:
+            if entity is None or any(f"{RESERVED}{entity}" in workload.labels for workload in self._bundle.workloads):
                 yield _at(rule.place, "SL004", f"a selector in the rule {rule.name!r} selects no workload")
             elif entity != "none":
                 hint = f'a Workload with the label "{RESERVED}{entity}": "" and the addresses'

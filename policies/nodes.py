@@ -104,6 +104,8 @@ class Report:
         self.repeated = Size()  # what aliases have repeated so far
 
     def error(self, place: Place, code: str, message: str, hint: str = "") -> None:
+        if "${" in message:
+            hint = "variables have to be filled in first, as by envsubst or flux build"
         finding = Finding(place.file, place.line, place.column, code, message, hint)
         # An alias is read as often as it is used, and is wrong in one place only.
         if len(self.findings) < MAX_FINDINGS and finding not in self.findings:
@@ -306,15 +308,14 @@ class _Builder:
     def _node(self, event: yaml.NodeEvent) -> None:
         place = self._place(event)
         if isinstance(event, yaml.ScalarEvent):
-            size = Size(1, len(event.value))
-            self._count(place, size, len(self._open))
-            scalar = self._scalar(event)
+            self._count(place, 1, len(event.value), len(self._open))
+            scalar = self._scalar(event, place)
             self._open[-1].children.append(scalar)
             if event.anchor is not None:
-                self._anchors[event.anchor] = _Anchor(scalar, size, 0)
+                self._anchors[event.anchor] = _Anchor(scalar, Size(1, len(event.value)), 0)
             return
         before = Size(self._size.nodes, self._size.characters)
-        self._count(place, Size(1, 0), len(self._open))
+        self._count(place, 1, 0, len(self._open))
         children: list[Node] = []
         node = Fields(place, []) if isinstance(event, yaml.MappingStartEvent) else Items(place, children)
         self._open[-1].children.append(node)
@@ -329,15 +330,18 @@ class _Builder:
             raise _TooMuchError(place, f"the alias *{event.anchor} has no anchor before it in this document")
         if anchor.node is None:
             raise _TooMuchError(place, f"the alias *{event.anchor} is part of what it repeats")
-        self._count(place, anchor.size, len(self._open) + anchor.height)
+        self._count(place, anchor.size.nodes, anchor.size.characters, len(self._open) + anchor.height)
         self._repeated.add(anchor.size)
         if self._repeated.nodes > MAX_REPEATED or self._repeated.characters > MAX_REPEATED_CHARACTERS:
             raise _TooMuchError(place, f"aliases repeat more than {MAX_REPEATED} values", "write the values out")
         return anchor.node
 
-    def _count(self, place: Place, size: Size, depth: int) -> None:
-        self._size.add(size)
-        self._open[-1].deepest = max(self._open[-1].deepest, depth)
+    def _count(self, place: Place, nodes: int, characters: int, depth: int) -> None:
+        self._size.nodes += nodes
+        self._size.characters += characters
+        inside = self._open[-1]
+        if depth > inside.deepest:
+            inside.deepest = depth
         if depth > MAX_DEPTH:
             raise _TooMuchError(place, f"nested deeper than {MAX_DEPTH} levels")
         if self._size.nodes > MAX_NODES:
@@ -345,13 +349,13 @@ class _Builder:
         if self._size.characters > MAX_SOURCE_CHARACTERS:
             raise _TooMuchError(place, f"larger than {MAX_SOURCE_CHARACTERS} characters", "split the file")
 
-    def _scalar(self, event: yaml.ScalarEvent) -> Scalar:
+    def _scalar(self, event: yaml.ScalarEvent, place: Place) -> Scalar:
         tag = event.tag
         if tag is None or tag == "!":
             tag = self._loader.resolve(yaml.ScalarNode, event.value, event.implicit)  # type: ignore[no-untyped-call]
         elif not tag.startswith("tag:yaml.org,2002:"):
-            raise _TooMuchError(self._place(event), f"the tag {tag} is not known here")
-        return Scalar(self._place(event), event.value, tag.rpartition(":")[2])
+            raise _TooMuchError(place, f"the tag {tag} is not known here")
+        return Scalar(place, event.value, tag.rpartition(":")[2])
 
     def _close(self) -> None:
         closed = self._open.pop()

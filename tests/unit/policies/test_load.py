@@ -267,6 +267,17 @@ class TestDocuments:
     def test_fields_of_kubernetes_own_policies_have_a_hint(self, section: str, says: str) -> None:
         assert says in refused_section(section)
 
+    @pytest.mark.parametrize(
+        "text",
+        [
+            policy("endpointSelector: {matchLabels: {app: '${NAME}'}}\ningress: []"),
+            policy("endpointSelector: {}\negress: [{toCIDR: ['${ADDRESS}/32']}]"),
+            policy("endpointSelector: {}\ningress: []", name="a-${NAME}"),
+        ],
+    )
+    def test_variables_that_are_not_filled_in_are_told(self, text: str) -> None:
+        assert "hint: variables have to be filled in first" in refusal(text)
+
     def test_specs_are_several_policies_of_one_name(self) -> None:
         text = policy("endpointSelector: {}\ningress: [{fromEntities: [all]}]").replace("spec:\n", "specs:\n-\n")
         found = bundle(text).policies
