@@ -79,11 +79,13 @@ Node = Scalar | Items | Fields
 
 
 class Found(dict[str, Node]):
-    """The fields of a mapping by name. ``meant`` are names that a misspelt field probably stands for: they are not missing."""
+    """The fields of a mapping by name. ``meant`` are names that a misspelt field probably stands for: they are not missing.
+    ``refused`` are the names of fields that are known and not supported."""
 
     def __init__(self) -> None:
         super().__init__()
         self.meant: set[str] = set()
+        self.refused: set[str] = set()
 
 
 class _TooMuchError(Exception):
@@ -166,6 +168,7 @@ class Report:
             if name in known:
                 found[name] = value
             elif refused is not None and name in refused:
+                found.refused.add(name)
                 reason, _, hint = refused[name].partition("; ")
                 self.error(key.place, "SE008", f"{name} of {what} {reason}", hint)
             else:

@@ -134,7 +134,7 @@ class SpecReader:
         if fields is None:
             return None
         selector_node = fields.get("endpointSelector")
-        if not any(isinstance(key, Scalar) and key.text == "nodeSelector" for key, _ in _entries(node)):
+        if "nodeSelector" not in fields.refused:
             self._report.required(fields, "endpointSelector", node.place, "spec")
         if "log" in fields:
             self._log(fields["log"])
@@ -243,8 +243,8 @@ class SpecReader:
                 stays = requirement.operator is Operator.IN and requirement.values == (self._namespace,)
                 if requirement.key == NAMESPACE_LABEL and not stays:
                     self._report.error(node.place, "SE009", f"endpointSelector leaves the namespace {self._namespace!r}")
-        if entity_of(selector) is not None:
-            return selector  # what is reserved has no namespace
+        if entity_of(selector) == "init":
+            return selector  # as in Cilium: what has no labels yet has no namespace, either, and is in every policy's
         return self._in_namespace(selector)
 
     def _peer(self, node: Node, what: str) -> Selector:
@@ -360,24 +360,21 @@ class SpecReader:
         if fields is None or not given:
             self._report.required(fields, "cidr", node.place, what)
             return ()
-        excepts: list[Network] = []
-        for item in self._report.items(fields["except"], "except") if "except" in fields else []:
-            exception = network(self._report, item, "an exception")
-            if exception is not None:
-                excepts.append(exception)
+        items = self._report.items(fields["except"], "except") if "except" in fields else []
+        excepts = [(exception, item.place) for item in items if (exception := network(self._report, item, "an exception"))]
         if given[0] != "cidr":
             groups = self._cidr_groups(fields, given[0])
             self._report.repeat(node.place, sum(len(group.cidrs) for group in groups))
             cidrs = [cidr for group in groups for cidr in group.cidrs]
-            return [CidrRule(one.cidr, tuple(excepts)) for one in cidrs] if excepts else cidrs
+            without = tuple(exception for exception, _ in excepts)
+            return [CidrRule(one.cidr, without) for one in cidrs] if excepts else cidrs
         cidr = network(self._report, fields["cidr"], "cidr")
         if cidr is None:
             return ()
-        for exception in excepts:
+        for exception, place in excepts:
             if exception.version != cidr.version or not exception.subnet_of(cidr):  # type: ignore[arg-type]
-                place = fields["except"].place
                 self._report.error(place, "SE006", f"the exception {exception} is not part of {cidr}")
-        return (CidrRule(cidr, tuple(excepts)),)
+        return (CidrRule(cidr, tuple(exception for exception, _ in excepts)),)
 
     def _cidr_groups(self, fields: dict[str, Node], name: str) -> list[CidrGroup]:
         node = fields[name]
@@ -572,7 +569,3 @@ def entity_of(selector: Selector) -> str | None:
         if requirement.key.startswith(RESERVED) and requirement.operator in (Operator.EXISTS, Operator.IN):
             return requirement.key.removeprefix(RESERVED)
     return None
-
-
-def _entries(node: Node) -> list[tuple[Node, Node]]:
-    return node.entries if isinstance(node, Fields) else []

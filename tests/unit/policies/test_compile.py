@@ -112,6 +112,16 @@ def test_fail_open_is_a_property_of_redirects() -> None:
     assert {rule.fail_open for rule in to_orders if rule.subject == UNRESOLVED} == {False}
 
 
+def test_what_is_only_recorded_goes_on_without_the_agent() -> None:
+    wide = http_policy("[{}]", "wide").replace("rules: {http: [{}]}", "")
+    found = compiled(http_policy("[{path: /a}]"), wide)
+    assert [
+        (rule.port, rule.action, rule.fail_open)
+        for rule in found.rules
+        if (rule.subject, rule.peer, rule.transport) == (IDS["web"], IDS["orders"], TCP)
+    ] == [(0, Action.REFUSE, False), (8080, Action.REDIRECT, True)]
+
+
 def test_a_sender_that_cannot_be_told_passes_only_what_everybody_passes() -> None:
     found = compiled(http_policy("[{}]"))
     assert rules(found, UNRESOLVED, ANY_PEER) == [(0, 0, Action.NATIVE)]

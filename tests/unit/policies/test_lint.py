@@ -217,7 +217,7 @@ class TestKafka:
         assert {name for name, layout in layouts.items() if any(word in layout for word in words)} == apis
 
 
-@pytest.mark.parametrize("name", ["audit-mode", "deny-rule", "egress-cidr", "http-orders", "kafka"])
+@pytest.mark.parametrize("name", ["as-in-a-cluster", "audit-mode", "deny-rule", "egress-cidr", "http-orders", "kafka"])
 def test_the_examples_are_clean(name: str) -> None:
     path = Path(__file__).parents[3] / "policies" / "examples" / f"{name}.yaml"
     assert lint(load([Source(str(path), path.read_text())])) == []

@@ -272,7 +272,7 @@ class TestDocuments:
         [
             policy("endpointSelector: {matchLabels: {app: '${NAME}'}}\ningress: []"),
             policy("endpointSelector: {}\negress: [{toCIDR: ['${ADDRESS}/32']}]"),
-            policy("endpointSelector: {}\ningress: []", name="a-${NAME}"),
+            policy("endpointSelector: {}\ningress: []", name="'a-${NAME}'"),
         ],
     )
     def test_variables_that_are_not_filled_in_are_told(self, text: str) -> None:
@@ -451,10 +451,19 @@ class TestEntities:
         assert pair(policies, "web", name).action is Action.NATIVE
         assert pair(policies, "web", "orders").action is Action.REFUSE
 
-    @pytest.mark.parametrize("name", ["health", "ingress", "init"])
-    def test_what_is_an_endpoint_can_be_a_subject(self, name: str) -> None:
-        text = policy(f"endpointSelector: {{matchLabels: {{'reserved:{name}': ''}}}}\ningress: []", kind=CNP)
-        assert pair(policy_set(text, entity(name)), "web", name).action is Action.REFUSE
+    @pytest.mark.parametrize(
+        ("name", "kind", "action"),
+        [
+            ("health", "CiliumClusterwideNetworkPolicy", Action.REFUSE),
+            ("ingress", "CiliumClusterwideNetworkPolicy", Action.REFUSE),
+            ("init", "CiliumClusterwideNetworkPolicy", Action.REFUSE),
+            ("init", CNP, Action.REFUSE),
+            ("health", CNP, Action.NATIVE),  # which has no namespace
+        ],
+    )
+    def test_what_is_an_endpoint_can_be_a_subject(self, name: str, kind: str, action: Action) -> None:
+        text = policy(f"endpointSelector: {{matchLabels: {{'reserved:{name}': ''}}}}\ningress: []", kind=kind)
+        assert pair(policy_set(text, entity(name)), "web", name).action is action
 
     @pytest.mark.parametrize(("name", "action"), [("remote-node", Action.NATIVE), ("cluster-mesh", Action.REFUSE)])
     def test_the_cluster_has_its_nodes_but_not_other_clusters(self, name: str, action: Action) -> None:
@@ -824,7 +833,14 @@ def _examples() -> list[Path]:
 
 
 def test_there_are_examples() -> None:
-    assert [path.stem for path in _examples()] == ["audit-mode", "deny-rule", "egress-cidr", "http-orders", "kafka"]
+    assert [path.stem for path in _examples()] == [
+        "as-in-a-cluster",
+        "audit-mode",
+        "deny-rule",
+        "egress-cidr",
+        "http-orders",
+        "kafka",
+    ]
 
 
 @pytest.mark.parametrize("path", _examples(), ids=lambda path: path.stem)

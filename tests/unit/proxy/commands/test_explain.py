@@ -70,6 +70,22 @@ spec:
     assert (result.exit_code, says in result.output) == (exit_code, True), result.output
 
 
+@pytest.mark.parametrize(
+    ("from_", "to", "exit_code", "says"),
+    [
+        ("controller", "api-server:6443", 0, "ALLOWED"),
+        ("controller", "192.0.2.11:6443", 0, "ALLOWED"),
+        ("controller", "192.0.2.12:6443", 1, "connection-not-allowed"),
+        ("controller", "203.0.113.7:443", 0, "ALLOWED"),
+        ("controller", "198.51.100.7:443", 1, "connection-not-allowed"),
+        ("metrics", "controller:9100", 0, "has no effect but that calls are recorded: controller ingress[1] allows everything"),
+    ],
+)
+def test_what_other_documents_say_is_known(from_: str, to: str, exit_code: int, says: str) -> None:
+    result = run("as-in-a-cluster.yaml", from_, to, "GET /")
+    assert (result.exit_code, says in result.output) == (exit_code, True), result.output
+
+
 def test_a_policy_of_another_namespace_is_told(tmp_path: Path) -> None:
     text = (EXAMPLES / "http-orders.yaml").read_text()
     (tmp_path / "a.yaml").write_text(
