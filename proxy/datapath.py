@@ -61,6 +61,8 @@ class Origin(msgspec.Struct, frozen=True):
     cookie: int
     cgroup: int
     accelerated: bool  # the caller's workload lets the kernel carry its calls
+    sock: int = 0  # address of the caller's socket, if it is in the map of the kernel path
+    first: int = 0  # number of the first byte to it
 
     @property
     def unresolved(self) -> bool:
@@ -89,9 +91,9 @@ class Origins:
         value = self._accepted.get(sock.fileno().to_bytes(4, sys.byteorder))
         if value is None:
             return None
-        addr, port, v4, subject, peer, _, cookie, cgroup, _, flags, _ = abi.SLUICE_ORIGIN.unpack(value)
+        addr, port, v4, subject, peer, _, cookie, cgroup, _, flags, _, caller, first, _ = abi.SLUICE_ORIGIN.unpack(value)
         accelerated = bool(flags & abi.Flag.ORIGIN_ACCELERATE)
-        return Origin(unmapped(addr, bool(v4)), socket.ntohs(port), subject, peer, cookie, cgroup, accelerated)
+        return Origin(unmapped(addr, bool(v4)), socket.ntohs(port), subject, peer, cookie, cgroup, accelerated, caller, first)
 
     def reached(self, sock: socket.SocketType) -> int | None:
         """The identity of whom a socket of ours has connected to, noted by the hook when ``connect`` was called.
@@ -142,7 +144,7 @@ class Hooks:
         self._cgroups = self._object.map("cgroups")
         self._addresses = self._object.map("addresses")
         self._rules = self._object.map("rules")
-        self._pending = self._object.map("pending")
+        self.pending = self._object.map("pending")
         self._events = self._object.map("events")
         self.writers, self.waiting = self._object.map("writers"), self._object.map("waiting")
         control = self._object.map("control")
@@ -265,10 +267,10 @@ class Hooks:
         """Forget connections that were redirected but will never be accepted; how many there were."""
         oldest = time.monotonic_ns() - int(PENDING_LIMIT * 1e9)
         forgotten = 0
-        for key in self._pending.keys():  # noqa: SIM118
-            value = self._pending.get(key)
+        for key in self.pending.keys():  # noqa: SIM118
+            value = self.pending.get(key)
             if value and abi.Origin(*abi.SLUICE_ORIGIN.unpack(value)).since_ns < oldest:
-                self._pending.delete(key)
+                self.pending.delete(key)
                 forgotten += 1
         return forgotten
 
