@@ -9,8 +9,8 @@
  * The programs hold no policy and no protocol. Of a text protocol, automata that the agent has made say which heads are allowed
  * and how long their bodies are. Of a protocol of frames, each led by its length, the agent leaves the beginnings of frames that
  * it has judged. They accept less than policy allows, never more. Whatever is not proven goes to the relay, by SK_PASS.
- * SK_DROP is never returned: it would stay with the socket for ever. Sockets never leave the map before they close:
- * that would lose what is queued.
+ * SK_DROP is never returned: it would stay with the socket for ever. Sockets never leave the map before their connection is
+ * over: that would lose what is queued.
  *
  * A socket in the map has one queue: what is carried to it and what the relay injects. TCP brings it nothing but the end.
  *
@@ -225,8 +225,21 @@ static __always_inline struct sluice_lane *enlist(struct bpf_sock_ops *ctx, stru
 	kept = bpf_sk_storage_get(&lanes, sk, &lane, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!kept)
 		return NULL;
-	*kept = lane;	/* a socket may connect again */
-	return bpf_sock_hash_update(ctx, &sockets, &lane.cookie, BPF_ANY) ? NULL : kept;
+	if (!bpf_sock_hash_update(ctx, &sockets, &lane.cookie, BPF_ANY))
+		return kept;
+	bpf_sk_storage_delete(&lanes, sk);	/* it is in somebody else's map, or there is no room */
+	return NULL;
+}
+
+/* An application connects a socket again, to somewhere else, or maybe to where it may not be accelerated. It keeps its cookie, but
+ * neither its place in the map, nor what is unread of the old connection, nor any of that one's rights, which the agent may not
+ * have taken back yet.
+ */
+static __always_inline void leave(struct bpf_sock *sk, struct sluice_lane *lane)
+{
+	bpf_map_delete_elem(&sockets, &lane->cookie);
+	bpf_map_delete_elem(&callers, &lane->cookie);
+	bpf_sk_storage_delete(&lanes, sk);
 }
 
 static __always_inline void on_connect(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tcp_sock *tcp)
@@ -236,8 +249,12 @@ static __always_inline void on_connect(struct bpf_sock_ops *ctx, struct bpf_sock
 	struct sluice_tuple tuple = {};
 	struct sluice_ends *both;
 
-	if (!lane || lane->role != SLUICE_ROLE_UPSTREAM)
+	if (!lane)
 		return;
+	if (lane->role != SLUICE_ROLE_UPSTREAM) {
+		leave(sk, lane);
+		return;
+	}
 	upstream.flow = lane->flow;
 	upstream.sequence = tcp->write_seq + 1;
 	both = bpf_map_lookup_elem(&ends, &upstream.flow);
@@ -250,18 +267,10 @@ static __always_inline void on_connect(struct bpf_sock_ops *ctx, struct bpf_sock
 
 static __always_inline void on_connected(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tcp_sock *tcp)
 {
-	struct sluice_lane *lane = bpf_sk_storage_get(&lanes, sk, 0, 0);
-	struct sluice_origin *origin, *asked;
+	struct sluice_origin *origin = bpf_sk_storage_get(&origins, sk, 0, 0), *asked;
 	struct sluice_tuple tuple = {};
+	struct sluice_lane *lane;
 
-	/* An application may connect a socket again, to somewhere else. It keeps its cookie and its place in the map, but none
-	 * of the old connection's rights, which the agent may not have taken back yet.
-	 */
-	if (lane && lane->role != SLUICE_ROLE_UPSTREAM) {
-		bpf_map_delete_elem(&callers, &lane->cookie);
-		bpf_sk_storage_delete(&lanes, sk);
-	}
-	origin = bpf_sk_storage_get(&origins, sk, 0, 0);
 	if (!origin || !(origin->flags & SLUICE_ORIGIN_ACCELERATE))
 		return;
 	/* With TCP's fast open there are bytes before this moment; the ledger will never agree, and nothing of its is carried. */

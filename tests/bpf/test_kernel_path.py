@@ -508,6 +508,7 @@ def test_a_client_that_connects_anew_is_nobodys_until_the_agent_names_it(path: K
     with peer:
         assert receive(peer, len(GET)) == GET
     assert nothing_to_read(old.server)
+    assert (old.cookie in path.cookies()) is accelerated, "without, it is a socket like any other"
 
 
 def disconnect(sock: socket.socket) -> None:
