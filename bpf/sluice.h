@@ -63,6 +63,7 @@ enum sluice_flag {
 	SLUICE_CGROUP_UNSETTLED = 1,	/* a glob may match a cgroup that is made below this one */
 	SLUICE_ADDRESS_LOCAL = 1,	/* an address of this host: the listening socket says who it is */
 	SLUICE_RULE_FAIL_OPEN = 1,	/* native instead of refused while the agent is dead */
+	SLUICE_RULE_CARRIED = 2,		/* the kernel may carry such connections' calls, if their workloads let it */
 	SLUICE_CGROUP_ACCELERATE = 2,	/* its workload's connections may be carried by the kernel */
 	SLUICE_ORIGIN_ACCELERATE = 1,	/* the same of one connection */
 	SLUICE_CONTROL_TRANSLATED = 1,	/* something on this host may lead a local address elsewhere (NAT) */

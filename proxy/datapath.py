@@ -18,7 +18,7 @@ import msgspec
 import bpf
 from bpf import abi
 from bpf.loader import Map, Object, map_from_fd
-from policies.compile import KernelTables
+from policies.compile import KernelTables, RuleEntry
 from proxy import hostnet
 
 # A heartbeat older than this means a dead agent (seconds). The agent beats ten times as often (proxy/heartbeat.py).
@@ -111,6 +111,10 @@ class Origins:
             map_from_fd(fd, name, 4, abi.SLUICE_ORIGIN.size) for fd, name in zip(fds, ("accepted", "origins"), strict=True)
         )
         return cls(accepted, connected)
+
+
+def _rule_flags(entry: RuleEntry) -> int:
+    return (abi.Flag.RULE_FAIL_OPEN if entry.fail_open else 0) | (abi.Flag.RULE_CARRIED if entry.carried else 0)
 
 
 # The first and the last field of struct sluice_control.
@@ -251,7 +255,7 @@ class Hooks:
                 abi.SLUICE_RULE_KEY.pack(
                     112 + entry.prefix_bits, generation, entry.subject, entry.peer, entry.transport, 0, socket.htons(entry.port)
                 ),
-                abi.SLUICE_RULE.pack(entry.action, abi.Flag.RULE_FAIL_OPEN if entry.fail_open else 0),
+                abi.SLUICE_RULE.pack(entry.action, _rule_flags(entry)),
             )
             for entry in tables.rules
         )

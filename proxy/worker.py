@@ -52,9 +52,6 @@ RECORDS_PART = 4
 # Ends of connections that are remembered: some 3 MiB.
 MAX_ENDS = 4096
 
-# Protocols whose calls the kernel path knows.
-_CARRIED = frozenset({"http", "kafka"})
-
 _RESET = struct.pack("ii", 1, 0)
 _log = logging.getLogger(__name__)
 
@@ -467,7 +464,7 @@ class Worker:
 
     def _wheel(self, origin: Origin, pair: Pair, source: str) -> Wheel | NoWheel:
         least = Acceleration.AUTO if self._settings.accelerate_all else Acceleration.ON
-        if self._wheels is None or not origin.sock or pair.acceleration < least or pair.protocol not in _CARRIED:
+        if self._wheels is None or not origin.sock or pair.acceleration < least or not pair.may_be_carried:
             return NO_WHEEL
         return self._wheels.wheel(origin.cookie, Legacy(origin, source))
 

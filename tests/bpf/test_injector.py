@@ -15,7 +15,7 @@ import pytest
 from proxy import injector as injector_module
 from proxy.injector import Injector, Queue
 from tests.bpf.kernel_rig import GET, HELLO, QUEUE, Call, KernelRig, cookie, noted, nothing_to_read, receive, soon
-from tests.bpf.rig import PATIENCE
+from tests.bpf.rig import CLIENT, PATIENCE, REDIRECT, SERVER, free, rule
 from tests.bpf.test_kernel_frames import little_memory
 from tests.bpf.test_kernel_path import disconnect
 
@@ -423,3 +423,21 @@ def test_a_queue_holds_what_the_relay_gives_it(call: Call) -> None:
     assert sent == QUEUE
     assert receive(call.server, sent) == bytes(sent)
     assert queue.look() == 0
+
+
+def test_a_client_whose_calls_are_never_carried_is_not_in_the_map(path: KernelRig) -> None:
+    """Of another protocol, of a server on another host: its bytes come over TCP, and it may splice them."""
+    path.install(rule(CLIENT, SERVER, REDIRECT, carried=False), free(SERVER))
+    client = path.connect(path.web, *path.server(path.orders).getsockname())
+    agent_down, origin = path.accepted()
+    assert origin
+    assert (origin.accelerated, origin.sock) == (False, 0)
+    assert cookie(client) not in path.cookies()
+    with agent_down, client:
+        agent_down.sendall(HELLO)
+        reading, writing = os.pipe()
+        client.settimeout(None)
+        assert os.splice(client.fileno(), writing, 1000) == len(HELLO)
+        assert os.read(reading, 1000) == HELLO
+        os.close(reading)
+        os.close(writing)
