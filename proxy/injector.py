@@ -19,7 +19,6 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Callable
 from time import monotonic
 from typing import NamedTuple
 
@@ -122,8 +121,17 @@ class Injector:
             return 0
         if len(data) > MOST_AT_ONCE:
             data = memoryview(data)[:MOST_AT_ONCE]
-        taken = self._told(queue, self._attempt(queue, self._sock.send, data))
-        if queue.gone and not taken:
+        try:
+            sent = self._sock.send(data)
+        except OSError as error:
+            sent = self._failed(queue, error)
+        waiting, strayed = _OUTCOME.unpack_from(self._memory, self._outcome_at)
+        if strayed == self._strayed:
+            if sent:
+                queue.waiting = waiting
+            return sent
+        taken = self._stray(queue, sent, strayed)
+        if not taken:
             raise _gone()
         return taken
 
@@ -131,43 +139,45 @@ class Injector:
         self._name(queue)
         if self._astray:
             return 0, 0
-        given = self._attempt(queue, _splice, pipe, self._fd, min(n, MOST_AT_ONCE))
-        return given, self._told(queue, given)
+        try:
+            given = os.splice(pipe, self._fd, min(n, MOST_AT_ONCE), flags=_SPLICE)
+        except OSError as error:
+            given = self._failed(queue, error)
+        waiting, strayed = _OUTCOME.unpack_from(self._memory, self._outcome_at)
+        if strayed == self._strayed:
+            if given:
+                queue.waiting = waiting
+            return given, given
+        return given, self._stray(queue, given, strayed)
 
     def _name(self, queue: Queue) -> None:
+        """Say for whom the next bytes are."""
         if queue.gone:
             raise _gone()
         if queue.receiver is not self._named:
             self._named = queue.receiver
             _NAME.pack_into(self._memory, self._name_at, *queue.receiver)
 
-    def _attempt(self, queue: Queue, send: Callable[..., int], *arguments: object) -> int:
-        try:
-            return send(*arguments)
-        except OSError as error:
-            # Without memory for the receiver (its cgroup's, or the system's), TCP would wait as well.
-            if error.errno in (errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS):
-                return 0
-            if not self._works():
-                self._renew()
-                return 0
-            queue.gone = True  # between the program's look and the queue
-            raise _gone() from error
+    def _failed(self, queue: Queue, error: OSError) -> int:
+        """Nothing was sent: because there is no room now, or because nobody is there."""
+        # Without memory for the receiver (its cgroup's, or the system's), TCP would wait as well.
+        if error.errno in (errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS):
+            return 0
+        if not self._works():
+            self._renew()
+            return 0
+        queue.gone = True  # between the program's look and the queue
+        raise _gone() from error
 
-    def _told(self, queue: Queue, sent: int) -> int:
-        """How much of what was sent was taken, by the program's word."""
-        waiting, strayed = _OUTCOME.unpack_from(self._memory, self._outcome_at)
-        if strayed != self._strayed:
-            # Whoever is gone stays gone: what has strayed is the end of what was sent.
-            lost = min(strayed - self._strayed, sent)
-            self._strayed = strayed
-            queue.gone = True
-            self._astray += lost
-            self._drain()
-            sent -= lost
-        elif sent:
-            queue.waiting = waiting
-        return sent
+    def _stray(self, queue: Queue, sent: int, strayed: int) -> int:
+        """Some of what was sent has found nobody, by the program's word; how much was taken."""
+        # Whoever is gone stays gone: what has strayed is the end of what was sent.
+        lost = min(strayed - self._strayed, sent)
+        self._strayed = strayed
+        queue.gone = True
+        self._astray += lost
+        self._drain()
+        return sent - lost
 
     def waiting(self, receiver: Receiver) -> int:
         """How many bytes wait for its reader; negative if it takes nothing any more."""
@@ -208,10 +218,6 @@ class Injector:
 
 def _gone() -> BrokenPipeError:
     return BrokenPipeError(errno.EPIPE, "the application's socket is gone")
-
-
-def _splice(pipe: int, sock: int, n: int) -> int:
-    return os.splice(pipe, sock, n, flags=_SPLICE)
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:
