@@ -881,6 +881,9 @@ class Relay:
         """The server takes nothing more. It may have answered before: its reply is still to be read."""
         self._server_reset = True
         request = self._lanes[REQUEST]
+        if request.queue is not None and self._up is not None:  # over TCP it would know that nobody takes what comes
+            with contextlib.suppress(OSError):
+                self._up.shutdown(socket.SHUT_WR)
         request.broken = True
         request.out.clear()
         request.size = 0

@@ -701,7 +701,10 @@ class Wheels:
                     self._complain(error)
             wheel.clear()
             self._leaving.append((self.ring.end, wheel))
-        self._free = [index for index in self._free if index not in dict(left)]
+        kept = dict(left)
+        self._free = [index for index in self._free if index not in kept]
+        for index in self._free:  # the kernel may have seen their servers
+            self.ends[index * abi.SLUICE_ENDS.size : (index + 1) * abi.SLUICE_ENDS.size] = bytes(abi.SLUICE_ENDS.size)
         if self._leaving:
             self._later()
 
