@@ -739,7 +739,7 @@ class Relay:
             except OSError:  # no descriptors left: copy instead
                 self._copy(direction, lane)
                 return
-        before = lane.carry
+        before, read = lane.carry, lane.read
         size = PIPE_SIZE if self._memory.fits(self, PIPE_SIZE) else READ_SIZE
         for _ in range(CARRY_ROUNDS):
             left = lane.carry
@@ -752,7 +752,9 @@ class Relay:
         delivered = before - lane.carry
         self._moved[direction] += delivered
         lane.written += delivered
-        self.active_at = now = monotonic()
+        now = monotonic()
+        if delivered or lane.read != read:
+            self.active_at = now
         self._want_write(direction, lane.in_pipe > 0)
         self._perform(self.flow.carried(direction, delivered, now) if delivered else [])
         if trouble and not self._closing and not self._closed:

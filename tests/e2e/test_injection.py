@@ -90,6 +90,21 @@ def test_a_client_that_never_reads_holds_no_more_than_the_limit(
 
 
 @pytest.mark.parametrize("how", BODIES)
+def test_a_client_that_never_reads_is_idle_in_the_end(
+    how: str, web: Workload, orders: Workload, serve: MakeServer, tmp_path: Path
+) -> None:
+    """That the agent looks again and again whether it reads is nothing that moves."""
+    server = serve(orders, pour(*BODIES[how]))
+    with (
+        agent(tmp_path, web, orders, server, "kernel", "--idle-timeout", "1") as sluice,
+        web.connect(server.port) as client,
+    ):
+        client.sendall(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        (record,) = sluice.wait_records(1)
+        assert (record["status"], record["reason"]) == (200, "client-timeout")
+
+
+@pytest.mark.parametrize("how", BODIES)
 def test_a_server_that_never_reads_holds_no_more_than_the_limit(
     how: str, web: Workload, orders: Workload, serve: MakeServer, tmp_path: Path
 ) -> None:
