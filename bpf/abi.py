@@ -8,6 +8,12 @@ from struct import Struct
 from typing import NamedTuple
 
 
+class Access(IntEnum):
+    ACCESS_OPEN = 0x0
+    ACCESS_MAP = 0x1
+    ACCESS_TCP = 0x2
+
+
 class Action(IntEnum):
     REFUSE = 0x0
     NATIVE = 0x1
@@ -38,7 +44,7 @@ class Fallback(IntEnum):
     FB_EARLY = 0x2
     FB_STALE = 0x3
     FB_LEDGER = 0x4
-    FB_UNREAD = 0x5
+    FB_OWED = 0x5
     FB_MEMORY = 0x6
     FB_GONE = 0x7
     FB_REQUEST = 0x8
@@ -55,6 +61,7 @@ class Flag(IntEnum):
     CGROUP_UNSETTLED = 0x1
     ADDRESS_LOCAL = 0x1
     RULE_FAIL_OPEN = 0x1
+    RULE_CARRIED = 0x2
     CGROUP_ACCELERATE = 0x2
     ORIGIN_ACCELERATE = 0x1
     CONTROL_TRANSLATED = 0x1
@@ -109,6 +116,7 @@ class Role(IntEnum):
     ROLE_CLIENT = 0x1
     ROLE_UPSTREAM = 0x2
     ROLE_SERVER = 0x3
+    ROLE_INJECTOR = 0x4
 
 
 class Step(IntEnum):
@@ -211,9 +219,11 @@ class Ends(NamedTuple):
     answered: int
     torn: int
     dialled: int
+    access: int
+    zero: int
 
 
-SLUICE_ENDS = Struct("=QQQQQQIIIIII")
+SLUICE_ENDS = Struct("=QQQQQQIIIIIIII")
 
 
 class Flow(NamedTuple):
@@ -222,15 +232,24 @@ class Flow(NamedTuple):
     table: int
     worker: int
     down_read: int
-    down_written: int
     up_read: int
-    up_written: int
-    client: int
+    owed: int
     first: int
-    zero: int
+    client: int
 
 
-SLUICE_FLOW = Struct("=IIIIIIIIQII")
+SLUICE_FLOW = Struct("=IIIIIIIIQ")
+
+
+class Injection(NamedTuple):
+    cookie: int
+    sock: int
+    first: int
+    waiting: int
+    strayed: int
+
+
+SLUICE_INJECTION = Struct("=QQIIQ")
 
 
 class Lane(NamedTuple):
@@ -257,9 +276,12 @@ class Origin(NamedTuple):
     since_ns: int
     flags: int
     sequence: int
+    sock: int
+    first: int
+    zero: int
 
 
-SLUICE_ORIGIN = Struct("=16sHHIIIQQQII")
+SLUICE_ORIGIN = Struct("=16sHHIIIQQQIIQII")
 
 
 class Prefix(NamedTuple):
@@ -281,6 +303,16 @@ class Proof(NamedTuple):
 
 
 SLUICE_PROOF = Struct("=QIHBB")
+
+
+class Queue(NamedTuple):
+    cookie: int
+    sock: int
+    first: int
+    zero: int
+
+
+SLUICE_QUEUE = Struct("=QQII")
 
 
 class Rows(NamedTuple):

@@ -232,6 +232,8 @@ static __always_inline int judge(struct bpf_sock_addr *ctx, const struct destina
 	}
 	if (action != SLUICE_REDIRECT || to->transport != IPPROTO_TCP)
 		return refuse(SLUICE_EV_REFUSED, EPERM);
+	if (!(flags & SLUICE_RULE_CARRIED))
+		origin.flags &= ~SLUICE_ORIGIN_ACCELERATE;
 	return redirect(ctx, to, &origin, addr);
 }
 

@@ -63,6 +63,7 @@ enum sluice_flag {
 	SLUICE_CGROUP_UNSETTLED = 1,	/* a glob may match a cgroup that is made below this one */
 	SLUICE_ADDRESS_LOCAL = 1,	/* an address of this host: the listening socket says who it is */
 	SLUICE_RULE_FAIL_OPEN = 1,	/* native instead of refused while the agent is dead */
+	SLUICE_RULE_CARRIED = 2,		/* the kernel may carry such connections' calls, if their workloads let it */
 	SLUICE_CGROUP_ACCELERATE = 2,	/* its workload's connections may be carried by the kernel */
 	SLUICE_ORIGIN_ACCELERATE = 1,	/* the same of one connection */
 	SLUICE_CONTROL_TRANSLATED = 1,	/* something on this host may lead a local address elsewhere (NAT) */
@@ -127,6 +128,9 @@ struct sluice_origin {
 	__u64 since_ns;		/* CLOCK_MONOTONIC, set when the SYN leaves */
 	__u32 flags;
 	__u32 sequence;		/* number of the client's first byte, set when the SYN leaves */
+	__u64 sock;		/* address of the client's socket, if it is in the map of verdict.bpf.c */
+	__u32 first;		/* number of the first byte to it */
+	__u32 zero;
 };
 
 /* pending: the client's end as the agent will see it -> origin. Tuples repeat across namespaces, first sequence numbers do not. */
@@ -174,6 +178,14 @@ enum sluice_role {
 	SLUICE_ROLE_CLIENT = 1,		/* the application that called */
 	SLUICE_ROLE_UPSTREAM = 2,	/* the agent's, on its way to the server */
 	SLUICE_ROLE_SERVER = 3,		/* the application that was called */
+	SLUICE_ROLE_INJECTOR = 4,	/* a worker's own, whose bytes go into the queue of the application that it names */
+};
+
+/* How the relay's bytes get to the server. The kernel and the agent each decide it once, whoever comes first. */
+enum sluice_access {
+	SLUICE_ACCESS_OPEN = 0,		/* not decided: the server's socket has not been seen */
+	SLUICE_ACCESS_MAP = 1,		/* its socket is in the map, or about to be */
+	SLUICE_ACCESS_TCP = 2,		/* it never will be */
 };
 
 /* What a cell of an automaton asks for, in its upper three bits. */
@@ -193,7 +205,7 @@ enum sluice_fallback {
 	SLUICE_FB_EARLY,		/* not this end's turn: a pipelined request, a reply before the end of its request */
 	SLUICE_FB_STALE,		/* no heartbeat, or the policy has changed */
 	SLUICE_FB_LEDGER,		/* bytes before these are still on their way through the relay */
-	SLUICE_FB_UNREAD,		/* the receiver has not read what came over TCP */
+	SLUICE_FB_OWED,			/* the relay still has bytes for the receiver */
 	SLUICE_FB_MEMORY,		/* the receiver is slow */
 	SLUICE_FB_GONE,			/* the receiver is closing, or not ours any more */
 	SLUICE_FB_REQUEST,		/* a head that is not proven: incomplete, several, or to be judged by the proxy */
@@ -234,15 +246,13 @@ struct sluice_flow {
 	__u32 generation;
 	__u32 table;
 	__u32 worker;
-	/* The ledger: bytes that the relay has read from and written to its two sockets. While it has the wheel they move on;
-	 * they are right when it lets go. */
+	/* The ledger: bytes that the relay has read from its two sockets. While it has the wheel they move on; they are right
+	 * when it lets go. */
 	__u32 down_read;
-	__u32 down_written;
 	__u32 up_read;
-	__u32 up_written;
-	__u64 client;		/* cookie of the calling application's socket; 0: nobody's */
+	__u32 owed;		/* the end of a reply is still in the agent's hands: nothing is carried to the client */
 	__u32 first;		/* number of the connection's next call, when the agent lets go */
-	__u32 zero;
+	__u64 client;		/* cookie of the calling application's socket; 0: nobody's */
 };
 
 /* ends: what the programs know of the two applications' sockets of a flow. Mapped into the agent's memory. */
@@ -253,12 +263,31 @@ struct sluice_ends {
 	__u64 server_sock;
 	__u64 sender;		/* the task whose request bytes, already carried, may not be in the server's queue yet; 0: they are */
 	__u64 replying;		/* reply bytes have been carried that may not be in the client's queue yet */
-	__u32 client_received;	/* sequence numbers before the first byte */
+	__u32 client_received;	/* sequence numbers before the first byte; no byte ever comes over TCP */
 	__u32 server_received;
 	__u32 begun;		/* calls since the agent let go of the wheel */
 	__u32 answered;		/* of these */
 	__u32 torn;		/* a message was taken in part: nothing is to be carried, or relayed, any more */
 	__u32 dialled;		/* first sequence number from the agent to the server */
+	__u32 access;		/* enum sluice_access, to the server */
+	__u32 zero;
+};
+
+/* injections: for whom the next bytes on a worker's injector are, and what became of the last ones. Mapped into its memory. */
+struct sluice_injection {
+	__u64 cookie;		/* of the application's socket */
+	__u64 sock;
+	__u32 first;		/* number of the first byte that it can have got: another connection of the same socket has another */
+	__u32 waiting;		/* bytes that wait for its reader, these included */
+	__u64 strayed;		/* bytes, in all, that have found nobody: the worker reads them at the injector's other end */
+};
+
+/* The argument of sluice_queued. */
+struct sluice_queue {
+	__u64 cookie;
+	__u64 sock;
+	__u32 first;
+	__u32 zero;
 };
 
 /* lanes: what the programs know of a socket, in its storage. */
@@ -330,7 +359,7 @@ struct sluice_call {
 	__u8 reply_head[SLUICE_HEAD_BYTES];
 };
 
-/* The argument of sluice_take. */
+/* The argument of sluice_take and sluice_reach. */
 struct sluice_take {
 	__u32 flow;
 	__u32 zero;

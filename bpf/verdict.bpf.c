@@ -2,23 +2,29 @@
 /* verdict.bpf.c: the kernel path. What policy provably allows goes from application to application, past the agent.
  *
  *   sock_ops   puts the sockets of both applications into one map, at ESTABLISHED, before any byte exists
- *   sk_msg     runs when an application sends: carries the message into the other one's queue, or lets it go its TCP way
- *   syscall    takes the wheel back, for the agent
+ *   sk_msg     runs when an application sends: carries the message into the other one's queue, or lets it go its TCP way;
+ *              and when a worker of the agent sends on its injector: puts the message into the queue that the worker names
+ *   syscall    for the agent: takes the wheel back, asks how much waits in a queue
  *
  * The programs hold no policy and no protocol. Of a text protocol, automata that the agent has made say which heads are allowed
  * and how long their bodies are. Of a protocol of frames, each led by its length, the agent leaves the beginnings of frames that
  * it has judged. They accept less than policy allows, never more. Whatever is not proven goes to the relay, by SK_PASS.
- * SK_DROP is never returned: it would stay with the socket for ever. Sockets never leave the map before they close:
- * that would lose what is queued.
+ * SK_DROP is never returned: it would stay with the socket for ever. Sockets never leave the map before their connection is
+ * over: that would lose what is queued.
  *
- * One side has the wheel at a time (struct sluice_flow). The agent lets go of it when it holds no byte of the connection,
- * and writes down what it has moved so far. The programs compare that with the sockets' own sequence numbers: as long as
- * they agree, no byte is on the relay's way, and a carried one can overtake none.
+ * A socket in the map has one queue: what is carried to it and what the relay injects. TCP brings it nothing but the end.
+ *
+ * One side has the wheel at a time (struct sluice_flow). The agent lets go of it when it holds no byte of the connection but
+ * those of a reply, and writes down what it has read so far. The programs compare that with the sockets' own sequence numbers:
+ * as long as they agree, no byte is on the relay's way, and a carried one can overtake none.
  */
 #include <stddef.h>
 #include "common.bpf.h"
 
 #define TCP_ESTABLISHED 1
+#define TCP_SYN_RECV 3
+#define TCP_FIN_WAIT1 4
+#define TCP_FIN_WAIT2 5
 #define STATE_MASK 0x1fff
 #define STEP_SHIFT 13
 #define SPINS 8192
@@ -56,7 +62,6 @@ struct inet_connection_sock {
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
 	__u32 rcv_nxt;
-	__u32 copied_seq;
 	__u32 write_seq;
 	bool is_mptcp;
 } __attribute__((preserve_access_index));
@@ -95,6 +100,24 @@ struct {
 	__type(key, __u32);
 	__type(value, struct sluice_ends);
 } ends SEC(".maps");
+
+/* One for each worker. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, SLUICE_MAX_WORKERS);
+	__type(key, __u32);
+	__type(value, struct sluice_injection);
+} injections SEC(".maps");
+
+/* Of redirect.bpf.c: what a connection asked for, until the agent has accepted it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, SLUICE_MAX_PENDING);
+	__type(key, struct sluice_tuple);
+	__type(value, struct sluice_origin);
+} pending SEC(".maps");
 
 /* Of a client's socket: cookie -> flow. */
 struct {
@@ -176,13 +199,13 @@ static __always_inline bool fall_back(__u32 reason)
 /* Sockets. */
 
 /* The connection from the agent's end to the server's, in the agent's words or in the server's. */
-static __always_inline void name(const volatile struct bpf_sock_ops *ctx, bool server, struct sluice_tuple *tuple)
+static __always_inline void name(const volatile struct bpf_sock_ops *ctx, bool v4, bool server, struct sluice_tuple *tuple)
 {
 	__u8 *local = server ? tuple->agent : tuple->client;
 	__u8 *remote = server ? tuple->client : tuple->agent;
 	__be16 local_port = bpf_htons(ctx->local_port), remote_port = bpf_htons(bpf_ntohl(ctx->remote_port));
 
-	addresses_of(ctx, ctx->family == AF_INET, local, remote);
+	addresses_of(ctx, v4, local, remote);
 	tuple->client_port = server ? remote_port : local_port;
 	tuple->agent_port = server ? local_port : remote_port;
 }
@@ -202,9 +225,21 @@ static __always_inline struct sluice_lane *enlist(struct bpf_sock_ops *ctx, stru
 	kept = bpf_sk_storage_get(&lanes, sk, &lane, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!kept)
 		return NULL;
-	*kept = lane;	/* a socket may connect again */
-	/* With TCP's fast open there are bytes before this moment; the ledger will never agree, and nothing is carried. */
-	return bpf_sock_hash_update(ctx, &sockets, &lane.cookie, BPF_ANY) ? NULL : kept;
+	if (!bpf_sock_hash_update(ctx, &sockets, &lane.cookie, BPF_ANY))
+		return kept;
+	bpf_sk_storage_delete(&lanes, sk);	/* it is in somebody else's map, or there is no room */
+	return NULL;
+}
+
+/* An application connects a socket again, to somewhere else, or maybe to where it may not be accelerated. It keeps its cookie, but
+ * neither its place in the map, nor what is unread of the old connection, nor any of that one's rights, which the agent may not
+ * have taken back yet.
+ */
+static __always_inline void leave(struct bpf_sock *sk, struct sluice_lane *lane)
+{
+	bpf_map_delete_elem(&sockets, &lane->cookie);
+	bpf_map_delete_elem(&callers, &lane->cookie);
+	bpf_sk_storage_delete(&lanes, sk);
 }
 
 static __always_inline void on_connect(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tcp_sock *tcp)
@@ -214,33 +249,44 @@ static __always_inline void on_connect(struct bpf_sock_ops *ctx, struct bpf_sock
 	struct sluice_tuple tuple = {};
 	struct sluice_ends *both;
 
-	if (!lane || lane->role != SLUICE_ROLE_UPSTREAM)
+	if (!lane)
 		return;
+	if (lane->role != SLUICE_ROLE_UPSTREAM) {
+		leave(sk, lane);
+		return;
+	}
 	upstream.flow = lane->flow;
 	upstream.sequence = tcp->write_seq + 1;
 	both = bpf_map_lookup_elem(&ends, &upstream.flow);
 	if (!both)
 		return;
 	both->dialled = upstream.sequence;
-	name(ctx, false, &tuple);
+	name(ctx, ctx->family == AF_INET, false, &tuple);
 	bpf_map_update_elem(&upstreams, &tuple, &upstream, BPF_ANY);
 }
 
 static __always_inline void on_connected(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tcp_sock *tcp)
 {
-	struct sluice_lane *lane = bpf_sk_storage_get(&lanes, sk, 0, 0);
-	struct sluice_origin *origin;
+	struct sluice_origin *origin = bpf_sk_storage_get(&origins, sk, 0, 0), *asked;
+	struct sluice_tuple tuple = {};
+	struct sluice_lane *lane;
 
-	/* An application may connect a socket again, to somewhere else. It keeps its cookie and its place in the map, but none
-	 * of the old connection's rights, which the agent may not have taken back yet.
-	 */
-	if (lane && lane->role != SLUICE_ROLE_UPSTREAM) {
-		bpf_map_delete_elem(&callers, &lane->cookie);
-		bpf_sk_storage_delete(&lanes, sk);
+	if (!origin || !(origin->flags & SLUICE_ORIGIN_ACCELERATE))
+		return;
+	/* With TCP's fast open there are bytes before this moment; the ledger will never agree, and nothing of its is carried. */
+	lane = enlist(ctx, sk, tcp, SLUICE_ROLE_CLIENT, 0);
+	if (!lane)
+		return;
+	/* The agent learns of it with the connection, which it has not accepted: the handshake's last ACK follows us. */
+	name(ctx, origin->v4, false, &tuple);
+	tuple.netns = config.agent_netns;
+	tuple.agent_port = config.agent_port;
+	tuple.sequence = origin->sequence;
+	asked = bpf_map_lookup_elem(&pending, &tuple);
+	if (asked) {
+		asked->first = lane->received;
+		asked->sock = lane->sock;
 	}
-	origin = bpf_sk_storage_get(&origins, sk, 0, 0);
-	if (origin && origin->flags & SLUICE_ORIGIN_ACCELERATE)
-		enlist(ctx, sk, tcp, SLUICE_ROLE_CLIENT, 0);
 }
 
 static __always_inline void on_accept(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct tcp_sock *tcp)
@@ -251,7 +297,7 @@ static __always_inline void on_accept(struct bpf_sock_ops *ctx, struct bpf_sock 
 	struct sluice_ends *both;
 	__u32 index;
 
-	name(ctx, true, &tuple);
+	name(ctx, ctx->family == AF_INET, true, &tuple);
 	upstream = bpf_map_lookup_elem(&upstreams, &tuple);
 	if (!upstream || upstream->sequence != tcp->rcv_nxt)
 		return;
@@ -260,9 +306,13 @@ static __always_inline void on_accept(struct bpf_sock_ops *ctx, struct bpf_sock 
 	both = bpf_map_lookup_elem(&ends, &index);
 	if (!both || both->dialled != tcp->rcv_nxt)	/* the flow is another connection's by now */
 		return;
-	lane = enlist(ctx, sk, tcp, SLUICE_ROLE_SERVER, index);
-	if (!lane)
+	if (__sync_val_compare_and_swap(&both->access, SLUICE_ACCESS_OPEN, SLUICE_ACCESS_MAP) != SLUICE_ACCESS_OPEN)
 		return;
+	lane = enlist(ctx, sk, tcp, SLUICE_ROLE_SERVER, index);
+	if (!lane) {
+		both->access = SLUICE_ACCESS_TCP;
+		return;
+	}
 	both->server_sock = lane->sock;
 	both->server_received = lane->received;
 	both->server = lane->cookie;
@@ -498,25 +548,38 @@ static __always_inline bool settled(const struct sluice_lane *lane, __u32 read)
 	return written - lane->sent == read || fall_back(SLUICE_FB_LEDGER);
 }
 
-/* Whether bytes may be put into a socket's queue. It is read before what came over TCP, so nothing of that may be unread, nor
- * under way: the relay has written `written` bytes to it. The address may be that of a socket that is gone: its memory is
- * never anything but a socket's, and the cookie tells.
+/* How many bytes wait in the queue of a socket that is in the map, or -1 if it takes none: it is gone, its connection is over, or
+ * it is another one. The address may be that of a socket that is gone: its memory is never anything but a socket's, and the
+ * cookie tells. The cookie stays when a socket connects again, the numbers of its bytes do not; nothing comes over TCP but the
+ * end, so they are still those of the beginning.
  */
-static __always_inline bool ready(__u64 sock, __u64 cookie, __u32 received, __u32 written)
+static __always_inline int queued(__u64 sock, __u64 cookie, __u32 first)
 {
 	const struct tcp_sock *tcp = (const struct tcp_sock *)sock;
-	__u32 arrived, consumed;
-	int queued;
+	unsigned char state;
+	int waiting;
 
 	if (!sock || (__u64)BPF_CORE_READ(tcp, inet_conn.icsk_inet.sk.__sk_common.skc_cookie.counter) != cookie ||
-	    BPF_CORE_READ(tcp, inet_conn.icsk_inet.sk.__sk_common.skc_state) != TCP_ESTABLISHED)
+	    BPF_CORE_READ(tcp, rcv_nxt) != first)
+		return -1;
+	state = BPF_CORE_READ(tcp, inet_conn.icsk_inet.sk.__sk_common.skc_state);
+	/* SYN_RECV for a moment, while its handshake is being completed; then the application may end its own side. */
+	if (state != TCP_ESTABLISHED && state != TCP_SYN_RECV && state != TCP_FIN_WAIT1 && state != TCP_FIN_WAIT2)
+		return -1;
+	waiting = BPF_CORE_READ(tcp, inet_conn.icsk_inet.sk.sk_backlog.rmem_alloc.counter);
+	return waiting < 0 ? 0 : waiting;
+}
+
+/* Whether a message may be carried into a socket's queue. */
+static __always_inline bool ready(__u64 sock, __u64 cookie, __u32 first)
+{
+	const struct sock *sk = (const struct sock *)sock;
+	int waiting = queued(sock, cookie, first);
+
+	/* What ends from one side is the relay's to end from the other. */
+	if (waiting < 0 || BPF_CORE_READ(sk, __sk_common.skc_state) != TCP_ESTABLISHED)
 		return fall_back(SLUICE_FB_GONE);
-	arrived = BPF_CORE_READ(tcp, rcv_nxt);
-	consumed = BPF_CORE_READ(tcp, copied_seq);
-	if (arrived - received != written || consumed != arrived)
-		return fall_back(SLUICE_FB_UNREAD);
-	queued = BPF_CORE_READ(tcp, inet_conn.icsk_inet.sk.sk_backlog.rmem_alloc.counter);
-	return queued < SLUICE_QUEUE_BYTES || fall_back(SLUICE_FB_MEMORY);
+	return waiting < SLUICE_QUEUE_BYTES || fall_back(SLUICE_FB_MEMORY);
 }
 
 /* Whether the agent lives and the policy that it armed the flow under is in force. */
@@ -534,9 +597,14 @@ static __always_inline bool current(const struct sluice_flow *flow, __u64 now)
 /* Send the whole message into the queue of another socket: the last step, as a message that has been pointed somewhere goes
  * there whatever the program returns. A redirect that finds no socket must become a pass.
  */
+static __always_inline bool redirect(struct sk_msg_md *msg, __u64 cookie)
+{
+	return bpf_msg_redirect_hash(msg, &sockets, &cookie, BPF_F_INGRESS) == SK_PASS;
+}
+
 static __always_inline bool carry(struct sk_msg_md *msg, __u64 cookie)
 {
-	return bpf_msg_redirect_hash(msg, &sockets, &cookie, BPF_F_INGRESS) == SK_PASS || fall_back(SLUICE_FB_GONE);
+	return redirect(msg, cookie) || fall_back(SLUICE_FB_GONE);
 }
 
 /* What a message does to the flow: who has the wheel behind it, or OFF if it must go to the relay. */
@@ -679,7 +747,7 @@ static __always_inline __u32 from_client(struct sk_msg_md *msg, const struct pat
 		return SLUICE_WHEEL_OFF;
 	}
 	if (!current(on->flow, on->now) || !settled(on->lane, on->flow->down_read) ||
-	    !ready(on->ends->server_sock, on->ends->server, on->ends->server_received, on->flow->up_written))
+	    !ready(on->ends->server_sock, on->ends->server, on->ends->server_received))
 		return SLUICE_WHEEL_OFF;
 	return request(msg, on, wheel);
 }
@@ -687,8 +755,12 @@ static __always_inline __u32 from_client(struct sk_msg_md *msg, const struct pat
 static __always_inline __u32 from_server(struct sk_msg_md *msg, const struct path *on, __u32 wheel)
 {
 	if (on->ends->torn || !settled(on->lane, on->flow->up_read) ||
-	    !ready(on->ends->client_sock, on->flow->client, on->ends->client_received, on->flow->down_written))
+	    !ready(on->ends->client_sock, on->flow->client, on->ends->client_received))
 		return SLUICE_WHEEL_OFF;
+	if (*(volatile __u32 *)&on->flow->owed) {
+		fall_back(SLUICE_FB_OWED);
+		return SLUICE_WHEEL_OFF;
+	}
 	return wheel == SLUICE_WHEEL_WAIT ? begin_reply(msg, on) : go_on_with_reply(msg, on, on->call->reply_left);
 }
 
@@ -744,6 +816,23 @@ static __always_inline bool find(struct sluice_lane *lane, bool client, struct p
 	return true;
 }
 
+/* Put what a worker sends into the queue that it has named. What finds nobody there goes its TCP way, to the injector's other end,
+ * and is counted. A message that is taken in part, out of memory, is continued: what is left of it is for the same receiver.
+ */
+static __always_inline void inject(struct sk_msg_md *msg, __u32 worker)
+{
+	struct sluice_injection *to = bpf_map_lookup_elem(&injections, &worker);
+	int waiting;
+
+	if (!to)
+		return;
+	waiting = queued(to->sock, to->cookie, to->first);
+	if (waiting < 0 || !redirect(msg, to->cookie))
+		to->strayed += msg->size;
+	else
+		to->waiting = waiting + msg->size;
+}
+
 SEC("sk_msg")
 int sluice_message(struct sk_msg_md *msg)
 {
@@ -756,6 +845,10 @@ int sluice_message(struct sk_msg_md *msg)
 	lane = sk ? bpf_sk_storage_get(&lanes, sk, 0, 0) : NULL;
 	if (!lane)
 		return SK_PASS;
+	if (lane->role == SLUICE_ROLE_INJECTOR) {
+		inject(msg, lane->flow);
+		return SK_PASS;
+	}
 	client = lane->role == SLUICE_ROLE_CLIENT;
 	if (!find(lane, client, &on))
 		return SK_PASS;
@@ -824,10 +917,36 @@ int sluice_take(struct sluice_take *which)
 	return wheel;
 }
 
+/* How much waits for the reader of an application's socket; a negative number if it takes nothing any more. */
+SEC("syscall")
+int sluice_queued(struct sluice_queue *which)
+{
+	__u64 sock = which->sock;
+
+	return holders(sock) ? queued(sock, which->cookie, which->first) : -1;
+}
+
+/* How the relay's bytes are to get to a flow's server: from now on, if it has not been seen, by TCP. OPEN: ask again. */
+SEC("syscall")
+int sluice_reach(struct sluice_take *which)
+{
+	__u32 index = which->flow;
+	struct sluice_ends *both = bpf_map_lookup_elem(&ends, &index);
+	__u32 access;
+
+	if (!both)
+		return SLUICE_ACCESS_TCP;
+	access = __sync_val_compare_and_swap(&both->access, SLUICE_ACCESS_OPEN, SLUICE_ACCESS_TCP);
+	if (access == SLUICE_ACCESS_MAP)
+		return *(volatile __u64 *)&both->server ? access : SLUICE_ACCESS_OPEN;
+	return SLUICE_ACCESS_TCP;
+}
+
 /* Enums reach BTF, and with it bpf/abi.py, only where a type mentions them. */
 struct sluice_path_enums {
 	enum sluice_wheel wheel;
 	enum sluice_role role;
+	enum sluice_access access;
 	enum sluice_step step;
 	enum sluice_fallback fallback;
 	enum sluice_framing framing;

@@ -54,7 +54,9 @@ class AddressEntry(msgspec.Struct, frozen=True):
 
 
 class RuleEntry(msgspec.Struct, frozen=True):
-    """What holds for ports whose first ``prefix_bits`` bits are those of ``port``. ``transport`` is IP's protocol number."""
+    """What holds for ports whose first ``prefix_bits`` bits are those of ``port``. ``transport`` is IP's protocol number.
+
+    ``carried``: the kernel may carry the calls of such connections."""
 
     subject: int
     peer: int
@@ -63,6 +65,7 @@ class RuleEntry(msgspec.Struct, frozen=True):
     prefix_bits: int
     action: Action
     fail_open: bool
+    carried: bool = False
 
 
 class KernelTables(msgspec.Struct, frozen=True):
@@ -71,10 +74,11 @@ class KernelTables(msgspec.Struct, frozen=True):
 
 
 class _Value(msgspec.Struct, frozen=True, order=True):
-    """What the table says about one port. ``fail_open`` is only ever true of a redirect."""
+    """What the table says about one port. ``fail_open`` and ``carried`` are only ever true of a redirect."""
 
     action: Action
     fail_open: bool = False
+    carried: bool = False
 
 
 _REFUSE = _Value(Action.REFUSE)
@@ -204,7 +208,8 @@ def _rules(
             ranges[UNRESOLVED] = _any_of([ranges[peer_id] for peer_id in candidates])
             for peer_id, of_peer in ranges.items():
                 for port, bits, value in _prefixes(of_peer, missing):
-                    yield RuleEntry(subject_id, peer_id, number, port, bits, value.action, value.fail_open)
+                    carried = value.carried and peer_id in candidates  # what comes from other hosts cannot be
+                    yield RuleEntry(subject_id, peer_id, number, port, bits, value.action, value.fail_open, carried)
                 if peer_id in policed and transport == "TCP":
                     anybody[peer_id] = _any_of([of_peer, anybody.get(peer_id, of_peer)])
     yield from _of_anybody(anybody)
@@ -243,7 +248,8 @@ def _ranges(policy_set: PolicySet, subject: Endpoint, peer: Endpoint, transport:
 
 def _value(policy_set: PolicySet, subject: Endpoint, peer: Endpoint, port: int, transport: str) -> _Value:
     pair = policy_set.build_pair(subject, peer, port, transport)
-    return _Value(pair.action, pair.action is Action.REDIRECT and pair.fail_open)
+    redirected = pair.action is Action.REDIRECT
+    return _Value(pair.action, redirected and pair.fail_open, redirected and pair.may_be_carried)
 
 
 def _any_of(peers: Sequence[_Ranges]) -> _Ranges:

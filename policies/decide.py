@@ -366,6 +366,10 @@ class Side:
         return (self.enforced,) if self.full is None else (self.enforced, self.full)
 
 
+# Protocols whose calls the kernel path knows.
+CARRIED_PROTOCOLS = frozenset({"http", "kafka"})
+
+
 class Pair:
     """All connections of one subject to one port of one peer, under one generation of policy."""
 
@@ -408,6 +412,11 @@ class Pair:
         self.action = self._action(transport)
         self._decisions: dict[ApiCall, Decision] = {}
         self._remembered = remembered
+
+    @property
+    def may_be_carried(self) -> bool:
+        """Whether the kernel path knows the protocol, and both workloads let it."""
+        return self.protocol in CARRIED_PROTOCOLS and self.acceleration is not Acceleration.OFF
 
     def _action(self, transport: str) -> Action:
         if self._conflict or any(side.enforced.connection.rank is Rank.DENY for side in self.sides):

@@ -18,7 +18,7 @@ import msgspec
 import bpf
 from bpf import abi
 from bpf.loader import Map, Object, map_from_fd
-from policies.compile import KernelTables
+from policies.compile import KernelTables, RuleEntry
 from proxy import hostnet
 
 # A heartbeat older than this means a dead agent (seconds). The agent beats ten times as often (proxy/heartbeat.py).
@@ -61,6 +61,8 @@ class Origin(msgspec.Struct, frozen=True):
     cookie: int
     cgroup: int
     accelerated: bool  # the caller's workload lets the kernel carry its calls
+    sock: int = 0  # address of the caller's socket, if it is in the map of the kernel path
+    first: int = 0  # number of the first byte to it
 
     @property
     def unresolved(self) -> bool:
@@ -89,9 +91,9 @@ class Origins:
         value = self._accepted.get(sock.fileno().to_bytes(4, sys.byteorder))
         if value is None:
             return None
-        addr, port, v4, subject, peer, _, cookie, cgroup, _, flags, _ = abi.SLUICE_ORIGIN.unpack(value)
+        addr, port, v4, subject, peer, _, cookie, cgroup, _, flags, _, caller, first, _ = abi.SLUICE_ORIGIN.unpack(value)
         accelerated = bool(flags & abi.Flag.ORIGIN_ACCELERATE)
-        return Origin(unmapped(addr, bool(v4)), socket.ntohs(port), subject, peer, cookie, cgroup, accelerated)
+        return Origin(unmapped(addr, bool(v4)), socket.ntohs(port), subject, peer, cookie, cgroup, accelerated, caller, first)
 
     def reached(self, sock: socket.SocketType) -> int | None:
         """The identity of whom a socket of ours has connected to, noted by the hook when ``connect`` was called.
@@ -109,6 +111,10 @@ class Origins:
             map_from_fd(fd, name, 4, abi.SLUICE_ORIGIN.size) for fd, name in zip(fds, ("accepted", "origins"), strict=True)
         )
         return cls(accepted, connected)
+
+
+def _rule_flags(entry: RuleEntry) -> int:
+    return (abi.Flag.RULE_FAIL_OPEN if entry.fail_open else 0) | (abi.Flag.RULE_CARRIED if entry.carried else 0)
 
 
 # The first and the last field of struct sluice_control.
@@ -142,7 +148,7 @@ class Hooks:
         self._cgroups = self._object.map("cgroups")
         self._addresses = self._object.map("addresses")
         self._rules = self._object.map("rules")
-        self._pending = self._object.map("pending")
+        self.pending = self._object.map("pending")
         self._events = self._object.map("events")
         self.writers, self.waiting = self._object.map("writers"), self._object.map("waiting")
         control = self._object.map("control")
@@ -249,7 +255,7 @@ class Hooks:
                 abi.SLUICE_RULE_KEY.pack(
                     112 + entry.prefix_bits, generation, entry.subject, entry.peer, entry.transport, 0, socket.htons(entry.port)
                 ),
-                abi.SLUICE_RULE.pack(entry.action, abi.Flag.RULE_FAIL_OPEN if entry.fail_open else 0),
+                abi.SLUICE_RULE.pack(entry.action, _rule_flags(entry)),
             )
             for entry in tables.rules
         )
@@ -265,10 +271,10 @@ class Hooks:
         """Forget connections that were redirected but will never be accepted; how many there were."""
         oldest = time.monotonic_ns() - int(PENDING_LIMIT * 1e9)
         forgotten = 0
-        for key in self._pending.keys():  # noqa: SIM118
-            value = self._pending.get(key)
+        for key in self.pending.keys():  # noqa: SIM118
+            value = self.pending.get(key)
             if value and abi.Origin(*abi.SLUICE_ORIGIN.unpack(value)).since_ns < oldest:
-                self._pending.delete(key)
+                self.pending.delete(key)
                 forgotten += 1
         return forgotten
 

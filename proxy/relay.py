@@ -24,6 +24,7 @@ from time import monotonic  # loop.time() is cached per turn and counts in milli
 from parsers.contract import Direction, Outage
 from proxy.audit.writer import AuditWriter
 from proxy.flow import Abort, Again, Answer, AwaitRoom, Carry, Close, Command, Dial, Discard, Flow, Forward, Shut
+from proxy.injector import Queue
 from proxy.memory import FLOOR, PIECE, Memory
 from proxy.poller import Poller
 from proxy.shares import Claim
@@ -40,6 +41,10 @@ LOW_WATER = 64 * 1024
 JOIN_MAX = 16 * 1024
 # The size of a splice pipe. The kernel's limit for unprivileged users is 1 MiB, and no gain was measured beyond it.
 PIPE_SIZE = 1024 * 1024
+# What may wait in an application's queue (bytes) before its sender is no longer read, about as much as two sockets' buffers
+# hold; and what may whatever others keep. With more, all of it counts as the agent's memory, until it is seen to be read.
+QUEUE_MOST = 4 * 1024 * 1024
+QUEUE_CALM = 64 * 1024
 # Splice rounds before other connections get their turn.
 CARRY_ROUNDS = 4
 # After the last words the client may still be sending; closing with unread bytes would reset the connection and destroy
@@ -114,9 +119,11 @@ class Lane:
         "carry",
         "held",
         "in_pipe",
+        "look",
         "out",
         "parked",
         "pipe",
+        "queue",
         "read",
         "reading",
         "shut",
@@ -131,6 +138,8 @@ class Lane:
     def __init__(self, source: SocketType | None, sink: SocketType | None) -> None:
         self.source = source
         self.sink = sink
+        self.queue: Queue | None = None  # of the application behind the sink, which gets everything by it but the end
+        self.look: asyncio.TimerHandle | None = None  # whether the queue's reader has read
         self.out: deque[bytes | memoryview] = deque()  # waits for the sink
         self.size = 0
         self.carry = 0  # bytes that may still be spliced
@@ -226,9 +235,10 @@ class Relay:
         memory: Memory,
         claim: Claim,
         on_close: Callable[["Relay"], None],
+        queue: Queue | None = None,
     ) -> None:
         """``dial`` returns a non-blocking socket whose connect has been started; ``moved`` counts bytes per direction, and
-        ``claim`` those that are kept in ``memory``."""
+        ``claim`` those that are kept in ``memory``. ``queue`` is the client's, if it has one."""
         self._loop = loop
         self._poller = poller
         self._down = down
@@ -245,6 +255,7 @@ class Relay:
         self.memory = claim
         self._on_close = on_close
         self._lanes = (Lane(down, None), Lane(None, down))
+        self._lanes[REPLY].queue = queue
         self._server_reset = False
         self._unread_answers = False  # our own words wait for the client
         self._dialled_at = 0.0
@@ -364,11 +375,16 @@ class Relay:
                 self._abort()
             if self._closed:
                 return
+        if self.wheel.owes:
+            self._pay()
         if self._ticket is not None and not self.flow.waits_for_audit:
             self._audit.forget(self._ticket)
             self._ticket = None
         request, reply = self._lanes
         kept = self.flow.kept + request.size + reply.size + request.in_pipe + reply.in_pipe
+        for lane in self._lanes:
+            if lane.queue and lane.queue.waiting > QUEUE_CALM:
+                kept += lane.queue.waiting
         if kept != self.memory.held:
             self._memory.keeps(self, kept)
         if self._closing:
@@ -383,9 +399,9 @@ class Relay:
 
     def _let_go(self, more: int) -> None:
         """Let the kernel carry what follows, if not a byte of the connection is in our hands but those of replies: what is kept
-        back, and ``more`` that will be sent at once. Until the client has read them, nothing is carried to it."""
+        back, and ``more`` that will be sent at once. Until they are in the client's queue, nothing is carried to it."""
         request, reply = self._lanes
-        if request.out or request.sink is None or reply.sink is None or self._server_reset or self.wheel.held:
+        if request.out or request.queue is None or reply.queue is None or self._server_reset or self.wheel.held:
             return
         if reply.out and not self._lull:
             return
@@ -401,10 +417,15 @@ class Relay:
             return
         if not self._lull and not self._gifts.is_over():
             return
-        self.wheel.let_go(loan, Ledger(request.read, reply.written + reply.size + more, reply.read, request.written))
+        self.wheel.let_go(loan, Ledger(request.read, reply.read, owed=bool(reply.size + more)))
         if self._lull:
             self._gave_in_lull = self.wheel.held
             self._end_lull()
+
+    def _pay(self) -> None:
+        """Tell the kernel when the client's queue has all that we had for it."""
+        if not self._lanes[REPLY].size:
+            self.wheel.owe_nothing()
 
     def _wait_for_lull(self, reply: Lane) -> None:
         if reply.held or self.flow.open_calls < 2 or not self._lulls.is_over():
@@ -499,8 +520,9 @@ class Relay:
 
     def _give(self, direction: Direction, sink: SocketType, data: bytes | memoryview) -> int | None:
         """How many bytes the sink took; None when it is lost."""
+        queue = self._lanes[direction].queue
         try:
-            sent = sink.send(data)
+            sent = sink.send(data) if queue is None else self._inject(direction, queue, data)
         except BlockingIOError:
             return 0
         except OSError:
@@ -509,6 +531,43 @@ class Relay:
         self._moved[direction] += sent
         self._lanes[direction].written += sent
         return sent
+
+    # Applications' queues.
+
+    def _inject(self, direction: Direction, queue: Queue, data: bytes | memoryview) -> int:
+        """How many bytes went into a queue that has room."""
+        if queue.waiting + len(data) > QUEUE_CALM:
+            data = memoryview(data)[: self._room_in(queue)]
+        sent = queue.send(data) if data else 0
+        if queue.waiting > QUEUE_CALM:
+            self._look_later(direction)
+        return sent
+
+    def _room_in(self, queue: Queue) -> int:
+        """How many bytes a queue may be given."""
+        most = QUEUE_MOST if self._memory.fits(self) else QUEUE_CALM
+        return max(most - queue.look(), 0)
+
+    def _look_later(self, direction: Direction) -> None:
+        """Look whether the reader of a full queue has read, as long as it matters. Nobody tells us."""
+        lane = self._lanes[direction]
+        if lane.look is None and lane.queue is not None:
+            lane.look = self._loop.call_later(lane.queue.patience, self._later, self._look, direction)
+
+    def _look(self, direction: Direction) -> None:
+        lane = self._lanes[direction]
+        queue, lane.look = lane.queue, None
+        if queue is None or self._closed:
+            return
+        before = queue.waiting
+        if queue.look() < before:
+            self.active_at = monotonic()
+        if lane.writing:
+            self._write_on(direction)
+        else:
+            self._perform([])
+        if not self._closed and (lane.writing or queue.waiting > QUEUE_CALM):
+            self._look_later(direction)
 
     def _flush(self, direction: Direction) -> None:
         """Send what waits; then hand on a half-close that was asked for."""
@@ -529,6 +588,8 @@ class Relay:
             lane.out.popleft()
         if direction is REPLY:
             self._unread_answers = False
+            if self.wheel.owes:
+                self._pay()
         self._want_write(direction, lane.in_pipe > 0)
         if lane.shut and not lane.shut_sent and not lane.in_pipe:
             lane.shut_sent = True
@@ -582,7 +643,10 @@ class Relay:
         lane = self._lanes[direction]
         if wanted != lane.writing and lane.sink is not None:
             lane.writing = wanted
-            if wanted:
+            if lane.queue is not None:
+                if wanted:
+                    self._look_later(direction)
+            elif wanted:
                 self._poller.add_writer(lane.sink.fileno(), self._guard, self._writable, direction)
             else:
                 self._poller.remove_writer(lane.sink.fileno())
@@ -647,8 +711,11 @@ class Relay:
             self._readable(REQUEST)
 
     def _writable(self, direction: Direction) -> None:
-        lane = self._lanes[direction]
         self.active_at = monotonic()
+        self._write_on(direction)
+
+    def _write_on(self, direction: Direction) -> None:
+        lane = self._lanes[direction]
         self._flush(direction)
         if self._closed:
             return
@@ -672,11 +739,11 @@ class Relay:
             except OSError:  # no descriptors left: copy instead
                 self._copy(direction, lane)
                 return
-        before = lane.carry
+        before, read = lane.carry, lane.read
         size = PIPE_SIZE if self._memory.fits(self, PIPE_SIZE) else READ_SIZE
         for _ in range(CARRY_ROUNDS):
             left = lane.carry
-            trouble = self._splice(lane, lane.pipe, source, sink, size)
+            trouble = self._splice(direction, lane, lane.pipe, source, sink, size)
             if trouble or lane.in_pipe or lane.carry in (0, left):
                 break
         if not lane.in_pipe:  # idle tunnels hold no pipe
@@ -685,7 +752,9 @@ class Relay:
         delivered = before - lane.carry
         self._moved[direction] += delivered
         lane.written += delivered
-        self.active_at = now = monotonic()
+        now = monotonic()
+        if delivered or lane.read != read:
+            self.active_at = now
         self._want_write(direction, lane.in_pipe > 0)
         self._perform(self.flow.carried(direction, delivered, now) if delivered else [])
         if trouble and not self._closing and not self._closed:
@@ -695,7 +764,7 @@ class Relay:
                 self._perform([])
 
     def _splice(
-        self, lane: Lane, pipe: tuple[int, int], source: SocketType, sink: SocketType, size: int
+        self, direction: Direction, lane: Lane, pipe: tuple[int, int], source: SocketType, sink: SocketType, size: int
     ) -> Callable[[Direction], None] | None:
         """One round through the pipe; what has to be done about an end or a loss, after what was delivered is reported."""
         if not lane.in_pipe:
@@ -708,15 +777,22 @@ class Relay:
             if not lane.in_pipe:
                 return self._ended
             lane.read += lane.in_pipe
+        queue = lane.queue
         try:
-            given = os.splice(pipe[0], sink.fileno(), lane.in_pipe, flags=_SPLICE)
+            if queue is None:
+                given = taken = os.splice(pipe[0], sink.fileno(), lane.in_pipe, flags=_SPLICE)
+            else:
+                room = min(self._room_in(queue), lane.in_pipe)
+                given, taken = queue.splice(pipe[0], room) if room else (0, 0)
+                if queue.waiting > QUEUE_CALM:
+                    self._look_later(direction)
         except BlockingIOError:
             return None
         except OSError:
             return self._lost_sink
         lane.in_pipe -= given
-        lane.carry -= given
-        return None
+        lane.carry -= taken
+        return self._lost_sink if queue and queue.gone else None
 
     def _discard(self, direction: Direction) -> None:
         lane = self._lanes[direction]
@@ -750,6 +826,7 @@ class Relay:
 
     def _connected(self, up: SocketType) -> None:
         self._lanes[REQUEST].sink = self._lanes[REPLY].source = up
+        self._lanes[REQUEST].queue = self.wheel.reach()
         self.flow.dialling = False
 
     def _dial_ready(self) -> None:
@@ -761,8 +838,11 @@ class Relay:
             return
         self._connected(self._up)
         self.active_at = monotonic()
-        self._lanes[REQUEST].writing = True  # as _dial_ready was; what is left to send decides whether it stays so
-        self._poller.add_writer(self._up.fileno(), self._guard, self._writable, REQUEST)
+        if self._lanes[REQUEST].queue is None:
+            self._lanes[REQUEST].writing = True  # as _dial_ready was; what is left to send decides whether it stays so
+            self._poller.add_writer(self._up.fileno(), self._guard, self._writable, REQUEST)
+        else:
+            self._poller.remove_writer(self._up.fileno())
         self._watch(REPLY)
         self._writable(REQUEST)
 
@@ -781,6 +861,14 @@ class Relay:
             self._up.close()
             self._up = self._lanes[REQUEST].sink = self._lanes[REPLY].source = None
             self._lanes[REPLY].reading = self._lanes[REQUEST].writing = False
+            self._forget_queue(REQUEST)
+
+    def _forget_queue(self, direction: Direction) -> None:
+        lane = self._lanes[direction]
+        lane.queue = None
+        if lane.look is not None:
+            lane.look.cancel()
+            lane.look = None
 
     # Ends.
 
@@ -795,6 +883,9 @@ class Relay:
         """The server takes nothing more. It may have answered before: its reply is still to be read."""
         self._server_reset = True
         request = self._lanes[REQUEST]
+        if request.queue is not None and self._up is not None:  # over TCP it would know that nobody takes what comes
+            with contextlib.suppress(OSError):
+                self._up.shutdown(socket.SHUT_WR)
         request.broken = True
         request.out.clear()
         request.size = 0
@@ -875,6 +966,7 @@ class Relay:
         if self._ticket is not None:
             self._audit.forget(self._ticket)
         self._drop_upstream()
+        self._forget_queue(REPLY)
         self._poller.forget(self._down.fileno())
         self._down.close()
         for lane in self._lanes:

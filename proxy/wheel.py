@@ -33,6 +33,7 @@ from policies.heads import HeadTable, prove
 from proxy.audit.writer import AuditWriter
 from proxy.datapath import Hooks, Origin, object_file
 from proxy.flow import Carried, Finished, Flow, Loan, Orphan, UnknownLoanError
+from proxy.injector import Injector, Queue, Receiver
 from proxy.metrics import Metrics
 from proxy.ring import Ring
 
@@ -63,8 +64,10 @@ PICK_ATTEMPTS = 10_000
 _log = logging.getLogger(__name__)
 _PAGE = mmap.PAGESIZE
 _WHEEL = struct.Struct("=I")
-_COUNTS = struct.Struct("=II")  # begun and answered, in `ends` before its last two words
-_COUNTS_AT = abi.SLUICE_ENDS.size - 2 * _COUNTS.size
+_COUNTS = struct.Struct("=II")  # begun and answered, in `ends` before its last four words
+_COUNTS_AT = abi.SLUICE_ENDS.size - 4 * 4 - _COUNTS.size
+_OWED = struct.Struct("=I")  # in `flows`, behind the wheel, three words and the ledger
+_OWED_AT = 4 * 4 + 2 * 4
 _OWNER = struct.Struct("=I4xQ")  # flow and client of a call, behind its times and numbers of bytes
 _OWNER_AT = 5 * 8
 # What a worker leaves of a connection to its successor: the length of a `Legacy` as msgpack, and that, some 250 bytes.
@@ -75,12 +78,12 @@ _FINISHED = struct.Struct(abi.SLUICE_CALL.format.partition(f"{abi.PathLimit.HEAD
 
 
 class Ledger(NamedTuple):
-    """Bytes that the relay has moved since the connection began, by socket: the client's (down) and the server's (up)."""
+    """Bytes that the relay has read since the connection began, from the client's socket (down) and the server's (up), and
+    whether it still has some for the client."""
 
     down_read: int
-    down_written: int
     up_read: int
-    up_written: int
+    owed: bool = False
 
 
 class Legacy(msgspec.Struct, frozen=True):
@@ -116,7 +119,11 @@ class Files(msgspec.Struct, frozen=True):
     tables: int
     rows: int
     lanes: int
+    sockets: int
+    injections: int
     take: int
+    reach: int
+    queued: int
     ring: int
     legacies: int
     worker: int  # its number, of so many
@@ -126,7 +133,8 @@ class Files(msgspec.Struct, frozen=True):
     def fds(self) -> tuple[int, ...]:
         return (
             self.control, self.flows, self.ends, self.callers, self.calls, self.prefixes,
-            self.tables, self.rows, self.lanes, self.take, self.ring, self.legacies,
+            self.tables, self.rows, self.lanes, self.sockets, self.injections, self.take, self.reach, self.queued, self.ring,
+            self.legacies,
         )  # fmt: skip
 
 
@@ -136,11 +144,11 @@ class KernelPath:
     def __init__(self, hooks: Hooks, reply_table: HeadTable, workers: int) -> None:
         if workers > abi.PathLimit.MAX_WORKERS:
             raise BpfError(f"the kernel path has room for {abi.PathLimit.MAX_WORKERS} workers")
-        self._object = Object(object_file("verdict"), hooks.config, hooks.shared)
+        self._object = Object(object_file("verdict"), hooks.config, (*hooks.shared, hooks.pending))
         self._sockets = self._object.map("sockets")
         self._object.attach_to_sockets("sluice_message", self._sockets)
         self._fallbacks = self._object.map("fallbacks")
-        self._take = self._object.routine("sluice_take")
+        self._routines = {name: self._object.routine(f"sluice_{name}") for name in ("take", "reach", "queued")}
         rings = self._object.map("rings")
         self._rings = [new_ring("ring", abi.PathLimit.RING_BYTES) for _ in range(workers)]
         for index, ring in enumerate(self._rings):
@@ -156,11 +164,11 @@ class KernelPath:
         self._object.map("tables").set(_u32(abi.PathLimit.REPLY_TABLE), _table(0, reply_table))
 
     def _files(self, hooks: Hooks, worker: int) -> Files:
-        maps = ("flows", "ends", "callers", "calls", "prefixes", "tables", "rows", "lanes")
+        maps = ("flows", "ends", "callers", "calls", "prefixes", "tables", "rows", "lanes", "sockets", "injections")
         named = {name: self._object.map(name).fd for name in maps}
+        named |= {name: routine.fd for name, routine in self._routines.items()}
         return Files(
             control=hooks.shared[0].fd,
-            take=self._take.fd,
             ring=self._rings[worker].fd,
             legacies=self._legacies,
             worker=worker,
@@ -241,7 +249,7 @@ class Rider(Protocol):
 class NoWheel:
     """That of a connection which only the relay may have: it does nothing."""
 
-    able = held = reaches_server = must_wait = False
+    able = held = owes = reaches_server = must_wait = False
     carried_at = 0.0
     begun = answered = 0
 
@@ -254,11 +262,17 @@ class NoWheel:
     def let_go(self, loan: Loan, ledger: Ledger) -> None:
         raise AssertionError("the kernel cannot have this connection")
 
+    def owe_nothing(self) -> None:
+        pass
+
     def take(self) -> list[Carried]:
         return []
 
     def settled(self, direction: Direction) -> bool:
         return True
+
+    def reach(self) -> Queue | None:
+        return None
 
     def hold_back(self) -> None:
         pass
@@ -284,6 +298,7 @@ class Wheel:
         "client",
         "held",
         "index",
+        "owes",
         "recorded",
         "rider",
     )
@@ -296,6 +311,7 @@ class Wheel:
         self._places = 0  # for calls that are open, in the kernel; it knows the connection's name as soon as there are some
         self._prefixes: Sequence[Prefix] = ()  # in the kernel
         self.held = False  # by the kernel, as far as we know
+        self.owes = False  # the relay had bytes for the client when it let go, and may still have some
         self._finished = 0  # calls that the kernel had carried when the wheel was taken for the last time
         self.recorded = 0  # of all that it has carried
         self._waits: float | None = None  # since when
@@ -319,6 +335,22 @@ class Wheel:
         lane = abi.Lane(0, 0, abi.Role.ROLE_UPSTREAM, self.index, 0, 0)
         self._wheels.lanes.set(_u32(up.fileno()), abi.SLUICE_LANE.pack(*lane))
 
+    def reach(self) -> Queue | None:
+        """The queue of the server, which gets everything by it; None: everything by TCP. When the agent's socket is connected,
+        before anything is sent on it."""
+        ends = self._ends()
+        if not ends.server:
+            for _ in range(TAKE_ATTEMPTS):
+                access = self._wheels.access(abi.SLUICE_TAKE.pack(self.index, 0))
+                if access != abi.Access.ACCESS_OPEN:
+                    break
+            else:
+                raise BpfError("the kernel does not tell whether it has seen the server")
+            if access == abi.Access.ACCESS_TCP:
+                return None
+            ends = self._ends()
+        return self._wheels.queue(Receiver(ends.server, ends.server_sock, ends.server_received))
+
     def let_go(self, loan: Loan, ledger: Ledger) -> None:
         """Give the wheel to the kernel, if it can have this connection: see ``held``."""
         if self._wheels.stuck or not self.reaches_server:  # the automaton of a server elsewhere would be of no use
@@ -335,11 +367,17 @@ class Wheel:
         if not self.reaches_server or not self._make_room(places, prefixes):
             return
         moved = (number & 0xFFFFFFFF for number in ledger)
-        flow = (abi.Wheel.WHEEL_OFF, generation, table, wheels.worker, *moved, self.client, number, 0)
+        flow = (abi.Wheel.WHEEL_OFF, generation, table, wheels.worker, *moved, number, self.client)
+        self.owes = ledger.owed
         abi.SLUICE_FLOW.pack_into(wheels.flows, self.index * abi.SLUICE_FLOW.size, *flow)
         _COUNTS.pack_into(wheels.ends, self.index * abi.SLUICE_ENDS.size + _COUNTS_AT, 0, 0)
         self.held = True
         _WHEEL.pack_into(wheels.flows, self.index * abi.SLUICE_FLOW.size, abi.Wheel.WHEEL_IDLE)
+
+    def owe_nothing(self) -> None:
+        """The client has got all that the relay had for it: replies may be carried."""
+        self.owes = False
+        _OWED.pack_into(self._wheels.flows, self.index * abi.SLUICE_FLOW.size + _OWED_AT, 0)
 
     def _make_room(self, places: int, prefixes: Sequence[Prefix]) -> bool:
         wheels = self._wheels
@@ -534,6 +572,9 @@ class Wheels:
         self._tables = map_from_fd(files.tables, "tables", 4, abi.SLUICE_TABLE.size)
         self._rows = _Rows(files.rows)
         self.take = Routine(files.take)
+        self.access = Routine(files.reach)
+        sockets = map_from_fd(files.sockets, "sockets", 8, 8)
+        self.injector = Injector(loop, files.worker, files.injections, sockets, self.lanes, Routine(files.queued))
         self.ring = Ring(files.ring, abi.PathLimit.RING_BYTES)
         # Every worker has its share of what there is. Number 0 means none, and the first rows are those of replies.
         flows, tables = abi.PathLimit.MAX_FLOWS // workers, abi.PathLimit.MAX_TABLES // workers
@@ -602,6 +643,10 @@ class Wheels:
             return NO_WHEEL
         return Wheel(self, self._free.pop(), client, legacy)
 
+    def queue(self, receiver: Receiver) -> Queue:
+        """The queue of a socket that the kernel has put into the map: it must get everything by it."""
+        return Queue(self.injector, receiver)
+
     def release(self, wheel: Wheel) -> None:
         """A connection is over. Its number is used again when the records of its calls are written."""
         if wheel.has_carried:
@@ -656,7 +701,10 @@ class Wheels:
                     self._complain(error)
             wheel.clear()
             self._leaving.append((self.ring.end, wheel))
-        self._free = [index for index in self._free if index not in dict(left)]
+        kept = dict(left)
+        self._free = [index for index in self._free if index not in kept]
+        for index in self._free:  # the kernel may have seen their servers
+            self.ends[index * abi.SLUICE_ENDS.size : (index + 1) * abi.SLUICE_ENDS.size] = bytes(abi.SLUICE_ENDS.size)
         if self._leaving:
             self._later()
 
@@ -821,7 +869,7 @@ class Wheels:
         for task in self._making:
             task.cancel()
         self._prover.shutdown(wait=False, cancel_futures=True)
-        for memory in (self.flows, self.ends, self._legacies, self._control, self._rows, self.ring):
+        for memory in (self.flows, self.ends, self._legacies, self._control, self._rows, self.ring, self.injector):
             memory.close()
 
 

@@ -28,6 +28,7 @@ from proxy.audit.record import AuditRecord, Party
 from proxy.audit.writer import AuditWriter
 from proxy.datapath import Origin, Origins, is_class
 from proxy.flow import HOST, Flow, Likenesses, Orphan, Scene
+from proxy.injector import Receiver
 from proxy.memory import Memory
 from proxy.metrics import Metrics, Snapshot
 from proxy.poller import Poller
@@ -50,9 +51,6 @@ AUDIT_CLOSE_SECONDS = 5.0
 RECORDS_PART = 4
 # Ends of connections that are remembered: some 3 MiB.
 MAX_ENDS = 4096
-
-# Protocols whose calls the kernel path knows.
-_CARRIED = frozenset({"http", "kafka"})
 
 _RESET = struct.pack("ii", 1, 0)
 _log = logging.getLogger(__name__)
@@ -412,8 +410,12 @@ class Worker:
         self._poller.belongs(down.fileno(), origin.subject)
         flow = Flow(scene, parser)
         memory = self._memory, self._memory.budget.claim(place.share.subject)
+        # Whoever is in the map gets everything by its queue, whether the kernel may carry its calls or not.
+        queue = None
+        if self._wheels and origin.sock:
+            queue = self._wheels.queue(Receiver(origin.cookie, origin.sock, origin.first))
         relay = Relay(
-            self._loop, self._poller, down, dial, flow, wheel, self._audit, self._pipes, self._moved, *memory, self._gone
+            self._loop, self._poller, down, dial, flow, wheel, self._audit, self._pipes, self._moved, *memory, self._gone, queue
         )
         self._relays[relay] = scene, place
         self._crowd.enter(relay, place)
@@ -462,7 +464,7 @@ class Worker:
 
     def _wheel(self, origin: Origin, pair: Pair, source: str) -> Wheel | NoWheel:
         least = Acceleration.AUTO if self._settings.accelerate_all else Acceleration.ON
-        if self._wheels is None or not origin.accelerated or pair.acceleration < least or pair.protocol not in _CARRIED:
+        if self._wheels is None or not origin.sock or pair.acceleration < least or not pair.may_be_carried:
             return NO_WHEEL
         return self._wheels.wheel(origin.cookie, Legacy(origin, source))
 
@@ -474,7 +476,8 @@ class Worker:
         up = SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             up.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if request_waits:
+            # Not where the server's socket may be put into the map: it has to be there before the first byte.
+            if request_waits and (is_class(origin.peer) or not wheel.able):
                 # The handshake's last ACK travels with the request (tcp(7); haproxy's tcp-smart-connect): a packet less, and a
                 # server that wakes once, not twice.
                 up.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)

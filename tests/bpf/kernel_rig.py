@@ -20,6 +20,7 @@ from parsers.contract import Prefix
 from policies.heads import HeadTable
 from proxy.audit.writer import AuditWriter
 from proxy.flow import Carried
+from proxy.injector import Queue, Receiver
 from proxy.metrics import Metrics
 from proxy.wheel import KernelPath, Ledger, Wheel, Wheels
 from proxy.workloads import cgroup2_mount
@@ -182,7 +183,7 @@ def queued(sock: socket.socket) -> int:
 
 @dataclass
 class Call:
-    """A connection. The ledger counts what the test moves with `up` and `down`."""
+    """A connection. The ledger counts what the test reads with `up` and `down`: first the client's bytes, then the server's."""
 
     rig: "KernelRig"
     client: socket.socket
@@ -191,15 +192,19 @@ class Call:
     server: socket.socket
     cookie: int
     wheel: Wheel
-    ledger: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
+    client_queue: Queue
+    server_queue: Queue | None
+    ledger: list[int] = field(default_factory=lambda: [0, 0])
     number: int = 1  # of the next call, as far as the kernel is told
 
-    def let_go(self, generation: int | None = None, table: int | None = None, prefixes: Sequence[Prefix] = ()) -> bool:
+    def let_go(
+        self, generation: int | None = None, table: int | None = None, prefixes: Sequence[Prefix] = (), owed: bool = False
+    ) -> bool:
         """With ``prefixes``, requests are frames."""
         if table is None:
             table = abi.Framing.FRAMES if prefixes else self.rig.table
         generation = self.rig.wheels.generation if generation is None else generation
-        self.wheel.give(table, generation, Ledger(*self.ledger), prefixes, self.number)
+        self.wheel.give(table, generation, Ledger(*self.ledger, owed), prefixes, self.number)
         return self.wheel.held
 
     def take(self) -> Carried | None:
@@ -212,16 +217,24 @@ class Call:
         """Relay ``length`` bytes from the client to the server's socket, as the agent does."""
         data = receive(self.agent_down, length)
         self.ledger[0] += length
-        self.agent_up.sendall(data)
-        self.ledger[3] += length
+        self.give_server(data)
         return data
+
+    def give_server(self, data: bytes) -> None:
+        """By injection, or by TCP where its socket is not in the map."""
+        if self.server_queue is None:
+            self.agent_up.sendall(data)
+        else:
+            assert self.server_queue.send(data) == len(data)
+
+    def give_client(self, data: bytes) -> None:
+        assert self.client_queue.send(data) == len(data)
 
     def down(self, length: int) -> bytes:
         """Relay ``length`` bytes from the server to the client's socket."""
         data = receive(self.agent_up, length)
-        self.ledger[2] += length
-        self.agent_down.sendall(data)
         self.ledger[1] += length
+        self.give_client(data)
         return data
 
     def exchange(self, request: bytes = GET, reply: bytes = HELLO) -> None:
@@ -301,6 +314,7 @@ class KernelRig(Rig):
         """The agent's part of a connection whose client has connected."""
         agent_down, origin = self.accepted()
         assert origin is not None
+        caller = Receiver(origin.cookie, origin.sock, origin.first)
         wheel = self.wheels.wheel(origin.cookie)
         assert isinstance(wheel, Wheel)
         agent_down.settimeout(PATIENCE)
@@ -309,12 +323,14 @@ class KernelRig(Rig):
         wheel.mark(agent_up)
         with self.agent.inside():
             agent_up.connect(to)
+        server_queue = wheel.reach()
         with accepting or contextlib.nullcontext():
             server = self._stack.enter_context(listener.accept()[0])
         server.settimeout(PATIENCE)
         for sock in (client, agent_down, agent_up, server):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return Call(self, client, agent_down, agent_up, server, origin.cookie, wheel)
+        queues = self.wheels.queue(caller), server_queue
+        return Call(self, client, agent_down, agent_up, server, origin.cookie, wheel, *queues)
 
     def carried(self, **options: Any) -> Call:
         """A connection of which the kernel has the wheel."""

@@ -50,10 +50,17 @@ def address(text: str, identity: int) -> AddressEntry:
 
 
 def rule(
-    subject: int, peer: int, action: Action, port: int = 0, bits: int = 0, transport: int = TCP, fail_open: bool = False
+    subject: int,
+    peer: int,
+    action: Action,
+    port: int = 0,
+    bits: int = 0,
+    transport: int = TCP,
+    fail_open: bool = False,
+    carried: bool = True,
 ) -> RuleEntry:
     """What holds for the ports whose first ``bits`` bits are those of ``port``; all ports if 0."""
-    return RuleEntry(subject, peer, transport, port, bits, action, fail_open)
+    return RuleEntry(subject, peer, transport, port, bits, action, fail_open, carried)
 
 
 def free(subject: int) -> list[RuleEntry]:

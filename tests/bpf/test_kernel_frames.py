@@ -268,7 +268,7 @@ def test_a_new_policy_is_asked_about_the_next_frame_while_replies_to_judged_ones
 
 
 @contextlib.contextmanager
-def _little_memory(limit: int) -> Iterator[None]:
+def little_memory(limit: int) -> Iterator[None]:
     """Sockets that are made or accepted here may hold so many bytes."""
     group = TCP_MEMORY / f"sluice-test-{os.getpid()}"
     if not (TCP_MEMORY / "memory.kmem.tcp.limit_in_bytes").exists():
@@ -296,7 +296,7 @@ def test_a_request_that_is_taken_in_part_ends_all_carrying_and_relaying(path: Ke
     """Out of memory, the receiver's kernel takes some pieces of a message. The sender goes on behind them, with what would be
     taken for a request of its own: here it looks like one.
     """
-    call = path.call(accepting=_little_memory(200_000))
+    call = path.call(accepting=little_memory(200_000))
     assert call.let_go(prefixes=[ORDERS])
     inner = request(2)
     data = request(1, more=inner * (400_000 // len(inner)))
@@ -314,7 +314,7 @@ def test_a_request_that_is_taken_in_part_ends_all_carrying_and_relaying(path: Ke
 
 
 def test_a_reply_that_is_taken_in_part_ends_all_carrying(path: KernelRig) -> None:
-    with _little_memory(200_000):
+    with little_memory(200_000):
         listener = path.server(path.orders, "127.0.0.1")
         client = path.connect(path.web, "127.0.0.1", listener.getsockname()[1])
     call = path.dial(client, listener)
@@ -328,7 +328,7 @@ def test_a_reply_that_is_taken_in_part_ends_all_carrying(path: KernelRig) -> Non
 
 def test_a_request_that_is_refused_whole_has_never_been_sent(path: KernelRig) -> None:
     """The client is told (ENOMEM), and the server has nothing of it. Sent again it has the same number, and one reply."""
-    call = path.call(accepting=_little_memory(8_192))
+    call = path.call(accepting=little_memory(8_192))
     assert call.let_go(prefixes=[ORDERS])
     with pytest.raises(OSError, match="Cannot allocate memory"):
         call.client.send(request(1, more=bytes(400_000)))

@@ -17,6 +17,7 @@ import pytest
 
 from bpf import abi
 from parsers.contract import Direction
+from proxy.injector import Queue
 from tests.bpf.kernel_rig import (
     FORBIDDEN,
     GET,
@@ -86,7 +87,7 @@ def test_a_server_that_does_not_read_slows_its_client_down(path: KernelRig) -> N
     rest = GET + post(total) + body
     with _in_background(
         lambda: call.client.sendall(memoryview(body)[taken:]),
-        lambda: _relay(call.agent_down, call.agent_up, len(rest)),
+        lambda: _relay(call.agent_down, call.server_queue, len(rest)),
     ):
         assert receive(call.server, len(sent)) == sent
         assert receive(call.server, len(rest)) == rest
@@ -105,11 +106,14 @@ def _in_background(*works: Callable[[], object]) -> Iterator[None]:
         assert not thread.is_alive()
 
 
-def _relay(source: socket.socket, into: socket.socket, length: int) -> None:
+def _relay(source: socket.socket, into: Queue | None, length: int) -> None:
+    """As the agent does: no more than may wait for a reader."""
+    assert into
     while length:
+        assert soon(lambda: into.look() < QUEUE)
         data = source.recv(min(length, 1 << 20))
         assert data
-        into.sendall(data)
+        assert into.send(data) == len(data)
         length -= len(data)
 
 
@@ -134,7 +138,7 @@ def test_a_client_that_does_not_read_slows_its_server_down(path: KernelRig) -> N
     left = len(ok(total)) + total - taken.reply_bytes
     with _in_background(
         lambda: call.server.sendall(memoryview(body)[sent:]),
-        lambda: _relay(call.agent_up, call.agent_down, left),
+        lambda: _relay(call.agent_up, call.client_queue, left),
     ):
         assert receive(call.client, len(ok(total)) + total) == ok(total) + body
     assert queued(call.client) == 0
@@ -189,28 +193,42 @@ def test_a_sender_that_waits_for_room_is_woken_edge_triggered(path: KernelRig) -
 # 3. Two queues.
 
 
-def test_nothing_is_carried_past_bytes_that_wait_on_tcp(path: KernelRig) -> None:
-    """Trap 3, both ways: unread, or read in part only."""
+def test_what_is_carried_comes_behind_what_was_injected_and_is_unread(path: KernelRig) -> None:
+    """Trap 3, both ways: unread, or read in part only. There is one queue."""
     call = path.call()
     call.client.sendall(GET)
     call.up(len(GET))
     assert receive(call.server, 5) == GET[:5]
     assert call.let_go()
-    before = path.fell_back("unread")
     call.client.sendall(noted(b"2"))
-    assert path.fell_back("unread") > before
-    call.take()
-    call.up(len(noted(b"2")))
+    assert call.relayed_nothing()
     assert receive(call.server, len(GET) - 5 + len(noted(b"2"))) == GET[5:] + noted(b"2")
-    for _ in range(2):
-        call.server.sendall(HELLO)
-        call.down(len(HELLO))
+    assert call.take()
+    for part in (HELLO[:4], HELLO[4:]):
+        call.server.sendall(part)
+        call.down(len(part))
+    assert receive(call.client, 2) == HELLO[:2]
     assert call.let_go()
     call.client.sendall(GET)
     assert receive(call.server, len(GET)) == GET
     call.server.sendall(HELLO)
-    assert receive(call.agent_up, len(HELLO)) == HELLO  # the client has two replies unread
-    assert receive(call.client, 2 * len(HELLO)) == HELLO * 2
+    assert receive(call.client, 2 * len(HELLO) - 2) == HELLO[2:] + HELLO
+    assert call.relayed_nothing()
+
+
+def test_nothing_is_carried_to_a_socket_that_has_got_bytes_over_tcp(path: KernelRig) -> None:
+    """Trap 3: the agent never does that. Should it, they would be in another queue, and nothing else goes to that socket."""
+    call = path.carried()
+    call.agent_up.sendall(b"x")
+    assert receive(call.server, 1) == b"x"
+    before = path.fell_back("gone")
+    call.client.sendall(GET)
+    assert receive(call.agent_down, len(GET)) == GET
+    assert path.fell_back("gone") == before + 1
+    assert call.server_queue
+    with pytest.raises(BrokenPipeError):
+        call.server_queue.send(GET)
+    assert nothing_to_read(call.server)
 
 
 def test_nothing_is_carried_past_bytes_that_the_relay_has_not_read(path: KernelRig) -> None:

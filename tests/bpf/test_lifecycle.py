@@ -131,7 +131,7 @@ def test_the_entries_of_the_last_generation_stay_until_the_next(rig: Rig) -> Non
 
 
 def _pending(rig: Rig) -> int:
-    return len(rig.hooks._pending.keys())
+    return len(rig.hooks.pending.keys())
 
 
 def test_an_answered_connection_leaves_no_entry(rig: Rig) -> None:
@@ -157,7 +157,7 @@ def test_connects_that_fail_leave_no_entry(rig: Rig) -> None:
 def test_what_is_never_answered_is_swept_after_its_time(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its socket takes it away by itself, unless something has gone wrong."""
     entry = abi.Origin._make(abi.SLUICE_ORIGIN.unpack(bytes(abi.SLUICE_ORIGIN.size)))._replace(since_ns=time.monotonic_ns())
-    rig.hooks._pending.set(bytes(abi.SLUICE_TUPLE.size), abi.SLUICE_ORIGIN.pack(*entry))
+    rig.hooks.pending.set(bytes(abi.SLUICE_TUPLE.size), abi.SLUICE_ORIGIN.pack(*entry))
     assert rig.hooks.sweep() == 0
     monkeypatch.setattr(datapath, "PENDING_LIMIT", 0.0)
     assert rig.hooks.sweep() == 1
@@ -169,7 +169,7 @@ def test_with_no_room_left_a_redirected_connection_is_nobodys(rig: Rig) -> None:
     web = rig.cgroup("web", CLIENT)
     rig.attach(rule(CLIENT, WORLD, REDIRECT))
     nobody = b"\0" * abi.SLUICE_ORIGIN.size
-    rig.hooks._pending.set_all(
+    rig.hooks.pending.set_all(
         (abi.SLUICE_TUPLE.pack(0, b"\0" * 16, struct.pack("I12x", number), 0, 0, 0), nobody)
         for number in range(abi.Limit.MAX_PENDING)
     )

@@ -160,7 +160,7 @@ def test_the_same_addresses_in_another_namespace_are_not_taken_for_the_server(pa
     same, server = namespace.run(meet)
     with same, server:
         assert path.cookies() == before
-        wheel.give(path.table, path.wheels.generation, Ledger(0, 0, 0, 0))
+        wheel.give(path.table, path.wheels.generation, Ledger(0, 0))
         assert not wheel.held
         client.sendall(GET)
         assert receive(down, len(GET)) == GET

@@ -361,6 +361,16 @@ def test_a_successor_records_what_was_finished_and_what_was_open_and_clears_all_
     assert finished.relayed_nothing()
 
 
+def test_a_successor_forgets_the_servers_of_connections_that_the_kernel_never_had(path: KernelRig, worker: Worker) -> None:
+    """Its own connections with these numbers have others."""
+    call = path.call()
+    assert call.wheel.reaches_server
+    with contextlib.closing(Worker(path, worker.audit)) as successor:
+        successor.wheels.inherit(lambda legacy: pytest.fail("nothing of it was ever carried"))
+        assert call.wheel.index in successor.wheels._free
+    assert not call.wheel.reaches_server
+
+
 # Automata.
 
 

@@ -7,6 +7,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -41,8 +42,7 @@ class Place:
         return self._web.connect(self._port)
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def _place(folder: Path, acceleration: str) -> Iterator[Place]:
     require_bpf()
     with contextlib.ExitStack() as stack:
         web, orders = Workload("web"), Workload("orders")
@@ -50,14 +50,26 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         stack.callback(orders.close)
         server = Server(orders, serve)
         stack.callback(server.close)
-        documents = web.document() + orders.document() + http_policy(orders, web, server.port, '[{path: "/(ok|long)"}]')
-        stack.enter_context(Sluice(tmp_path_factory.mktemp("sockets"), documents))
+        documents = web.document().replace("spec: {", f"spec: {{acceleration: {acceleration}, ")
+        documents += orders.document() + http_policy(orders, web, server.port, '[{path: "/(ok|long)"}]')
+        stack.enter_context(Sluice(folder, documents))
         yield Place(web, server.port)
 
 
-def test_splice_from_a_file_and_into_a_pipe(place: Place) -> None:
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    yield from _place(tmp_path_factory.mktemp("sockets"), "auto")
+
+
+@pytest.fixture(scope="module")
+def unaccelerated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """Of a workload that says that it is not for the kernel's map (docs/kernel-path.md, trap 10)."""
+    yield from _place(tmp_path_factory.mktemp("unaccelerated"), "off")
+
+
+def test_splice_from_a_file_and_into_a_pipe(unaccelerated: Place) -> None:
     reader, writer = os.pipe()
-    with place.connect() as client:
+    with unaccelerated.connect() as client:
         client.sendall(b"POST /ok HTTP/1.1\r\nhost: orders\r\ncontent-length: %d\r\n\r\n" % len(BODY))
         feeder = threading.Thread(target=_write_all, args=(writer, BODY))
         feeder.start()
@@ -95,8 +107,8 @@ def test_msg_peek_shows_the_same_bytes_twice(place: Place) -> None:
         assert client.recv(len(peeked)) == peeked
 
 
-def test_msg_waitall_waits_for_all_bytes(place: Place) -> None:
-    with place.connect() as client:
+def test_msg_waitall_waits_for_all_bytes(unaccelerated: Place) -> None:
+    with unaccelerated.connect() as client:
         client.sendall(b"GET /long HTTP/1.1\r\nhost: orders\r\n\r\n")
         head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(BODY)
         client.settimeout(None)  # on a descriptor that does not block, MSG_WAITALL has no meaning

@@ -1,7 +1,7 @@
 """What works without a single option: programs that ask how many bytes are unread must never wait for ever.
 
-On kernels that answer FIONREAD wrongly for sockets in a map, `auto` accelerates only workloads that ask for it. These tests
-start the agent as a user would, whatever ``--datapath`` says.
+Sockets in the map get everything in one queue, of which FIONREAD is right. On kernels that are wrong about that one, too,
+`auto` accelerates only workloads that ask for it. These tests start the agent as a user would, whatever ``--datapath`` says.
 """
 
 import contextlib
