@@ -43,8 +43,8 @@ PIPE_SIZE = 1024 * 1024
 # Splice rounds before other connections get their turn.
 CARRY_ROUNDS = 4
 # After the last words the client may still be sending; closing with unread bytes would reset the connection and destroy
-# what we said (RFC 9112 section 9.6). So it is read and discarded, up to this many bytes. Behind them it is not read any more: it
-# has to wait, and has time to read what we said, until these seconds are over.
+# what we said (RFC 9112 section 9.6). So it is read and discarded, up to this many bytes. Then it is no longer read: it has
+# to wait, and has time to read what we said, until these seconds are over.
 LINGER_BYTES = 1024 * 1024
 LINGER_SECONDS = 2.0
 # How often (seconds) it is looked whether what the kernel has carried is where it belongs.
