@@ -8,7 +8,7 @@ All servers answer the same five paths, as the one in ``origin.py`` does:
 | ``GET /chunked/SIZE`` | the same, chunked |
 | ``POST /up`` | how many bytes the body had, and their digest |
 | ``POST /slow`` | the same, but the server takes its time before and while it reads the body |
-| ``POST /early`` | 401 before the body has been read |
+| ``POST /early`` | 413 before the body has been read |
 
 Policy allows these, and nothing else: ``POST /denied`` is answered by the agent. Every call has a query of its own, so
 that its record is found by its path.
@@ -52,7 +52,7 @@ def upload(size: int, chunked: bool, path: str = "/up") -> Call:
 
 
 def refused_early(size: int, chunked: bool) -> Call:
-    return Call("POST", "/early" + _query(), size, chunked, status=401)
+    return Call("POST", "/early" + _query(), size, chunked, status=413)
 
 
 def denied(size: int, chunked: bool) -> Call:

@@ -91,7 +91,7 @@ def serve(connection: socket.socket, folder: Path) -> None:
     request = Request(connection)
     while request.read_head():
         if request.path == "/early":
-            connection.sendall(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno")
+            connection.sendall(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno")
             connection.shutdown(socket.SHUT_WR)
             while connection.recv(PIECE):
                 pass

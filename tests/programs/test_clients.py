@@ -64,6 +64,7 @@ def test_a_body_that_is_refused(house: House, size: int, chunked: bool, refuse: 
 def test_every_call_has_its_record(house: House) -> None:
     """All those that the tests above have made."""
     records = house.town.check_records(house.made, house.town.origin_port)
+    assert house.town.surprises(house.town.origin_port) == []
     if house.client.keeps:
         sources = {record["path"]: record["source"] for record in records}
         for calls in house.together:

@@ -78,5 +78,6 @@ def test_a_body_that_is_refused(house: House, size: int, chunked: bool, refuse: 
 def test_every_call_has_its_record(house: House) -> None:
     """All those that the tests above have made."""
     records = house.town.check_records(house.made, house.port, house.program.asks_origin)
+    assert set(house.town.surprises(house.port)) <= ({"reply-without-request"} if house.program.misreads else set())
     if Sluice.datapath == "kernel" and house.program.carried:
         assert any(record["via"] == "kernel" for record in records), "nothing was carried: this row shows nothing"

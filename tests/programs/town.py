@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.harness import Sluice, Workload, eventually, free_port
+from tests.harness import PATIENCE, Sluice, Workload, eventually, free_port
 from tests.programs.calls import RULES, Call
 from tests.programs.content import write_content
 from tests.programs.driver import Reply
@@ -99,7 +99,7 @@ spec:
     def connect(self, port: int) -> socket.socket:
         """A connection of the clients' workload, which this process has to be in for a moment: one thread at a time."""
         with self._moving:
-            return self.web.connect(port)
+            return self.web.connect(port, timeout=PATIENCE)
 
     def run(self, *command: str) -> "subprocess.CompletedProcess[str]":
         """A command of the clients' workload, to its end."""
@@ -120,7 +120,7 @@ spec:
         self._read += len(lines)
         for line in lines.splitlines():
             record = json.loads(line)
-            self._records.setdefault(record["path"], []).append(record)
+            self._records.setdefault(record.get("path", ""), []).append(record)
         return self._records.get(path, [])
 
     def check_records(

@@ -42,7 +42,7 @@ func server(content string) http.Handler {
 		file := filepath.Join(content, path.Base(request.URL.Path))
 		switch strings.Split(request.URL.Path, "/")[1] {
 		case "early":
-			http.Error(response, "no", http.StatusUnauthorized)
+			http.Error(response, "no", http.StatusRequestEntityTooLarge)
 		case "down":
 			http.ServeFile(response, request, file)
 		case "chunked":

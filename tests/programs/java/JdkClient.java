@@ -63,7 +63,8 @@ class JdkClient {
             }
         }
         int status = connection.getResponseCode();
-        return answer(status, status < 400 ? connection.getInputStream() : connection.getErrorStream());
+        InputStream got = status < 400 ? connection.getInputStream() : connection.getErrorStream();
+        return answer(status, got == null ? InputStream.nullInputStream() : got);
     }
 
     private static InputStream open(Path file) {

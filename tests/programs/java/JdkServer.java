@@ -30,7 +30,7 @@ class JdkServer {
     private static void answer(HttpExchange exchange, Path content) throws IOException, InterruptedException {
         String[] path = exchange.getRequestURI().getPath().split("/");
         if (path[1].equals("early")) {
-            say(exchange, 401, "no");
+            say(exchange, 413, "no");
         } else if (exchange.getRequestMethod().equals("POST")) {
             say(exchange, 200, Bodies.told(exchange.getRequestBody(), path[1].equals("slow")));
         } else {

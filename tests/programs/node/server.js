@@ -25,7 +25,7 @@ async function told(request, slow) {
 async function answer(request, response) {
   const [, kind, size] = request.url.split("?")[0].split("/");
   if (kind === "early") {
-    response.writeHead(401, { "content-length": 2 }).end("no");
+    response.writeHead(413, { "content-length": 2 }).end("no");
   } else if (request.method === "POST") {
     const text = await told(request, kind === "slow");
     response.writeHead(200, { "content-length": text.length }).end(text);
