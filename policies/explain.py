@@ -13,7 +13,7 @@ from policies.decide import Action, Decision, Pair, PolicySet, Side, Verdict
 from policies.heads import NotProvable, prove, run
 from policies.kafka import PROTOCOL, KafkaIndex, Reach, asked_of, pieces, reach_of_call
 from policies.match import RuleIndex
-from policies.model import Direction, Endpoint, Place, Policy, PortRule, Rule
+from policies.model import Acceleration, Direction, Endpoint, Place, Policy, PortRule, Rule
 
 PROVEN = "proven"
 
@@ -35,7 +35,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
     ``kernel`` is `PROVEN` when the kernel path may carry the call without the proxy, else the reason why it asks the proxy;
     None when the call is no HTTP/1.1 request on a connection that the proxy reads. ``cut_down``: the call is about all topics,
-    and its reply will have only those that are allowed.
+    and its reply will have only those that are allowed. ``unasked``: where the kernel path may carry the call, the ends that
+    say nothing of acceleration; by default it does so only where the kernel is right for every program.
     """
 
     decision: Decision
@@ -45,6 +46,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     candidates: tuple[Candidate, ...]
     kernel: str | None = None
     cut_down: bool = False
+    unasked: tuple[Direction, ...] = ()
 
 
 def explain(
@@ -60,6 +62,9 @@ def explain(
         other = peer if side.direction is Direction.EGRESS else subject
         candidates += _SideReader(policy_set, side, other, port, call).candidates()
     decision = _decision(pair, call)
+    kernel = None if head is None or pair.action is not Action.REDIRECT else _kernel(pair, head, decision, candidates)
+    ends = {Direction.EGRESS: subject, Direction.INGRESS: peer}
+    unasked = (side for side, end in ends.items() if policy_set.acceleration(end) is Acceleration.AUTO)
     return Explanation(
         decision=decision,
         action=pair.action,
@@ -67,7 +72,8 @@ def explain(
         policies={side.direction: tuple(dict.fromkeys(policy.name for policy in side.policies)) for side in pair.sides},
         candidates=tuple(candidates),
         cut_down=decision.verdict is Verdict.PARTIAL and call.all_topics,
-        kernel=None if head is None or pair.action is not Action.REDIRECT else _kernel(pair, head, decision, candidates),
+        kernel=kernel,
+        unasked=tuple(unasked) if kernel == PROVEN else (),
     )
 
 

@@ -179,7 +179,6 @@ class Agent:
         self._kernel = self._kernel_path()
         if self._kernel:
             stack.callback(self._kernel.close)
-            self._accelerate_all = options.datapath == "kernel" or selftest.counts_unread_bytes()
         settings = Settings(
             node=platform.node(),
             audit=options.audit,
@@ -238,9 +237,12 @@ class Agent:
         """The kernel path, or None where it is not wanted or this kernel does not have what it needs."""
         if self._options.datapath == "relay":
             return None
-        missing = selftest.kernel_path()
+        found = selftest.kernel_path()
+        missing = found.missing
         try:
-            if missing is None:
+            if found.reading is not None:
+                # A program that asks how much is unread, and hears too little, waits for ever. The others are rare.
+                self._accelerate_all = self._options.datapath == "kernel" or found.reading.fionread.tcp
                 return KernelPath(self._hooks, reply_table(), self._options.workers)
         except BpfError as error:
             missing = str(error)

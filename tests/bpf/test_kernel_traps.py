@@ -17,6 +17,8 @@ import pytest
 
 from bpf import abi
 from parsers.contract import Direction
+from proxy import selftest
+from proxy.reading import reading_calls, try_calls
 from tests.bpf.kernel_rig import (
     FORBIDDEN,
     GET,
@@ -372,6 +374,33 @@ def test_reading_calls_of_an_accelerated_socket(path: KernelRig) -> None:
     assert call.client.recv(10) == b"7890"
     assert call.relayed_nothing()
     assert len(path.records()) == 1
+
+
+def test_the_self_test_tells_the_truth_about_an_agents_connections(path: KernelRig) -> None:
+    """Trap 10, and FIONREAD: each way to read, tried on both ends of a connection, with carried and with relayed bytes."""
+    found = selftest.kernel_path().reading
+    assert found is not None
+    carried, relayed = path.carried(), path.call()
+    open_calls: list[bytes] = []
+
+    def carry() -> bytes:
+        if open_calls:  # is answered, so that the next one can be carried
+            carried.server.sendall(HELLO)
+            assert receive(carried.client, len(HELLO)) == HELLO
+        open_calls.append(post(1000) + bytes(1000))
+        carried.client.sendall(open_calls[-1])
+        return open_calls[-1]
+
+    def relay() -> bytes:
+        length = len(post(1000)) + 1000
+        relayed.client.sendall(post(1000) + bytes(1000))
+        data = relayed.up(length)
+        relayed.server.recv(1, socket.MSG_PEEK)  # until it is there
+        time.sleep(0.001)
+        return data
+
+    assert reading_calls(try_calls(carried.server, carry), try_calls(relayed.server, relay)) == found
+    assert carried.relayed_nothing()
 
 
 def test_a_reader_that_waits_for_all_misses_carried_bytes(path: KernelRig) -> None:

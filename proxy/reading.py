@@ -1,0 +1,197 @@
+"""Which ways to read a socket are right when it is in a sockmap: each is tried on one, with bytes of both kinds.
+
+A socket in the map has two queues, one of carried bytes and TCP's own (docs/kernel-path.md). Kernels differ in which of the two
+a system call knows of, and a program that is told too little waits for ever for what is there. Nothing here knows how a socket
+comes into the map: `try_calls` gets one, and a function that puts bytes into one of its queues.
+"""
+
+import contextlib
+import fcntl
+import os
+import select
+import socket
+import struct
+import termios
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from time import monotonic
+
+# Puts one message into the socket's queue, always of the same kind, and returns it.
+Give = Callable[[], bytes]
+
+# How long MSG_WAITALL may wait in vain (microseconds); the kernel rounds it up to one of its ticks.
+_WAIT = 1000
+_PART = 100  # bytes, fewer than a message has
+_NOW = socket.MSG_DONTWAIT
+
+
+@dataclass(frozen=True)
+class Right:
+    """Of one call: whether it is right about carried bytes, and about those that came by TCP."""
+
+    carried: bool
+    tcp: bool
+
+
+@dataclass(frozen=True)
+class ReadingCalls:
+    """What this kernel does right on a socket that is in the map, call by call."""
+
+    fionread: Right  # ioctl(FIONREAD) tells how many bytes are unread
+    peek: Right  # MSG_PEEK shows bytes and leaves them
+    poll: Right  # poll(2) and select(2) tell whether there is something
+    epoll_level: Right
+    epoll_edge: Right  # EPOLLET tells of everything that comes
+    low_water: Right  # SO_RCVLOWAT keeps poll(2) silent until there is so much
+    wait_all: Right  # MSG_WAITALL waits for all that was asked for
+    splice: Right  # splice(2) moves bytes into a pipe
+
+    def wrong(self) -> tuple[str, ...]:
+        """The names of the calls that are not right about bytes of both kinds."""
+        return tuple(name for name in CALLS if getattr(self, name) != Right(True, True))
+
+
+@dataclass(frozen=True)
+class Call:
+    """A way to read, and who depends on it. ``cure`` is what can be done where it is wrong."""
+
+    name: str
+    programs: str
+    stalls: bool  # such a program waits for ever; else it reads in smaller pieces than it asked for
+    cure: str = "acceleration: off in the Workload of such a program"
+
+
+CALLS = {
+    "fionread": Call(
+        "FIONREAD", "nginx, Java's available()", True, "Linux 6.12.114 or a later line; or acceleration: off in their Workloads"
+    ),
+    "peek": Call("MSG_PEEK", "every program that looks before it reads", True),
+    "poll": Call("poll", "nearly every program", True),
+    "epoll_level": Call("epoll", "nearly every program", True),
+    "epoll_edge": Call("epoll with EPOLLET", "nginx, Go, Envoy", True),
+    "low_water": Call("SO_RCVLOWAT", "programs that set it", False),
+    "wait_all": Call("MSG_WAITALL", "programs that read records of a fixed size", False),
+    "splice": Call("splice", "haproxy with option splice-*, Go's io.Copy between connections", True),
+}
+
+
+def try_calls(sock: socket.socket, give: Give) -> dict[str, bool]:
+    """By the names of `ReadingCalls`: is each call right about what ``give`` puts into the queue? Leaves the queue empty."""
+    tries = (_fionread, _peek, _poll, _epoll_level, _epoll_edge, _low_water, _wait_all, _splice)
+    return dict(zip(CALLS, (_try(one, sock, give) for one in tries), strict=True))
+
+
+def reading_calls(carried: dict[str, bool], tcp: dict[str, bool]) -> ReadingCalls:
+    return ReadingCalls(**{each.name: Right(carried[each.name], tcp[each.name]) for each in fields(ReadingCalls)})
+
+
+def _try(one: Callable[[socket.socket, Give], bool], sock: socket.socket, give: Give) -> bool:
+    timeout = sock.gettimeout()
+    sock.setblocking(False)
+    try:
+        return one(sock, give)
+    except OSError:
+        return False
+    finally:
+        _drain(sock)
+        sock.settimeout(timeout)
+
+
+def _fionread(sock: socket.socket, give: Give) -> bool:
+    length = len(give())
+    before = _unread(sock)
+    sock.recv(_PART)
+    return (before, _unread(sock)) == (length, length - _PART)
+
+
+def _peek(sock: socket.socket, give: Give) -> bool:
+    message = give()
+    return all(sock.recv(2 * len(message), socket.MSG_PEEK) == message for _ in range(2))
+
+
+def _poll(sock: socket.socket, give: Give) -> bool:
+    silent = _is_silent(sock)
+    give()
+    told = not _is_silent(sock)
+    _drain(sock)
+    return silent and told and _is_silent(sock)
+
+
+def _epoll_level(sock: socket.socket, give: Give) -> bool:
+    with select.epoll() as epoll:
+        epoll.register(sock, select.EPOLLIN)
+        silent = not epoll.poll(0)
+        give()
+        told = epoll.poll(0) and epoll.poll(0)
+        _drain(sock)
+        return silent and bool(told) and not epoll.poll(0)
+
+
+def _epoll_edge(sock: socket.socket, give: Give) -> bool:
+    with select.epoll() as epoll:
+        epoll.register(sock, select.EPOLLIN | select.EPOLLET)
+        silent = not epoll.poll(0)
+        told = []
+        for _ in range(2):  # nothing is read in between
+            give()
+            told.append(bool(epoll.poll(0)))
+        return silent and all(told)
+
+
+def _low_water(sock: socket.socket, give: Give) -> bool:
+    length = len(give())
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, length + 1)
+    try:
+        silent = _is_silent(sock)
+        give()
+        return silent and not _is_silent(sock)
+    finally:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+
+
+def _wait_all(sock: socket.socket, give: Give) -> bool:
+    before = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16)
+    sock.setblocking(True)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, _WAIT))
+    try:
+        message = give()
+        began = monotonic()
+        sock.recv(len(message) + 1, socket.MSG_WAITALL)
+        waited = monotonic() - began >= _WAIT * 1e-6
+        whole = give() + give()
+        return waited and sock.recv(len(whole), socket.MSG_WAITALL) == whole
+    finally:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, before)
+        sock.setblocking(False)
+
+
+def _splice(sock: socket.socket, give: Give) -> bool:
+    reading, writing = os.pipe()
+    try:
+        message, moved = give(), b""
+        while len(moved) < len(message):
+            length = os.splice(sock.fileno(), writing, len(message), flags=os.SPLICE_F_NONBLOCK)
+            moved += os.read(reading, length)
+        return moved == message
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def _unread(sock: socket.socket) -> int:
+    told = array("i", [0])
+    fcntl.ioctl(sock, termios.FIONREAD, told)
+    return told[0]
+
+
+def _is_silent(sock: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return not poll.poll(0)
+
+
+def _drain(sock: socket.socket) -> None:
+    with contextlib.suppress(BlockingIOError):
+        while sock.recv(1 << 16, _NOW):
+            pass
