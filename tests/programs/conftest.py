@@ -8,6 +8,7 @@ readers; refusals). Every body is compared by its digest and every call has its 
     SLUICE_SOAK=1 pytest tests/programs            # all of them
     pytest tests/programs --datapath kernel -k nginx
     pytest -m "not programs"                       # everything else
+    SLUICE_PROGRAMS_DIRECT=1 pytest tests/programs -k "not denied"   # without an agent: is it the program itself?
 
 ``make programs`` installs and builds what they need; what is missing is skipped with the reason. One agent serves all of them
 (``town.py``). Kafka's clients and broker have their own matrix: ``tests/e2e/test_kafka_*.py`` and ``tests/kafka``.
@@ -26,12 +27,6 @@ from tests.programs.town import Town
 from tests.requirements import require_bpf
 
 SOAK = os.environ.get("SLUICE_SOAK") == "1"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if "tests/programs/" in item.nodeid:
-            item.add_marker("programs")
 
 
 @pytest.fixture(scope="session")
@@ -53,4 +48,4 @@ def which(size: int) -> tuple[int, ...]:
     """The calls of a connection that have a body of this size."""
     if SOAK or size == 2_000:
         return 1, 2, 100
-    return (2,) if size == SIZES[-1] else (1, 2)
+    return (2,) if size == SIZES[-1] else (1, 2, 3)

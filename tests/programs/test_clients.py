@@ -11,6 +11,8 @@ from tests.programs.conftest import need, which
 from tests.programs.content import SIZES
 from tests.programs.town import Made, Town
 
+pytestmark = pytest.mark.programs
+
 
 class House:
     """A client program that runs, and what it has asked."""

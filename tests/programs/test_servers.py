@@ -13,6 +13,8 @@ from tests.programs.driver import Driver
 from tests.programs.servers import PROGRAMS, Program
 from tests.programs.town import Made, Town
 
+pytestmark = pytest.mark.programs
+
 
 class House:
     """A program that runs, and what has been asked of it."""

@@ -123,6 +123,12 @@ spec:
             self._records.setdefault(record.get("path", ""), []).append(record)
         return self._records.get(path, [])
 
+    def surprises(self, port: int) -> list[str]:
+        """What was recorded of connections to ``port`` that is no call: such as a reply that nobody has asked for."""
+        if self.agent is None:
+            return []
+        return [record["reason"] for record in self.records("") if _port(record["destination"]) == port]
+
     def check_records(
         self, made: list[Made], port: int, asks: Callable[[Call], bool] = lambda call: False
     ) -> list[dict[str, Any]]:
