@@ -260,8 +260,7 @@ def judge_kernel_path(found: selftest.Findings, took: str) -> Result:
 
 def _consequence(call: Call, right: Right) -> str:
     kinds = [kind for kind, is_right in (("carried", right.carried), ("relayed", right.tcp)) if not is_right]
-    what = "wait for ever" if call.stalls else "get less than they ask for"
-    return f"{call.name} is wrong of {' and '.join(kinds)} bytes: {call.programs} may {what}. Cure: {call.cure}"
+    return f"{call.name} is wrong of {' and '.join(kinds)} bytes: {call.programs} may {call.may}. Cure: {call.cure}"
 
 
 def old_connections() -> Result:

@@ -12,16 +12,20 @@ import select
 import socket
 import struct
 import termios
+import threading
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from time import monotonic
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic, sleep
 
 # Puts one message into the socket's queue, always of the same kind, and returns it.
 Give = Callable[[], bytes]
 
 # How long MSG_WAITALL may wait in vain (microseconds); the kernel rounds it up to one of its ticks.
 _WAIT = 1000
+_PATIENCE = 0.1  # seconds, for a thread to come to where it waits
+_RECVFROM = "45"  # the system call's number on x86-64
 _PART = 100  # bytes, fewer than a message has
 _NOW = socket.MSG_DONTWAIT
 
@@ -46,6 +50,7 @@ class ReadingCalls:
     low_water: Right  # SO_RCVLOWAT keeps poll(2) silent until there is so much
     wait_all: Right  # MSG_WAITALL waits for all that was asked for
     splice: Right  # splice(2) moves bytes into a pipe
+    blocking: Right  # a blocking read waits until there is something, an end or an error (whatever bytes there are)
 
     def wrong(self) -> tuple[str, ...]:
         """The names of the calls that are not right about bytes of both kinds."""
@@ -58,32 +63,73 @@ class Call:
 
     name: str
     programs: str
-    stalls: bool  # such a program waits for ever; else it reads in smaller pieces than it asked for
+    may: str  # what such a program may have to do
     cure: str = "acceleration: off in the Workload of such a program"
 
 
+_STALL, _LESS, _EAGAIN = "wait for ever", "get less than they ask for", "get EAGAIN"
+
 CALLS = {
     "fionread": Call(
-        "FIONREAD", "nginx, Java's available()", True, "Linux 6.12.114 or a later line; or acceleration: off in their Workloads"
+        "FIONREAD",
+        "nginx, Java's available()",
+        _STALL,
+        "Linux 6.12.114 or a later line; or acceleration: off in their Workloads",
     ),
-    "peek": Call("MSG_PEEK", "every program that looks before it reads", True),
-    "poll": Call("poll", "nearly every program", True),
-    "epoll_level": Call("epoll", "nearly every program", True),
-    "epoll_edge": Call("epoll with EPOLLET", "nginx, Go, Envoy", True),
-    "low_water": Call("SO_RCVLOWAT", "programs that set it", False),
-    "wait_all": Call("MSG_WAITALL", "programs that read records of a fixed size", False),
-    "splice": Call("splice", "haproxy with option splice-*, Go's io.Copy between connections", True),
+    "peek": Call("MSG_PEEK", "every program that looks before it reads", _STALL),
+    "poll": Call("poll", "nearly every program", _STALL),
+    "epoll_level": Call("epoll", "nearly every program", _STALL),
+    "epoll_edge": Call("epoll with EPOLLET", "nginx, Go, Envoy", _STALL),
+    "low_water": Call("SO_RCVLOWAT", "programs that set it", _LESS),
+    "wait_all": Call("MSG_WAITALL", "programs that read records of a fixed size", _LESS),
+    "splice": Call("splice", "haproxy with option splice-*, Go's io.Copy between connections", _STALL),
+    "blocking": Call(
+        "a blocking read", "programs that wait in recv while another thread sends, or behind a long body of their own", _EAGAIN
+    ),
 }
 
 
 def try_calls(sock: socket.socket, give: Give) -> dict[str, bool]:
     """By the names of `ReadingCalls`: is each call right about what ``give`` puts into the queue? Leaves the queue empty."""
     tries = (_fionread, _peek, _poll, _epoll_level, _epoll_edge, _low_water, _wait_all, _splice)
-    return dict(zip(CALLS, (_try(one, sock, give) for one in tries), strict=True))
+    return dict(zip(CALLS, (_try(one, sock, give) for one in tries), strict=False))  # the last one takes more than bytes
 
 
-def reading_calls(carried: dict[str, bool], tcp: dict[str, bool]) -> ReadingCalls:
-    return ReadingCalls(**{each.name: Right(carried[each.name], tcp[each.name]) for each in fields(ReadingCalls)})
+def try_blocking(sock: socket.socket, reset: Callable[[], None]) -> bool:
+    """Does a blocking read of ``sock`` tell of the ``reset`` that wakes it? Nothing can be done with the socket afterwards.
+
+    In a sockmap it says EAGAIN on kernels so far, as it does whatever wakes it without bytes: room to send, too.
+    """
+    told: list[str] = []
+
+    def read() -> None:
+        try:
+            told.append(str(sock.recv(1)))
+        except OSError as error:
+            told.append(type(error).__name__)
+
+    sock.settimeout(None)
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    until = monotonic() + _PATIENCE
+    while not _is_in_recv(reader) and monotonic() < until:
+        sleep(0.0001)
+    reset()
+    reader.join(_PATIENCE)
+    return told == ["ConnectionResetError"]
+
+
+def _is_in_recv(thread: threading.Thread) -> bool:
+    try:
+        number = Path(f"/proc/self/task/{thread.native_id}/syscall").read_text().split()[0]
+    except OSError:
+        return False
+    return number == _RECVFROM
+
+
+def reading_calls(carried: dict[str, bool], tcp: dict[str, bool], blocking: bool) -> ReadingCalls:
+    rights = {name: Right(carried[name], tcp[name]) for name in carried}
+    return ReadingCalls(**rights, blocking=Right(blocking, blocking))
 
 
 def _try(one: Callable[[socket.socket, Give], bool], sock: socket.socket, give: Give) -> bool:

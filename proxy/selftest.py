@@ -21,7 +21,7 @@ from bpf import abi
 from bpf.loader import BpfError, Object, new_ring
 from policies.heads import HeadTable
 from proxy.datapath import Hooks, object_file
-from proxy.reading import ReadingCalls, reading_calls, try_calls
+from proxy.reading import ReadingCalls, reading_calls, try_blocking, try_calls
 from proxy.ring import Ring
 from proxy.workloads import WorkloadError, cgroup2_mount
 
@@ -186,7 +186,12 @@ class _Bench:
         _expect(_receive(self._down, 1) == b"x", "what is not carried does not go TCP's way")
         taken = self._take(abi.SLUICE_TAKE.pack(_FLOW, 0))
         _expect(taken == abi.Wheel.WHEEL_WAIT, "the wheel is not given back")
-        return reading_calls(carried, try_calls(self._client, self._relay))
+        tcp = try_calls(self._client, self._relay)
+        return reading_calls(carried, tcp, try_blocking(self._client, self._reset))
+
+    def _reset(self) -> None:
+        self._down.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self._down.close()
 
     def _carry(self) -> bytes:
         """One more message into the server's queue."""

@@ -18,7 +18,7 @@ import pytest
 from bpf import abi
 from parsers.contract import Direction
 from proxy import selftest
-from proxy.reading import reading_calls, try_calls
+from proxy.reading import reading_calls, try_blocking, try_calls
 from tests.bpf.kernel_rig import (
     FORBIDDEN,
     GET,
@@ -399,8 +399,45 @@ def test_the_self_test_tells_the_truth_about_an_agents_connections(path: KernelR
         time.sleep(0.001)
         return data
 
-    assert reading_calls(try_calls(carried.server, carry), try_calls(relayed.server, relay)) == found
+    def reset() -> None:
+        relayed.agent_up.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        relayed.agent_up.close()
+
+    ways = try_calls(carried.server, carry), try_calls(relayed.server, relay)
     assert carried.relayed_nothing()
+    assert reading_calls(*ways, try_blocking(relayed.server, reset)) == found
+
+
+def test_a_blocking_read_may_give_up_and_loses_nothing(path: KernelRig) -> None:
+    """What wakes it without bringing anything ends it on kernels so far: here room for what another thread sends."""
+    call = path.carried()
+    call.server.settimeout(None)
+    got: list[bytes | None] = []
+
+    def read() -> None:
+        while not got or got[-1] is None:
+            try:
+                got.append(call.server.recv(1000))
+            except BlockingIOError:
+                got.append(None)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    sender = call.server.dup()
+    sender.setblocking(False)
+    with sender, contextlib.suppress(BlockingIOError):
+        while True:
+            sender.send(bytes(1 << 20))  # no reply: it goes to the agent, until its socket and ours are full
+    assert not nothing_to_read(call.agent_up, PATIENCE)
+    call.agent_up.settimeout(0.1)
+    with contextlib.suppress(TimeoutError):
+        while call.agent_up.recv(1 << 20):
+            pass
+    call.agent_up.sendall(GET)
+    reader.join(PATIENCE)
+    assert not reader.is_alive()
+    assert got[-1] == GET
+    assert set(got[:-1]) <= {None}
 
 
 def test_a_reader_that_waits_for_all_misses_carried_bytes(path: KernelRig) -> None:

@@ -7,7 +7,7 @@ from time import sleep
 import pytest
 
 from proxy import reading
-from proxy.reading import CALLS, Right, reading_calls, try_calls
+from proxy.reading import CALLS, Right, reading_calls, try_blocking, try_calls
 
 MESSAGE = bytes(1000)
 
@@ -33,8 +33,11 @@ def both() -> Iterator[Both]:
             yield Both(sender, receiver)
 
 
+QUEUES = [name for name in CALLS if name != "blocking"]
+
+
 def test_a_socket_in_no_map_is_read_right_by_every_call_and_left_as_it_was(both: Both) -> None:
-    assert try_calls(both.receiver, both.give) == dict.fromkeys(CALLS, True)
+    assert try_calls(both.receiver, both.give) == dict.fromkeys(QUEUES, True)
     assert both.receiver.gettimeout() == 5
     both.sender.sendall(b"x")
     assert both.receiver.recv(2) == b"x", "nothing is left"
@@ -58,14 +61,27 @@ def test_a_wrong_answer_is_seen(
 
 def test_a_queue_that_stays_empty_is_wrong_for_every_call(both: Both) -> None:
     """As bytes that a kernel has lost."""
-    assert try_calls(both.receiver, lambda: MESSAGE) == dict.fromkeys(CALLS, False)
+    assert try_calls(both.receiver, lambda: MESSAGE) == dict.fromkeys(QUEUES, False)
 
 
-@pytest.mark.parametrize("name", CALLS)
+def test_a_blocking_read_is_told_of_a_reset(both: Both) -> None:
+    def reset() -> None:
+        both.sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        both.sender.close()
+
+    assert try_blocking(both.receiver, reset)
+
+
+def test_a_blocking_read_that_ends_with_anything_else_is_wrong(both: Both) -> None:
+    assert not try_blocking(both.receiver, lambda: both.sender.sendall(b"x"))
+
+
+@pytest.mark.parametrize("name", QUEUES)
 def test_each_call_and_each_kind_of_bytes_is_told_by_itself(name: str) -> None:
-    right = dict.fromkeys(CALLS, True)
-    assert reading_calls(right, right).wrong() == ()
+    right = dict.fromkeys(QUEUES, True)
+    assert reading_calls(right, right, True).wrong() == ()
+    assert reading_calls(right, right, False).wrong() == ("blocking",)
     for carried, tcp in ((False, True), (True, False), (False, False)):
-        found = reading_calls(right | {name: carried}, right | {name: tcp})
+        found = reading_calls(right | {name: carried}, right | {name: tcp}, True)
         assert found.wrong() == (name,)
         assert getattr(found, name) == Right(carried, tcp)
