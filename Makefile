@@ -8,11 +8,15 @@ APT_build := clang llvm libbpf-dev libbpf1 bpftool python3-venv
 APT_try := nginx-light curl iproute2 util-linux wrk
 APT_bench := haproxy
 APT_kafka := default-jdk-headless maven kcat
+# Go, Node and their like may be there without a package.
+APT_programs = haproxy default-jdk-headless $(if $(shell command -v go),,golang-go) $(if $(shell command -v npm),,nodejs npm)
+APT_allprograms := apache2 php-cli wget maven
+PROGRAMS := $(STAMP)/programs
 FUZZ_TARGET := http1
 BPF_OBJECTS := bpf/redirect.bpf.o bpf/verdict.bpf.o bpf/existing.bpf.o
 ARCH_INCLUDE := /usr/include/$(shell uname -m)-linux-gnu
 
-.PHONY: help demo test lint type bench soak image bpf abi layouts setup kafka fuzz clean
+.PHONY: help demo test lint type bench soak image bpf abi layouts setup kafka programs allprograms fuzz clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -21,7 +25,7 @@ help: ## Show this list
 demo: setup kafka ## Run the agent on a small real system; exit 0 only if all came out as the policies say
 	@$(PY) -m tests.demo
 
-test: setup kafka ## Run every test, the end-to-end ones by the relay and by the kernel, side by side (BPF tests need root and are skipped with the reason without it)
+test: setup kafka programs ## Run every test, the end-to-end ones by the relay and by the kernel, side by side (BPF tests need root and are skipped with the reason without it)
 	@$(PY) -m tests
 
 lint: setup ## ruff and the import contracts
@@ -33,7 +37,7 @@ type: setup ## mypy --strict
 bench: setup kafka $(STAMP)/apt-bench ## Measure side by side with direct, Envoy and haproxy, and Kafka beside direct; writes bench/results/
 	@.venv/bin/pip install -q -e '.[bench]' && $(PY) -m bench $(BENCH)
 
-soak: setup kafka ## The same tests with the huge counts (SOAK="tests/e2e/test_kernel_torture.py": a million mixed calls, some 7 minutes)
+soak: setup kafka allprograms ## The same tests with the huge counts (SOAK="tests/e2e/test_kernel_torture.py": a million mixed calls, some 7 minutes)
 	@SLUICE_SOAK=1 $(PY) -m pytest --timeout 3600 $(SOAK)
 
 fuzz: setup ## Coverage-guided fuzzing of a parser (FUZZ_TARGET=http1 or kafka, FUZZ=-max_total_time=60)
@@ -69,6 +73,47 @@ $(STAMP)/kafka-classes: tests/kafka/clients/Client.java $(STAMP)/kafka-jars
 	@[ -d $(STAMP)/kafka/lib ] || exit 0; command -v javac >/dev/null || { echo "make: no javac, no Java client" >&2; exit 0; }; \
 	echo "  JAVAC $<"; \
 	javac -Xlint:all,-processing,-path -Werror -proc:none -cp '$(STAMP)/kafka/lib/*' -d $(STAMP)/kafka/classes $< && touch $@
+
+programs: $(PROGRAMS)/go-programs $(PROGRAMS)/java/built ## Install and build the servers and clients of tests/programs: the third that `make test` runs
+
+allprograms: programs $(STAMP)/apt-allprograms $(PROGRAMS)/python $(PROGRAMS)/node_modules $(PROGRAMS)/caddy $(PROGRAMS)/jetty $(PROGRAMS)/tomcat ## All of them
+
+$(PROGRAMS)/go-programs: $(wildcard tests/programs/go/*) | $(STAMP)/apt-programs
+	@command -v go >/dev/null || { echo "make: no go, going on without programs in Go" >&2; exit 0; }; \
+	echo "  GO    $@"; mkdir -p $(PROGRAMS); \
+	cd tests/programs/go && GOPROXY=off GOTOOLCHAIN=local CGO_ENABLED=0 go build -o $(CURDIR)/$@ .
+
+$(PROGRAMS)/java/built: $(wildcard tests/programs/java/*.java) | $(STAMP)/apt-programs
+	@command -v javac >/dev/null || { echo "make: no javac, going on without programs in Java" >&2; exit 0; }; \
+	echo "  JAVAC tests/programs/java"; javac -Xlint:all -Werror -d $(@D) $^ && touch $@
+
+# What follows is fetched: without it, going on is better than not testing at all.
+$(PROGRAMS)/python: pyproject.toml | $(STAMP)/venv
+	@echo "  PIP   .[programs,bench]"; mkdir -p $(PROGRAMS); \
+	.venv/bin/pip install -q --disable-pip-version-check -e '.[programs,bench]' >$(STAMP)/pip-programs.log 2>&1 \
+		|| { tail -5 $(STAMP)/pip-programs.log >&2; echo "make: going on without gunicorn and its like" >&2; exit 0; }; \
+	touch $@
+
+$(PROGRAMS)/node_modules: tests/programs/node/package.json tests/programs/node/package-lock.json | $(STAMP)/apt-programs
+	@command -v npm >/dev/null || { echo "make: no npm, going on without undici" >&2; exit 0; }; \
+	echo "  NPM   $@"; mkdir -p $(PROGRAMS); cp $^ $(PROGRAMS); \
+	cd $(PROGRAMS) && npm ci --silent --no-audit --no-fund && touch node_modules || echo "make: going on without undici" >&2
+
+$(PROGRAMS)/caddy: $(wildcard tests/programs/caddy/*) | $(STAMP)/apt-programs
+	@command -v go >/dev/null || exit 0; echo "  GO    $@"; mkdir -p $(PROGRAMS); \
+	cd tests/programs/caddy && GOTOOLCHAIN=local CGO_ENABLED=0 go build -ldflags='-s -w' -o $(CURDIR)/$@ . \
+		|| echo "make: going on without Caddy" >&2
+
+$(PROGRAMS)/jars: tests/programs/java/pom.xml | $(STAMP)/apt-allprograms
+	@command -v mvn >/dev/null || { echo "make: no mvn, going on without Jetty and Tomcat" >&2; exit 0; }; \
+	echo "  MVN   $@"; rm -rf $@; \
+	mvn -q -B -f $< dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/$@ >$(STAMP)/mvn-programs.log 2>&1 \
+		|| { tail -5 $(STAMP)/mvn-programs.log >&2; rm -rf $@; echo "make: going on without Jetty and Tomcat" >&2; }
+
+$(PROGRAMS)/jetty $(PROGRAMS)/tomcat: $(PROGRAMS)/%: $(wildcard tests/programs/java/*/*.java) $(PROGRAMS)/java/built $(PROGRAMS)/jars
+	@[ -d $(PROGRAMS)/jars ] && [ -f $(PROGRAMS)/java/built ] || exit 0; echo "  JAVAC tests/programs/java/$*"; \
+	javac -Xlint:all,-processing,-path,-classfile -Werror -proc:none -cp '$(PROGRAMS)/jars/*:$(PROGRAMS)/java' -d $@ \
+		tests/programs/java/$*/*.java && touch $@
 
 %.bpf.o: %.bpf.c $(wildcard bpf/*.h) | $(STAMP)/apt-build
 	@command -v clang >/dev/null || { echo "make: no clang, $@ is not built" >&2; exit 0; }; echo "  BPF   $@"; \

@@ -594,11 +594,12 @@ class PolicySet:
             self._side(Direction.EGRESS, subject, peer, port, transport),
             self._side(Direction.INGRESS, peer, subject, port, transport),
         ]
-        acceleration = min(self._acceleration(end) for end in (subject, peer))
+        acceleration = min(self.acceleration(end) for end in (subject, peer))
         present = [side for side in sides if side is not None]
         return Pair(present, self.generation, acceleration, self._remembered, transport)
 
-    def _acceleration(self, end: Endpoint) -> Acceleration:
+    def acceleration(self, end: Endpoint) -> Acceleration:
+        """What this end says by itself; of a connection the lower word counts."""
         workload = self._workloads.get(end.workload) if end.workload is not None else None
         return Acceleration.AUTO if workload is None else workload.acceleration
 

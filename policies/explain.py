@@ -15,6 +15,7 @@ from policies.kafka import PROTOCOL, KafkaIndex, Reach, asked_of, pieces, reach_
 from policies.match import RuleIndex
 from policies.model import (
     NAMESPACE_LABEL,
+    Acceleration,
     Direction,
     Endpoint,
     Place,
@@ -46,7 +47,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     ``kernel`` is `PROVEN` when the kernel path may carry the call without the proxy, else the reason why it asks the proxy;
     None when the call is no HTTP/1.1 request on a connection that the proxy reads. ``cut_down``: the call is about all topics,
     and its reply will have only those that are allowed. ``elsewhere`` are policies that would concern the connection, were
-    their namespaces those of its ends.
+    their namespaces those of its ends. ``unasked``: where the kernel path may carry the call, the ends that say nothing of
+    acceleration; by default it does so only where the kernel is right for every program.
     """
 
     decision: Decision
@@ -57,6 +59,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     kernel: str | None = None
     cut_down: bool = False
     elsewhere: tuple[str, ...] = ()
+    unasked: tuple[Direction, ...] = ()
 
 
 def explain(
@@ -72,6 +75,9 @@ def explain(
         other = peer if side.direction is Direction.EGRESS else subject
         candidates += _SideReader(policy_set, side, other, port, call).candidates()
     decision = _decision(pair, call)
+    kernel = None if head is None or pair.action is not Action.REDIRECT else _kernel(pair, head, decision, candidates)
+    ends = {Direction.EGRESS: subject, Direction.INGRESS: peer}
+    unasked = (side for side, end in ends.items() if policy_set.acceleration(end) is Acceleration.AUTO)
     return Explanation(
         decision=decision,
         action=pair.action,
@@ -80,7 +86,8 @@ def explain(
         candidates=tuple(candidates),
         elsewhere=_elsewhere(policy_set, subject, peer),
         cut_down=decision.verdict is Verdict.PARTIAL and call.all_topics,
-        kernel=None if head is None or pair.action is not Action.REDIRECT else _kernel(pair, head, decision, candidates),
+        kernel=kernel,
+        unasked=tuple(unasked) if kernel == PROVEN else (),
     )
 
 

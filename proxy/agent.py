@@ -179,7 +179,6 @@ class Agent:
         self._kernel = self._kernel_path()
         if self._kernel:
             stack.callback(self._kernel.close)
-            self._accelerate_all = options.datapath == "kernel" or selftest.counts_unread_bytes()
         settings = Settings(
             node=platform.node(),
             audit=options.audit,
@@ -238,9 +237,12 @@ class Agent:
         """The kernel path, or None where it is not wanted or this kernel does not have what it needs."""
         if self._options.datapath == "relay":
             return None
-        missing = selftest.kernel_path()
+        found = selftest.kernel_path()
+        missing = found.missing
         try:
-            if missing is None:
+            if found.reading is not None:
+                # Nobody can tell how a program will read before it has. One that reads by what is wrong stalls.
+                self._accelerate_all = self._options.datapath == "kernel" or not found.reading.wrong()
                 return KernelPath(self._hooks, reply_table(), self._options.workers)
         except BpfError as error:
             missing = str(error)

@@ -27,6 +27,7 @@ from policies.decide import Action
 from proxy import guard, hostnet, selftest
 from proxy.datapath import Hooks, object_file
 from proxy.existing import Existing
+from proxy.reading import CALLS, Call
 from proxy.runtime import DESCRIPTORS
 from proxy.workloads import OWN_FOLDER, WorkloadError, cgroup2_mount
 
@@ -239,15 +240,25 @@ def _redirect_once(own: Path, cgroup: Path, agent: socket.socket) -> None:
 def kernel_path() -> Result:
     """Without it Sluice does the same, slower: so it never makes a machine unfit."""
     began = time.perf_counter()
-    missing = selftest.kernel_path()
-    if missing:
+    found = selftest.kernel_path()
+    return judge_kernel_path(found, f"{(time.perf_counter() - began) * 1e3:.0f} ms")
+
+
+def judge_kernel_path(found: selftest.Findings, took: str) -> Result:
+    """What was found, and which programs this kernel does not serve well when their sockets are accelerated."""
+    name = "kernel path"
+    if found.reading is None:
         hint = "a newer kernel of the same branch may do it; see docs/kernel-path.md"
-        return Result("kernel path", True, f"not on this kernel, calls are relayed: {missing}", hint)
-    carried = f"a call carried in {(time.perf_counter() - began) * 1e3:.0f} ms"
-    if selftest.counts_unread_bytes():
-        return Result("kernel path", True, carried)
-    hint = "give acceleration: on to workloads whose programs do not use it (not nginx, nor Java's available())"
-    return Result("kernel path", True, f"{carried}, but FIONREAD is wrong here: only for workloads that ask for it", hint)
+        return Result(name, True, f"not on this kernel, calls are relayed: {found.missing}", hint)
+    detail, wrong = f"a call carried in {took}", found.reading.wrong()
+    if not wrong:
+        return Result(name, True, detail)
+    detail += "; by default only for workloads that ask for it (acceleration: on)"
+    return Result(name, True, detail, "\n".join(_consequence(CALLS[call]) for call in wrong))
+
+
+def _consequence(call: Call) -> str:
+    return f"{call.name} is wrong of accelerated sockets: {call.programs} may {call.may}. Cure: {call.cure}"
 
 
 def old_connections() -> Result:

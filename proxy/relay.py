@@ -48,7 +48,8 @@ QUEUE_CALM = 64 * 1024
 # Splice rounds before other connections get their turn.
 CARRY_ROUNDS = 4
 # After the last words the client may still be sending; closing with unread bytes would reset the connection and destroy
-# what we said (RFC 9112 section 9.6). So it is read and discarded, up to this many bytes and seconds.
+# what we said (RFC 9112 section 9.6). So it is read and discarded, up to this many bytes. Then it is no longer read: it has
+# to wait, and has time to read what we said, until these seconds are over.
 LINGER_BYTES = 1024 * 1024
 LINGER_SECONDS = 2.0
 # How often (seconds) it is looked whether what the kernel has carried is where it belongs.
@@ -941,8 +942,10 @@ class Relay:
         if data and not self._lingered:
             self.flow.late(data, monotonic())
         self._lingered += len(data)
-        if not data or self._lingered > LINGER_BYTES:
+        if not data:
             self._close()
+        elif self._lingered > LINGER_BYTES:
+            self._poller.remove_reader(self._down.fileno())  # until `tick` closes it
 
     def _abort(self) -> None:
         for sock in (self._down, self._up):

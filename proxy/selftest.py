@@ -6,21 +6,22 @@ nothing but sockets that carry our mark, and other agents have other maps, so no
 """
 
 import contextlib
-import fcntl
 import mmap
 import os
 import platform
 import socket
 import sys
-import termios
 from array import array
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 from bpf import abi
 from bpf.loader import BpfError, Object, new_ring
 from policies.heads import HeadTable
 from proxy.datapath import Hooks, object_file
+from proxy.reading import ReadingCalls, reading_calls, try_blocking, try_calls
 from proxy.ring import Ring
 from proxy.workloads import WorkloadError, cgroup2_mount
 
@@ -31,38 +32,38 @@ _FLOW, _WORKER, _REQUESTS = 1, 0, 1
 _BODY = 1000
 _REQUEST = b"POST /a HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % _BODY
 _OTHER = _REQUEST.replace(b"/a", b"/b")
+_MESSAGE = _REQUEST + bytes(_BODY)
 _REPLY = b"HTTP/1.1 204 No Content\r\n\r\n"
 _SO_COOKIE, _SO_MEMINFO = 57, 55
+_BYTES_RECEIVED = slice(128, 136)  # tcpi_bytes_received of struct tcp_info
 
 
 class _SurpriseError(Exception):
     """The kernel did something else than the programs build on."""
 
 
-def kernel_path() -> str | None:
-    """What this kernel does not do that the kernel path needs, in one line; None: it does everything."""
+@dataclass(frozen=True)
+class Findings:
+    """What this kernel does.
+
+    ``missing`` says in one line what it does not do that the kernel path needs; None: it does everything. ``reading`` are the
+    ways to read a socket in the map; None: that could not be tried.
+    """
+
+    missing: str | None
+    reading: ReadingCalls | None = None
+
+
+def kernel_path() -> Findings:
+    """Try it."""
     # Plain stores from Python publish the wheel (Wheel.give). Elsewhere than on x86-64 that takes barriers.
     if platform.machine() != "x86_64":
-        return "the kernel path has been tried on x86-64 only"
+        return Findings("the kernel path has been tried on x86-64 only")
     try:
         with _Bench() as bench:
-            bench.run()
+            return Findings(None, bench.run())
     except (BpfError, OSError, WorkloadError, _SurpriseError) as error:
-        return (str(error) or type(error).__name__).splitlines()[0]
-    return None
-
-
-def counts_unread_bytes() -> bool:
-    """Whether this kernel tells an application of a socket in the map how many bytes it has not read (tcp(7), FIONREAD).
-
-    Programs that believe it wait for ever for what is there. Of the bytes that are in its queue: TCP brings it none, and of
-    those some kernels count nothing (6.18.44; 6.12.114 does). False also where that cannot be tried.
-    """
-    try:
-        with _Bench() as bench:
-            return bench.unread_bytes() == len(_REQUEST) + _BODY
-    except (BpfError, OSError, WorkloadError):
-        return False
+        return Findings((str(error) or type(error).__name__).splitlines()[0])
 
 
 def own_cgroup() -> Path:
@@ -161,7 +162,7 @@ class _Bench:
         flow = abi.Flow(abi.Wheel.WHEEL_IDLE, 0, _REQUESTS, _WORKER, 0, 0, 0, 0, self._cookie)
         abi.SLUICE_FLOW.pack_into(self._flows, _FLOW * abi.SLUICE_FLOW.size, *flow)
 
-    def run(self) -> None:
+    def run(self) -> ReadingCalls:
         ends = abi.Ends._make(abi.SLUICE_ENDS.unpack_from(self._ends, _FLOW * abi.SLUICE_ENDS.size))
         _expect(ends.server != 0, "sockets are not put into the map as they connect")
         self._let_go()
@@ -175,6 +176,8 @@ class _Bench:
         _expect(_receive(self._client, len(_REPLY)) == _REPLY, "a reply does not arrive")
         _expect(_quiet(self._down) and _quiet(self._up), "bytes that could be carried are not")
         self._check_record()
+        carried = try_calls(self._server, self._carry)
+        self._let_go()
         self._client.sendall(_REQUEST + body)
         self._up.shutdown(socket.SHUT_WR)
         _expect(_receive(self._server, len(got)) == _REQUEST + body, "what is queued is lost when the connection ends")
@@ -183,6 +186,27 @@ class _Bench:
         _expect(_receive(self._down, 1) == b"x", "what is not carried does not go TCP's way")
         taken = self._take(abi.SLUICE_TAKE.pack(_FLOW, 0))
         _expect(taken == abi.Wheel.WHEEL_WAIT, "the wheel is not given back")
+        tcp = try_calls(self._client, self._relay)
+        return reading_calls(carried, tcp, try_blocking(self._client, self._reset))
+
+    def _reset(self) -> None:
+        self._down.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self._down.close()
+
+    def _carry(self) -> bytes:
+        """One more message into the server's queue."""
+        self._let_go()
+        self._client.sendall(_MESSAGE)
+        return _MESSAGE
+
+    def _relay(self) -> bytes:
+        """One more message to the client, over TCP, as the relay would send it. It is there when this returns."""
+        until = monotonic() + PATIENCE
+        there = _received(self._client) + len(_MESSAGE)
+        self._down.sendall(_MESSAGE)
+        while _received(self._client) < there:
+            _expect(monotonic() < until, "what the relay sends does not arrive")
+        return _MESSAGE
 
     def _send(self, body: bytes) -> None:
         """From memory that is another request a moment later."""
@@ -193,15 +217,6 @@ class _Bench:
             os.pwrite(fd, _OTHER, 0)
         finally:
             os.close(fd)
-
-    def unread_bytes(self) -> int:
-        """What the server is told of a request that was carried."""
-        self._let_go()
-        self._client.sendall(_REQUEST + bytes(_BODY))
-        self._server.recv(1, socket.MSG_PEEK)  # until it is there
-        told = array("i", [0])
-        fcntl.ioctl(self._server, termios.FIONREAD, told)
-        return told[0]
 
     def _waiting(self) -> int:
         """Memory that waits for the server to read it, as the programs see it."""
@@ -226,6 +241,12 @@ def _connected(sock: socket.socket) -> Iterator[socket.socket]:
         accepted = listener.accept()[0]
     with accepted:
         yield accepted
+
+
+def _received(sock: socket.socket) -> int:
+    """How many bytes have come to this socket over TCP, read or not."""
+    told = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.stop)
+    return int.from_bytes(told[_BYTES_RECEIVED], sys.byteorder)
 
 
 def _receive(sock: socket.socket, length: int) -> bytes:

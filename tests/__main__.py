@@ -31,13 +31,14 @@ class Part(NamedTuple):
     options: tuple[str, ...] = ()
 
 
-E2E, KAFKA, BPF = "tests/e2e", "tests/kafka", "tests/bpf"
+E2E, KAFKA, PROGRAMS, BPF = "tests/e2e", "tests/kafka", "tests/programs", "tests/bpf"
 # The longest first, so that none is left for the end. What clients met at Kafka itself is found out once in a part that has
-# both E2E and KAFKA. The last part but one has all that the others do not have, whatever folders there are.
+# both E2E and KAFKA. "rest" has all that the others do not have, whatever folders there are.
 PARTS = (
     Part("kernel", (E2E,), ("--datapath", "kernel")),
     Part("relay", (E2E, KAFKA)),
-    Part("rest", ("tests",), tuple(f"--ignore={folder}" for folder in (E2E, KAFKA, BPF))),
+    Part("rest", ("tests",), tuple(f"--ignore={folder}" for folder in (E2E, KAFKA, PROGRAMS, BPF))),
+    Part("programs", (PROGRAMS,)),
     Part("bpf", (BPF,)),
 )
 WIDTH = max(len(part.name) for part in PARTS)

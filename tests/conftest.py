@@ -10,7 +10,10 @@ from tests.harness import Sluice
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--datapath", choices=("relay", "kernel"), default="relay", help="how allowed calls travel in the end-to-end tests"
+        "--datapath",
+        choices=("relay", "kernel", "auto"),
+        default="relay",
+        help="how allowed calls travel in the end-to-end tests",
     )
 
 

@@ -234,6 +234,11 @@ def _as_text(explanation: Explanation, request: str, from_: str, to: str) -> str
     if explanation.kernel is not None:
         kernel = explanation.kernel if explanation.kernel == PROVEN else f"asks the proxy ({explanation.kernel})"
         lines.append(f"  kernel   {kernel}")
+    if explanation.unasked:
+        ends = {Side.EGRESS: from_, Side.INGRESS: to}
+        unasked = " and ".join(ends[side] for side in explanation.unasked)
+        lines.append(f"  note     not carried by --datapath auto where `sluice check` finds a way to read wrong: {unasked}")
+        lines.append("           would have to say acceleration: on")
     if explanation.action is not Action.REDIRECT:
         how = "refused when it is made" if explanation.action is Action.REFUSE else "not read: nothing is enforced on its calls"
         lines.append(f"  note     the connection is {how}")

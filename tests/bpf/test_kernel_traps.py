@@ -17,7 +17,9 @@ import pytest
 
 from bpf import abi
 from parsers.contract import Direction
+from proxy import selftest
 from proxy.injector import Queue
+from proxy.reading import CALLS, try_blocking, try_calls
 from tests.bpf.kernel_rig import (
     FORBIDDEN,
     GET,
@@ -390,6 +392,72 @@ def test_reading_calls_of_an_accelerated_socket(path: KernelRig) -> None:
     assert call.client.recv(10) == b"7890"
     assert call.relayed_nothing()
     assert len(path.records()) == 1
+
+
+def test_the_self_test_tells_the_truth_about_an_agents_connections(path: KernelRig) -> None:
+    """Trap 10, and FIONREAD: each way to read is as right about injected bytes as about carried ones."""
+    found = selftest.kernel_path().reading
+    assert found is not None
+    carried, relayed = path.carried(), path.call()
+    open_calls: list[bytes] = []
+
+    def carry() -> bytes:
+        if open_calls:  # is answered, so that the next one can be carried
+            carried.server.sendall(HELLO)
+            assert receive(carried.client, len(HELLO)) == HELLO
+        open_calls.append(post(1000) + bytes(1000))
+        carried.client.sendall(open_calls[-1])
+        return open_calls[-1]
+
+    def relay() -> bytes:
+        length = len(post(1000)) + 1000
+        relayed.client.sendall(post(1000) + bytes(1000))
+        data = relayed.up(length)
+        relayed.server.recv(1, socket.MSG_PEEK)  # until it is there
+        time.sleep(0.001)
+        return data
+
+    def reset() -> None:
+        relayed.agent_up.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        relayed.agent_up.close()
+
+    told = {name: getattr(found, name).carried for name in CALLS if name != "blocking"}
+    assert try_calls(carried.server, carry) == told
+    assert carried.relayed_nothing()
+    assert try_calls(relayed.server, relay) == told
+    assert try_blocking(relayed.server, reset) == found.blocking.carried
+
+
+def test_a_blocking_read_may_give_up_and_loses_nothing(path: KernelRig) -> None:
+    """What wakes it without bringing anything ends it on kernels so far: here room for what another thread sends."""
+    call = path.carried()
+    call.server.settimeout(None)
+    got: list[bytes | None] = []
+
+    def read() -> None:
+        while not got or got[-1] is None:
+            try:
+                got.append(call.server.recv(1000))
+            except BlockingIOError:
+                got.append(None)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    sender = call.server.dup()
+    sender.setblocking(False)
+    with sender, contextlib.suppress(BlockingIOError):
+        while True:
+            sender.send(bytes(1 << 20))  # no reply: it goes to the agent, until its socket and ours are full
+    assert not nothing_to_read(call.agent_up, PATIENCE)
+    call.agent_up.settimeout(0.1)
+    with contextlib.suppress(TimeoutError):
+        while call.agent_up.recv(1 << 20):
+            pass
+    call.agent_up.sendall(GET)
+    reader.join(PATIENCE)
+    assert not reader.is_alive()
+    assert got[-1] == GET
+    assert set(got[:-1]) <= {None}
 
 
 def test_a_reader_that_waits_for_all_misses_carried_bytes(path: KernelRig) -> None:

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import os
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -227,6 +228,23 @@ def test_a_client_that_resets_has_its_open_call_recorded(stage: Stage) -> None:
     client.reset()
     (record,) = stage.records(1)
     assert (record["status"], record["reason"]) == ("reset", "client-reset")
+
+
+def test_a_client_that_is_refused_while_it_sends_a_long_body_can_still_read_the_refusal(stage: Stage) -> None:
+    """It has to wait with the rest of the body, and is not reset: that would take the refusal away."""
+
+    def refuse(line: Line) -> None:
+        line.head()
+        line.send(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 2\r\nconnection: close\r\n\r\nno").rest()
+
+    with stage.client("open", refuse) as client:
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+        client.send(get("/yes", "content-length: 100000000", method="PUT"))
+        client.sock.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            client.send(bytes(100_000_000))
+        assert client.reply() == (401, b"no")
+    assert told(stage, 1) == [("ALLOWED", "/yes", 401)]
 
 
 @pytest.mark.skipif(os.environ.get("SLUICE_SOAK") != "1", reason="takes HEAD_TIMEOUT; unit tests cover it: SLUICE_SOAK=1")

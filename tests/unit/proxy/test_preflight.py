@@ -1,10 +1,13 @@
 """What ``sluice check`` makes of what it finds. What it finds on this machine is in tests/bpf/test_check.py."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from proxy import guard, preflight
+from proxy.reading import CALLS, ReadingCalls, Right
+from proxy.selftest import Findings
 
 
 @pytest.mark.parametrize(
@@ -71,6 +74,43 @@ def test_an_agent_that_may_raise_the_limit_of_open_files_is_not_held_up_by_it() 
     result = preflight.descriptors(64, may_raise=True)
     assert (result.ok, result.hint) == (True, None)
     assert result.detail == "1048576: about 174762 connections at once (the agent raises the limit of 64)"
+
+
+RIGHT = ReadingCalls(**dict.fromkeys(CALLS, Right(True, True)))
+
+
+def test_a_kernel_that_reads_right_needs_no_hint() -> None:
+    result = preflight.judge_kernel_path(Findings(None, RIGHT), "1 ms")
+    assert (result.ok, result.detail, result.hint) == (True, "a call carried in 1 ms", None)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        ("fionread", "FIONREAD is wrong of accelerated sockets: nginx, Java's available() may wait for ever. Cure: "),
+        ("splice", "splice is wrong of accelerated sockets: haproxy"),
+        ("wait_all", "MSG_WAITALL is wrong of accelerated sockets: programs that read records of"),
+    ],
+)
+def test_what_a_kernel_reads_wrong_is_told_with_who_suffers_and_the_cure(call: str, says: str) -> None:
+    """It is left to the workload's word then whether its calls are carried."""
+    result = preflight.judge_kernel_path(Findings(None, dataclasses.replace(RIGHT, **{call: Right(False, True)})), "1 ms")
+    assert result.ok, "Sluice does the same without it"
+    assert result.hint is not None
+    assert result.hint.startswith(says)
+    assert "acceleration: off" in result.hint
+    assert "only for workloads that ask for it" in result.detail
+
+
+def test_what_is_wrong_about_bytes_of_tcp_harms_nobody() -> None:
+    """TCP brings an accelerated socket nothing but the end."""
+    found = Findings(None, dataclasses.replace(RIGHT, fionread=Right(True, False)))
+    assert preflight.judge_kernel_path(found, "1 ms").hint is None
+
+
+def test_a_kernel_without_the_kernel_path_is_told_why() -> None:
+    result = preflight.judge_kernel_path(Findings("a reply does not arrive"), "1 ms")
+    assert (result.ok, result.detail) == (True, "not on this kernel, calls are relayed: a reply does not arrive")
 
 
 def test_guards_that_agents_have_left_are_all_told(tmp_path: Path) -> None:

@@ -116,6 +116,28 @@ def test_a_workload_on_either_side_that_is_not_to_be_accelerated_is_the_reason(t
     assert (result.exit_code, "kernel   asks the proxy (acceleration-off)" in result.output) == (0, True), result.output
 
 
+@pytest.mark.parametrize(
+    ("on", "said"),
+    [
+        ((), "web and orders would have to say"),
+        (("web",), "FIONREAD wrong: orders would have"),
+        (("orders",), "FIONREAD wrong: web would have"),
+        (("web", "orders"), None),
+    ],
+)
+def test_who_has_not_asked_for_acceleration_is_told(tmp_path: Path, on: tuple[str, ...], said: str | None) -> None:
+    """By default, where the kernel is not right for every program, only calls between those are carried that ask for it."""
+    text = (EXAMPLES / "http-orders.yaml").read_text()
+    for name in on:
+        text = text.replace(f'  cgroups: ["/sluice/{name}"', f'  acceleration: on\n  cgroups: ["/sluice/{name}"')
+    (tmp_path / "a.yaml").write_text(text)
+    result = CliRunner().invoke(explain, ["-f", str(tmp_path), "--from", "web", "--to", "orders", "GET /orders"])
+    output = " ".join(result.output.split())
+    assert "kernel proven" in output
+    assert ("acceleration: on" in output) is (said is not None)
+    assert said is None or said in output
+
+
 def test_the_only_port_of_a_workload_need_not_be_said() -> None:
     assert run("http-orders.yaml", "web", "orders", "GET /orders").exit_code == 0
     assert "say which port" in run("egress-cidr.yaml", "crawler", "resolver", "GET /").output

@@ -1,0 +1,3 @@
+module sluice.dev/programs
+
+go 1.19
