@@ -43,7 +43,7 @@ from parsers.kafka.frame import API_VERSIONS, SIZE, MalformedError, UnsupportedE
 from parsers.kafka.layouts import REQUESTS
 from parsers.kafka.prefixes import CARRIED, is_carriable, prefix_of
 from parsers.kafka.request import CLUSTER, Request, Topic, look, skim
-from parsers.kafka.sasl import Login
+from parsers.kafka.sasl import Login, bare_size
 from parsers.kafka.sessions import FINAL_EPOCH, INITIAL_EPOCH, Partitions, Session, Sessions
 from parsers.kafka.wire import message, varint
 
@@ -97,6 +97,8 @@ _BEGINNING = struct.Struct(">ii")  # size, correlation id
 # Replies that are kept until they are there as a whole, whatever their size.
 _READ_WHOLE = frozenset({_METADATA, API_VERSIONS, _SASL_AUTHENTICATE})
 _MORE, _LATER, _HOLD = More(), Later(), Hold()
+# The status of a reply that went by and says what nobody here can read: clients make of it what they can.
+_UNREAD = "unknown"
 
 
 class _Open:
@@ -104,6 +106,7 @@ class _Open:
 
     __slots__ = (
         "api_key",
+        "bare",
         "correlation_id",
         "ends",
         "forgotten",
@@ -125,6 +128,7 @@ class _Open:
         self.correlation_id = request.correlation_id
         self.words: tuple[bytes, str] | None = None  # with their status
         self.probe = False  # a question of ours: its reply is for nobody else
+        self.bare = False  # a message of a login, which has no header
         self.granting: Callable[[str], bool] | None = None  # which topics of the reply may be seen; None: all
         self.place: splits.Place = ()  # of these:
         self.merged: Sequence[bytes] = ()  # entries that say of what the broker did not get to see that it is denied
@@ -132,6 +136,11 @@ class _Open:
         self.session: Session | None = None  # of a Fetch: what it makes or goes on with
         self.forgotten: Sequence[Partitions] = ()
         self.ends: int | None = None  # the id of a session that the broker closes with its answer
+
+    @property
+    def rewritten(self) -> bool:
+        """Whether the client gets to see another reply than the broker's, which has to be understood for that."""
+        return bool(self.merged) or self.granting is not None or (self.api_key == API_VERSIONS)
 
 
 class _Asked(msgspec.Struct):
@@ -147,6 +156,7 @@ class _Asked(msgspec.Struct):
     unknown: tuple[int, ...] = ()  # positions of topics whose ids nobody knows
     instead: tuple[bytes, str] | None = None  # our words, whatever the ruling, with their status
     probe: bool = False  # a question of ours, in ``data``
+    bare: bool = False  # a message of a login, which has no header
     sound: bool = False  # ``request`` was read from the whole of its frame
 
     def takes_long(self, ruling: Ruling) -> bool:
@@ -175,6 +185,7 @@ class KafkaParser:
         self._asked_ids: frozenset[bytes] = frozenset()  # the broker was asked for their names, for the next request
         self._sessions = Sessions()
         self._login = Login()
+        self._handshake: Request | None = None  # a SaslHandshake that messages without a header may follow
         self._request_rest: _Open | None = None  # a request that was passed up to its last byte, which may not be there yet
         self._reply_rest: _Open | None = None  # a reply of which only the last byte is left
         self._dead = False
@@ -190,7 +201,7 @@ class KafkaParser:
     @property
     def at_boundary(self) -> bool:
         under_way = self._open or self._asked or self._half or self._behind_probe or self._request_rest or self._reply_rest
-        return not (under_way or self._dead)
+        return not (under_way or self._dead or self._login.bare != 0)
 
     @property
     def prefixes(self) -> Sequence[Prefix]:
@@ -228,7 +239,7 @@ class KafkaParser:
             self._follow_session(asked, opened, ())
         if opened.merged:
             raise MalformedError("carried-unproven")
-        return judge.call, f"kafka:{self._reply_error(opened, reply)}"
+        return judge.call, self._status(opened, reply)
 
     def _passed(self, asked: _Asked, opened: _Open) -> None:
         if opened.merged:
@@ -285,6 +296,14 @@ class KafkaParser:
             return [_HOLD]
         if self._own_words > OWN_WORDS_MAX or self._own_answers >= OWN_ANSWERS_MAX:
             return [_HOLD]
+        if self._handshake is not None:
+            if self._open:
+                return [_HOLD]  # the broker's answer tells how the client goes on
+            if self._login.bare is None:
+                raise MalformedError("unsupported-mechanism")
+            if self._login.bare:
+                return self._read_bare(self._handshake, data, end)
+            self._handshake = None
         if len(data) < self._wanted and not end:
             return [_MORE]
         try:
@@ -302,8 +321,7 @@ class KafkaParser:
             return [_MORE]
         self._wanted = 0
         low, high = SUPPORTED.get(found.api_key, (1, 0))
-        # Behind SaslHandshake version 0 come bytes without frames. It is offered, because librdkafka looks for it.
-        if not low <= found.version <= high or (found.api_key, found.version) == (_SASL_HANDSHAKE, 0):
+        if not low <= found.version <= high:
             return [self._fail("unsupported-version", partial=self._call(found))]
         return self._judge(found, data)
 
@@ -320,6 +338,33 @@ class KafkaParser:
             return [self._fail("unsupported-version" if error.api else "unsupported-api", partial=self._call(request))]
         words = denials.unsupported_version(error.correlation_id, *SUPPORTED[API_VERSIONS])
         return self._ask(_Asked(self._number(), request, data, instead=(words, f"kafka:{denials.UNSUPPORTED_VERSION}")))
+
+    def _read_bare(self, handshake: Request, data: bytes, end: bool) -> Sequence[Verb]:
+        """What a client says to log in behind SaslHandshake version 0: judged as what newer clients say with a header."""
+        size = bare_size(data)
+        if size is None or len(data) < size:
+            if end:
+                raise MalformedError("truncated-request")
+            return [_MORE]
+        api = REQUESTS[_SASL_AUTHENTICATE].name
+        request = Request(
+            api_key=_SASL_AUTHENTICATE,
+            api=api,
+            version=0,
+            correlation_id=0,
+            client_id=handshake.client_id,
+            size=size,
+        )
+        return self._ask(_Asked(self._number(), request, data[:size], bare=True))
+
+    def _pass_bare(self, asked: _Asked, ruling: Ruling) -> Sequence[Verb]:
+        if not ruling.allowed:
+            return [self._fail("denied", asked.number)]  # a broker has no words for this either
+        self._login.says_bare(asked.data)
+        opened = _Open(asked.number, asked.request)
+        opened.bare = True
+        self._open.append(opened)
+        return [Pass(asked.request.size, asked.number)]
 
     def _judge(self, request: Request, data: bytes) -> Sequence[Verb]:
         unknown = {
@@ -402,6 +447,8 @@ class KafkaParser:
         request = asked.request
         if asked.probe:
             return self._probe(asked, ruling)
+        if asked.bare:
+            return self._pass_bare(asked, ruling)
         if asked.instead is not None:
             return self._answer(asked, *asked.instead)
         refused: dict[int, int] = {}
@@ -443,6 +490,8 @@ class KafkaParser:
             self._follow_session(asked, opened, sorted(refused))
         if request.api_key == _SASL_HANDSHAKE:
             self._login.begin(asked.data)
+            if request.version == 0:
+                self._handshake = request
         elif request.api_key == _SASL_AUTHENTICATE:
             self._login.says(asked.data, request.version)
         if request.api_key in CARRIED:
@@ -574,6 +623,8 @@ class KafkaParser:
         """Settle the reply at the beginning of ``data``, or all but the last byte of it; None: more must come first."""
         if opened is self._request_rest:
             raise MalformedError("too-early")  # no broker answers what it has not read
+        if opened.bare:
+            return self._bare_reply(opened, data, verbs)
         if len(data) < _BEGINNING.size:
             return None
         length: int
@@ -583,32 +634,56 @@ class KafkaParser:
             raise MalformedError("frame-too-short")
         if correlation_id != opened.correlation_id:
             raise MalformedError("out-of-order")
-        if opened.api_key in _READ_WHOLE or size <= (KEPT_BYTES if opened.api_key in CARRIED else READ_WHOLE_MAX):
-            if opened.api_key != _METADATA and size > HELD_SMALL_REPLY_MAX:
-                raise MalformedError("too-large", "HELD_SMALL_REPLY_MAX")
-            if size > HELD_REPLY_MAX:
-                raise MalformedError("too-large", "HELD_REPLY_MAX")
-            if len(data) < size:
-                return None
-            frame = self._metadata.frame if self._metadata is not None else data[:size]
-            return size if self._whole_reply(opened, frame, verbs) else None
-        return self._long_reply(opened, data, size, verbs)
+        if not self._is_read_whole(opened, size):
+            return self._long_reply(opened, data, size, verbs)
+        if len(data) < size:
+            return None
+        frame = self._metadata.frame if self._metadata is not None else data[:size]
+        return size if self._whole_reply(opened, frame, verbs) else None
 
-    def _reply_error(self, opened: _Open, start: bytes) -> int:
-        """What a reply tells that goes by as it is, by its beginning: all of it if it is short."""
-        if SIZE + _BEGINNING.unpack_from(start)[0] <= KEPT_BYTES:
-            error: int | None = replies.first_error(start, opened.api_key, opened.version)
+    @staticmethod
+    def _is_read_whole(opened: _Open, size: int) -> bool:
+        """Whether a reply is kept until it is there as a whole. Raises MalformedError for one that is too large and has to be."""
+        most = KEPT_BYTES if opened.api_key in CARRIED else READ_WHOLE_MAX
+        if opened.api_key == _METADATA:
+            most, limit = HELD_REPLY_MAX, "HELD_REPLY_MAX"
+        elif opened.api_key in _READ_WHOLE:
+            most, limit = HELD_SMALL_REPLY_MAX, "HELD_SMALL_REPLY_MAX"
         else:
-            error = self._first_words(opened, start)
-        if error is None:
-            raise MalformedError("truncated")
+            return size <= most
+        if size > most and (opened.rewritten or opened.probe):
+            raise MalformedError("too-large", limit)
+        return size <= most
+
+    def _bare_reply(self, opened: _Open, data: bytes, verbs: list[Verb]) -> int | None:
+        """Settle a word of the broker's in a login without headers."""
+        size = bare_size(data)
+        if size is None or len(data) < size:
+            return None
+        self._login.answered(0)
+        verbs += (Reply(opened.number, "kafka:0"), Pass(size, opened.number))
+        self._reply_over(opened, verbs)
+        return size
+
+    def _status(self, opened: _Open, start: bytes) -> str:
+        """What a reply tells that goes by as it is, by its beginning: all of it if it is short."""
+        size = SIZE + _BEGINNING.unpack_from(start)[0]
+        try:
+            if size <= KEPT_BYTES:
+                error: int | None = replies.first_error(start, opened.api_key, opened.version)
+            else:
+                error = self._first_words(opened, start)
+        except MalformedError:
+            error = None
         if opened.api_key == _FETCH:
             self._session_answered(opened, start)
-        return error
+        return _UNREAD if error is None else f"kafka:{error}"
 
     @staticmethod
     def _first_words(opened: _Open, data: bytes) -> int | None:
-        """The error that a long reply tells of itself, 0 where it is not looked for; None: more must come first."""
+        """The error that a long reply tells of itself, 0 where it is not looked for; None: more must come first, if it helps."""
+        if opened.api_key in _READ_WHOLE:
+            return None
         if opened.api_key != _FETCH:
             return 0
         start = replies.fetch_start(data, opened.version)
@@ -618,18 +693,25 @@ class KafkaParser:
         """Settle a reply that is there as a whole; False if it is not read to its end yet."""
         number = opened.number
         told = frame
-        if opened.api_key == _METADATA:
-            metadata = self._metadata = self._metadata or replies.Metadata(frame, opened.version, opened.granting)
-            whole = metadata.read_some()
-            self._learn(metadata.topic_ids)
-            if not whole:
-                return False
-            self._metadata = None
-            error, told = metadata.error, metadata.told
-        else:
-            error = replies.first_error(frame, opened.api_key, opened.version)
+        error: int | None = None
+        try:
+            if opened.api_key == _METADATA:
+                metadata = self._metadata = self._metadata or replies.Metadata(frame, opened.version, opened.granting)
+                whole = metadata.read_some()
+                self._learn(metadata.topic_ids)
+                if not whole:
+                    return False
+                error, told = metadata.error, metadata.told
+            else:
+                error = replies.first_error(frame, opened.api_key, opened.version)
+        except MalformedError:
+            if opened.rewritten:
+                raise
+        self._metadata = None
         if opened.api_key == API_VERSIONS:
             told = replies.filter_api_versions(frame, opened.version, SUPPORTED)
+        elif opened.api_key == _SASL_HANDSHAKE:
+            self._login.agreed(opened.version, error)
         elif opened.api_key == _SASL_AUTHENTICATE:
             self._login.answered(error)
         elif opened.api_key == _FETCH:
@@ -637,7 +719,7 @@ class KafkaParser:
         if opened.merged:
             told = splits.merged(told, opened.api_key, opened.version, opened.place, opened.merged)
             error = error or opened.refusal
-        verbs.append(Reply(number, f"kafka:{error}"))
+        verbs.append(Reply(number, _UNREAD if error is None else f"kafka:{error}"))
         if opened.probe:
             verbs.append(Drop(len(frame), number))
         elif told is frame or told == frame:
@@ -651,29 +733,43 @@ class KafkaParser:
         """Most of it goes by unread; of its last byte we are told, and so that it is over."""
         number = opened.number
         replaced = 0
-        error = self._first_words(opened, data)
+        enough = len(data) >= KEPT_BYTES  # to be understood, by anybody who could
+        try:
+            error = self._first_words(opened, data)
+        except MalformedError:
+            error, enough = None, True
         if error is None:
-            return None
+            if not enough:
+                return None
+            if opened.rewritten:
+                raise MalformedError("truncated")
         if opened.merged and not error:
             beginning = splits.merge(data, opened.api_key, opened.version, opened.place, opened.merged)
             if beginning is None:
+                if len(data) > HELD_SMALL_REPLY_MAX:
+                    raise MalformedError("too-large", "HELD_SMALL_REPLY_MAX")
                 return None
             words, replaced = beginning
             error = opened.refusal
             verbs += (Reply(number, f"kafka:{error}"), Drop(replaced, number), Inject(Direction.REPLY, words, number))
         else:
-            verbs.append(Reply(number, f"kafka:{error}"))
+            verbs.append(Reply(number, _UNREAD if error is None else f"kafka:{error}"))
         if opened.api_key == _FETCH:
             self._session_answered(opened, data)
+        elif opened.api_key == _SASL_AUTHENTICATE:
+            self._login.answered(None)
         if size - replaced > 1:
             verbs.append(Pass(size - replaced - 1, number))
         self._reply_rest = opened
         return size - 1
 
     def _session_answered(self, opened: _Open, data: bytes) -> None:
-        start = replies.fetch_start(data, opened.version)
+        try:
+            start = replies.fetch_start(data, opened.version)
+        except MalformedError:
+            start = None
         if start is None:
-            raise MalformedError("truncated")
+            return  # what the broker may have forgotten is judged with the rest
         error, session_id = start
         if error:
             opened.merged = ()

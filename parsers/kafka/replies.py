@@ -6,6 +6,7 @@ such as new tagged fields, reaches the client as it was sent.
 
 import struct
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 
 from parsers.kafka.frame import API_VERSIONS, SIZE, MalformedError
@@ -42,9 +43,9 @@ def first_error(frame: bytes, api_key: int, version: int) -> int:
 
     Raises MalformedError.
     """
+    if api_key == API_VERSIONS and _knows_no_version(frame):
+        return UNSUPPORTED_VERSION
     reader = Reader(frame, 0)
-    if api_key == API_VERSIONS:
-        version = _version_of_versions(frame, version)
     flexible = is_flexible(api_key, version)
     reply_body(reader, api_key, flexible)
     found = reader.first_error(_errors_plan(api_key, version))
@@ -95,9 +96,7 @@ class Metadata:
         reply_body(reader, METADATA, self._flexible)
         reader.read(before)
         self._start = reader.at
-        number = reader.count(self._flexible)
-        if number < 0:
-            raise MalformedError("negative-length")
+        number = max(reader.count(self._flexible), 0)
         if number > len(frame) - reader.at:  # each topic has a byte at least
             raise MalformedError("truncated")
         if number > METADATA_TOPICS_MAX:
@@ -174,8 +173,20 @@ def _metadata_plans(version: int) -> tuple[Plan, Plan, Plan]:
 
 
 def filter_api_versions(frame: bytes, version: int, supported: Mapping[int, tuple[int, int]]) -> bytes:
-    """A whole ApiVersions reply in which no API and no version is offered but those of ``supported``. Raises MalformedError."""
-    version = _version_of_versions(frame, version)
+    """A whole ApiVersions reply in which no API and no version is offered but those of ``supported``. Raises MalformedError.
+
+    A broker that does not know the version answers in version 0 (KIP-511), or so it should: others answer in the version that was
+    asked for, or with the code alone. Clients look at the code, and what cannot be read offers them nothing.
+    """
+    if not _knows_no_version(frame):
+        return _filtered(frame, version, supported)
+    for asked in (0, version):
+        with suppress(MalformedError):
+            return _filtered(frame, asked, supported)
+    return frame
+
+
+def _filtered(frame: bytes, version: int, supported: Mapping[int, tuple[int, int]]) -> bytes:
     reader = Reader(frame, 0)
     reply_body(reader, API_VERSIONS, is_flexible(API_VERSIONS, version))
     body = reader.read(_versions_plan(version))
@@ -201,7 +212,5 @@ def _versions_plan(version: int) -> Plan:
     return plan(_reply_fields(API_VERSIONS, version), version, is_flexible(API_VERSIONS, version), wanted)
 
 
-def _version_of_versions(frame: bytes, version: int) -> int:
-    """A broker that does not know the version answers in version 0 (KIP-511)."""
-    error = int.from_bytes(frame[SIZE + 4 : SIZE + 6], "big", signed=True)
-    return 0 if error == UNSUPPORTED_VERSION else version
+def _knows_no_version(frame: bytes) -> bool:
+    return int.from_bytes(frame[SIZE + 4 : SIZE + 6], "big", signed=True) == UNSUPPORTED_VERSION
