@@ -643,7 +643,7 @@ class KafkaParser:
 
     @staticmethod
     def _is_read_whole(opened: _Open, size: int) -> bool:
-        """Whether a reply is kept until it is there as a whole. Raises MalformedError for one that is too large and has to be."""
+        """Whether a reply is kept until all of it is there. Raises MalformedError for one that has to be and is too large."""
         most = KEPT_BYTES if opened.api_key in CARRIED else READ_WHOLE_MAX
         if opened.api_key == _METADATA:
             most, limit = HELD_REPLY_MAX, "HELD_REPLY_MAX"
@@ -681,7 +681,7 @@ class KafkaParser:
 
     @staticmethod
     def _first_words(opened: _Open, data: bytes) -> int | None:
-        """The error that a long reply tells of itself, 0 where it is not looked for; None: more must come first, if it helps."""
+        """The error that a long reply tells of itself, 0 where it is not looked for; None: more must come, if that helps."""
         if opened.api_key in _READ_WHOLE:
             return None
         if opened.api_key != _FETCH:

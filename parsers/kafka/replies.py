@@ -175,8 +175,8 @@ def _metadata_plans(version: int) -> tuple[Plan, Plan, Plan]:
 def filter_api_versions(frame: bytes, version: int, supported: Mapping[int, tuple[int, int]]) -> bytes:
     """A whole ApiVersions reply in which no API and no version is offered but those of ``supported``. Raises MalformedError.
 
-    A broker that does not know the version answers in version 0 (KIP-511), or so it should: others answer in the version that was
-    asked for, or with the code alone. Clients look at the code, and what cannot be read offers them nothing.
+    A broker that does not know the version answers in version 0 (KIP-511), or so it should: others answer in the version that
+    was asked for, or with the code alone. Clients look at the code, and what cannot be read offers them nothing.
     """
     if not _knows_no_version(frame):
         return _filtered(frame, version, supported)

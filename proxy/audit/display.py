@@ -80,7 +80,7 @@ def resource(name: Any) -> str:
 
 
 def rule(record: Record) -> str:
-    """``policy/rule``, or ``policy/reason`` when no rule decided; with the reason behind it when that is another than the rule."""
+    """``policy/rule``, or ``policy/reason`` when no rule decided; the reason is behind the rule when it was not the rule."""
     name, reason = record.get("rule"), record.get("reason")
     parts = (record.get("policy"), name or reason)
     shown = "/".join(text(part) for part in parts if part is not None) or "-"

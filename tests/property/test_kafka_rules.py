@@ -25,13 +25,13 @@ CALLS_PER_ROUND = 20
 
 Rule = dict[str, Any]
 
-HANDSHAKE = {"SaslHandshake", "SaslAuthenticate", "ApiVersions"}
+HANDSHAKE = {"SaslHandshake", "SaslAuthenticate", "ApiVersions", "GetTelemetrySubscriptions", "PushTelemetry"}
 METADATA = {"Metadata", "DescribeCluster", "DescribeTopicPartitions"}
 _BOTH = METADATA | {"FindCoordinator"}
 ROLES = {
-    "produce": _BOTH | {"Produce", "InitProducerId", "AddPartitionsToTxn", "AddOffsetsToTxn", "EndTxn", "TxnOffsetCommit"},
+    "produce": _BOTH | {"Produce", "InitProducerId", "AddPartitionsToTxn", "AddOffsetsToTxn", "EndTxn"},
     "consume": _BOTH
-    | {"Fetch", "ListOffsets", "OffsetForLeaderEpoch", "OffsetCommit", "OffsetFetch"}
+    | {"Fetch", "ListOffsets", "OffsetForLeaderEpoch", "OffsetCommit", "OffsetFetch", "TxnOffsetCommit"}
     | {"JoinGroup", "SyncGroup", "Heartbeat", "LeaveGroup", "ConsumerGroupHeartbeat"},
 }
 # One of each kind: what brokers are asked for by topic, by group, by transactional id, by several of these and by none.
@@ -46,14 +46,25 @@ CALLED = [
         "AddPartitionsToTxn",
         "FindCoordinator",
     ),
-    *("Heartbeat", "EndTxn", "DescribeGroups", "DescribeConfigs", "ListGroups", "ApiVersions", "SaslHandshake"),
+    *(
+        "PushTelemetry",
+        "Heartbeat",
+        "EndTxn",
+        "DescribeGroups",
+        "DescribeConfigs",
+        "ListGroups",
+        "ApiVersions",
+        "SaslHandshake",
+    ),
     *("DescribeCluster", "DescribeTopicPartitions", "AlterUserScramCredentials", "ListTransactions", "ElectLeaders"),
 ]
 # Kafka asks for rights to something else for these than to the topics, groups and transactional ids that they name.
 BEYOND_NAMES = {"ListGroups", "AlterUserScramCredentials", "ListTransactions", "ElectLeaders"}
 OTHERS = ["broker:1", "clientMetrics:m", "cluster:kafka-cluster"]
+NAMES_OF_GROUPS, NAMES_OF_IDS = {"group", "groupPrefix"}, {"transactionalID", "transactionalIDPrefix"}
+NAMES = NAMES_OF_GROUPS | NAMES_OF_IDS
 TOPICS = ["a", "a-1", "a-2", "ab", "b", "b-1", "A", "a.1", "?AAAA"]
-GROUPS, IDS, CLIENTS, VERSIONS = ["g", "h", "gg"], ["t", "u"], ["me", "you", None], [0, 3, 7]
+GROUPS, IDS, CLIENTS, VERSIONS = ["g", "h", "gg"], ["t", "tt", "u"], ["me", "you", None], [0, 3, 7]
 WORKLOADS = "---\n".join(
     json.dumps(
         {
@@ -103,6 +114,10 @@ class Reference:
         return re.fullmatch(rule["topicPattern"], topic) is not None
 
     @staticmethod
+    def _holds(rule: Rule, field: str, name: str) -> bool:
+        return rule.get(field, name) == name and name.startswith(rule.get(f"{field}Prefix", ""))
+
+    @staticmethod
     def _has_topic_condition(rule: Rule) -> bool:
         return bool({"topic", "topicPrefix", "topicPattern"} & set(rule))
 
@@ -120,7 +135,7 @@ class Reference:
     ) -> bool:
         if api in HANDSHAKE:
             return "clientID" not in rule or rule["clientID"] == client
-        about_names = self._has_topic_condition(rule) or "group" in rule or "transactionalID" in rule
+        about_names = self._has_topic_condition(rule) or bool(NAMES & set(rule))
         says_so = "apiKey" in rule or not rule
         if (api in BEYOND_NAMES and not says_so) or (others and (not says_so or about_names)):
             return False
@@ -128,9 +143,13 @@ class Reference:
             return False
         if self._has_topic_condition(rule) and (all_topics if topic is None else not self._is_about(rule, topic)):
             return False
-        if "group" in rule and group is not None and group != rule["group"]:
+        if api == "TxnOffsetCommit" and rule.get("role") == "consume" and id_ is not None and not NAMES_OF_IDS & set(rule):
+            ends = ("EndTxn", -1, client, None, False, None, id_, False)
+            if not any(self.permits(other, *ends) for other in self.allowing):
+                return False
+        if group is not None and not self._holds(rule, "group", group):
             return False
-        return "transactionalID" not in rule or id_ is None or id_ == rule["transactionalID"]
+        return id_ is None or self._holds(rule, "transactionalID", id_)
 
     def denies(
         self,
@@ -148,9 +167,9 @@ class Reference:
             return False
         if self._has_topic_condition(rule) and (not all_topics if topic is None else not self._is_about(rule, topic)):
             return False
-        if "group" in rule and group != rule["group"]:
+        if (group is None and NAMES_OF_GROUPS & set(rule)) or (id_ is None and NAMES_OF_IDS & set(rule)):
             return False
-        return "transactionalID" not in rule or id_ == rule["transactionalID"]
+        return self._holds(rule, "group", group or "") and self._holds(rule, "transactionalID", id_ or "")
 
 
 def expected(sides: list[list[Rule]], call: ApiCall) -> tuple[str, dict[str, str] | None]:
@@ -230,6 +249,9 @@ def some_rule(random: Random, deny: float = 0.2) -> Rule:
     ):
         if random.random() < chance:
             rule[field] = random.choice(values)
+    for field in ("group", "transactionalID"):
+        if field in rule and random.random() < 0.4:
+            rule[f"{field}Prefix"] = rule.pop(field)
     if random.random() < deny:
         rule["deny"] = True
     return rule
