@@ -53,6 +53,9 @@ MAX_DECISIONS = 4096
 # Bytes; a call with a longer head is never the same object again (parsers.http1_head.MEMO_HEAD_MAX).
 MAX_REMEMBERED_LENGTH = 4096
 
+# The note of a call that may see in its reply what it might have asked for by name, and nothing else.
+REPLY_FILTERED, WOULD_BE_FILTERED = "reply-filtered", "reply-would-be-filtered"
+
 # The calls that each kind of L7 rule can judge. A gRPC call is an HTTP request as well (POST to /pkg.Svc/Method).
 PROTOCOLS_OF_KIND = {
     "http": frozenset({"http/1.1", "http/2", "grpc"}),
@@ -87,7 +90,8 @@ class Decision(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     ``policy`` and ``rule`` name what decided, if one thing did; ``detail`` has the names of all policies that were asked.
     ``reason`` is a stable kebab-case token. ``would`` is "DENY" when only ``mode: audit`` let the call pass.
     ``notes`` are findings that changed nothing, such as a ``headerMatches`` mismatch with LOG. ``per_resource`` is what
-    becomes of each topic of a PARTIAL call, or of each resource where every one is judged by itself. ``summary``: its record
+    becomes of each topic of a PARTIAL call, or of each resource where every one is judged by itself; empty where nothing was
+    named and the reply has to be cut. ``summary``: its record
     may stand for several calls (``record: summary``). ``trailers``: whether the request may have some. ``granting`` is asked by
     ``grants`` about resources where not all have the same verdict.
     """
@@ -455,8 +459,12 @@ class Pair:
             if not len(judged) % PIECES_AT_ONCE:
                 yield
         denied = next((decision for _, decision in judged if not decision.allowed), None)
+        named = call.separate or any(name.startswith(TOPIC) for name in call.resources)
+        asks_for_whatever = call.divisible and call.all_topics and not named
         if denied is None:
             decision = next((one for _, one in judged if one.verdict is not Verdict.ALLOWED), judged[0][1])
+            if asks_for_whatever and decision.verdict is Verdict.WOULD_DENY:
+                return self._filtered(call, decision)
             return msgspec.structs.replace(decision, summary=all(one.summary for _, one in judged))
         granting = _Granting(tuple(self.sides), call)
         if call.divisible:
@@ -465,11 +473,28 @@ class Pair:
                 for name in piece.resources:
                     if (call.separate or name.startswith(TOPIC)) and verdicts.get(name) is not Verdict.DENIED:
                         verdicts[name] = Verdict.ALLOWED if decision.allowed else Verdict.DENIED
+            if asks_for_whatever:
+                return self._filtered(call, denied, granting)
             some = any(verdict is Verdict.ALLOWED for verdict in verdicts.values())
             left = call.remainder or (call.all_topics and not call.separate)
             if some or (left and self._allows_all(_remainder(call))):
                 return msgspec.structs.replace(denied, verdict=Verdict.PARTIAL, per_resource=verdicts, granting=granting)
         return msgspec.structs.replace(denied, granting=granting)
+
+    def _filtered(self, call: ApiCall, denied: Decision, granting: "_Granting | None" = None) -> Decision:
+        """A call that asks for whatever there is gets what it may see: that denies it nothing that it has named.
+
+        ``denied`` is what is said of it if it may not even ask. Without ``granting``, in audit mode, its reply stays whole.
+        """
+        judged = [self._judge_whole(piece) for piece in pieces(_remainder(call))]
+        decision = next((one for one in judged if one.verdict is not Verdict.ALLOWED), judged[0])
+        if granting is None:
+            told = denied if decision.verdict is not Verdict.ALLOWED else decision
+            return told if told is denied else msgspec.structs.replace(told, notes=(*told.notes, WOULD_BE_FILTERED))
+        if not all(one.allowed for one in judged):
+            return msgspec.structs.replace(denied, granting=granting)
+        notes = (*decision.notes, REPLY_FILTERED)
+        return msgspec.structs.replace(decision, notes=notes, per_resource={}, granting=granting)
 
     def _allows_all(self, call: ApiCall) -> bool:
         return all(self._judge_whole(piece).allowed for piece in pieces(call))
@@ -511,6 +536,12 @@ class Pair:
             trailers=self.trailers,
             summary=verdict is Verdict.ALLOWED and _may_be_summed_up(changing),
         )
+
+    def refusal(self, reason: str) -> Decision:
+        """What is said of what was refused before policy could be asked about it, where these policies would have been."""
+        side = next((one for one in self.sides if any(view.l7 is not None for view in one.views)), None)
+        refused = self._decision(Verdict.DENIED, side.direction if side else None, Outcome(Rank.DENY, reason), ())
+        return msgspec.structs.replace(refused, generation=0)
 
     def _denial(self, reason: str) -> Decision:
         return self._decision(Verdict.DENIED, None, Outcome(Rank.DENY, reason), ())

@@ -66,7 +66,7 @@ def explain(
         protocol=pair.protocol,
         policies={side.direction: tuple(dict.fromkeys(policy.name for policy in side.policies)) for side in pair.sides},
         candidates=tuple(candidates),
-        cut_down=decision.verdict is Verdict.PARTIAL and call.all_topics,
+        cut_down=decision.per_resource is not None and call.all_topics,
         kernel=None if head is None or pair.action is not Action.REDIRECT else _kernel(pair, head, decision, candidates),
     )
 

@@ -54,8 +54,8 @@ KEYS_BY_WORD: dict[str, frozenset[int]] = {
 }
 NAMES_BY_KEY = {key: name for name, key in APIS.items()}
 
-# Without these no client can say anything: who it is, and which versions it may use. Today's clients also ask, before and beside
-# all else, whether the broker wants to know how they are (KIP-714). Who may ask for anything may ask them.
+# Without these no client can say anything: who it is, and which versions it may use. Today's clients also ask, beside all else,
+# whether the broker wants to know how they are (KIP-714). Who may ask for anything may ask them.
 HANDSHAKE = frozenset(
     APIS[name] for name in ("SaslHandshake", "SaslAuthenticate", "ApiVersions", "GetTelemetrySubscriptions", "PushTelemetry")
 )

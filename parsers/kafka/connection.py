@@ -39,7 +39,7 @@ from parsers.contract import (
     Verb,
 )
 from parsers.kafka import denials, replies, splits
-from parsers.kafka.frame import API_VERSIONS, SIZE, MalformedError, UnsupportedError
+from parsers.kafka.frame import API_VERSIONS, SIZE, MalformedError, UnsupportedError, is_tls
 from parsers.kafka.layouts import REQUESTS
 from parsers.kafka.prefixes import CARRIED, is_carriable, prefix_of
 from parsers.kafka.request import CLUSTER, Request, Topic, look, skim
@@ -625,6 +625,9 @@ class KafkaParser:
             raise MalformedError("too-early")  # no broker answers what it has not read
         if opened.bare:
             return self._bare_reply(opened, data, verbs)
+        expected = opened.correlation_id.to_bytes(4, "big", signed=True)
+        if len(data) > SIZE and is_tls(data) and not expected.startswith(data[SIZE : _BEGINNING.size]):
+            raise MalformedError("tls-not-opened")  # a broker that takes its client's words for a broken handshake
         if len(data) < _BEGINNING.size:
             return None
         length: int

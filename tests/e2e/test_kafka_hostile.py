@@ -186,8 +186,8 @@ class Hostile:
 
 
 REQUESTS = [
-    Hostile("http", b"GET / HTTP/1.1\r\nhost: kafka\r\n\r\n", "frame-too-large", "FRAME_MAX"),
-    Hostile("tls-hello", bytes.fromhex("16030100c8010000c40303") + bytes(194), "frame-too-large", "FRAME_MAX"),
+    Hostile("http", b"GET / HTTP/1.1\r\nhost: kafka\r\n\r\n", "http-not-kafka"),
+    Hostile("tls-hello", bytes.fromhex("16030100c8010000c40303") + bytes(194), "tls-not-opened"),
     Hostile("a-byte-and-the-end", b"\0", "truncated-request", end=True),
     Hostile("truncated-in-the-size", GOOD[:3], "truncated-request", end=True),
     Hostile("truncated-in-the-header", GOOD[:12], "truncated-request", end=True),
@@ -347,8 +347,11 @@ REPLIES = [
     BadBroker("unasked", RIGHT, "reply-unasked", good=RIGHT),
     BadBroker("of-negative-size", struct.pack(">ii", -1, 7) + bytes(20), "reply-frame-too-short"),
     BadBroker("too-short", struct.pack(">ii", 3, 7) + bytes(20), "reply-frame-too-short"),
-    BadBroker("bytes-behind-its-end", sized(RIGHT[4:] + b"\0"), "reply-trailing-bytes"),
-    BadBroker("shorter-than-its-fields", sized(RIGHT[4:-1]), "reply-truncated"),
+    BadBroker("tls", bytes.fromhex("15030300020250"), "reply-tls-not-opened"),
+    BadBroker(
+        "bytes-behind-its-end", sized(METADATA_START + b"\1" + bytes(5) + b"!"), "reply-trailing-bytes", asked=ASKED_OF_ALL
+    ),
+    BadBroker("shorter-than-its-fields", sized(METADATA_START + b"\1" + bytes(4)), "reply-truncated", asked=ASKED_OF_ALL),
     BadBroker(
         "longer-than-may-be-read",
         sized(struct.pack(">i", 7) + bytes(100), HELD_REPLY_MAX + 1),
@@ -381,6 +384,29 @@ def test_a_bad_reply_is_kept_from_the_client(stage: KafkaStage, case: BadBroker)
     else:
         assert records[0]["status"] == "unanswered"
     stage.neighbour.works_on()
+
+
+@pytest.mark.parametrize(
+    "says", [sized(RIGHT[4:] + b"!"), sized(RIGHT[4:-1]), sized(RIGHT[4:8])], ids=["more", "less", "nothing"]
+)
+def test_a_reply_in_which_nothing_is_changed_need_not_be_understood(stage: KafkaStage, says: bytes) -> None:
+    def answer(line: Line) -> None:
+        line.exactly(len(GOOD))
+        line.send(says)
+        line.exactly(len(GOOD))
+        line.send(RIGHT)
+        line.rest()
+
+    with stage.client(answer) as client:
+        client.send(GOOD)
+        assert client.exactly(len(says)) == says
+        client.send(GOOD)
+        assert client.exactly(len(RIGHT)) == RIGHT
+        client.end()
+    assert [(record["verdict"], record["status"]) for record in stage.records(2)] == [
+        ("ALLOWED", "unknown"),
+        ("ALLOWED", "kafka:0"),
+    ]
 
 
 def test_a_reply_before_its_request_is_there_is_no_brokers(stage: KafkaStage) -> None:

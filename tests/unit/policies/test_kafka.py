@@ -404,10 +404,16 @@ class TestAllTopics:
     @pytest.mark.parametrize("condition", ["topic: a", "topicPrefix: a", "topicPattern: a.*"])
     def test_with_a_rule_about_some_topics_only_these_are_to_be_seen(self, condition: str) -> None:
         decision = decided(f"[{{role: consume, {condition}}}]", self.ALL)
-        assert decision.verdict is Verdict.PARTIAL
+        assert (decision.verdict, decision.reason, decision.notes) == (Verdict.ALLOWED, "rule-matched", ("reply-filtered",))
         assert decision.per_resource == {}
         assert decision.grants("topic:a")
         assert not decision.grants("topic:b")
+
+    def test_in_audit_mode_it_is_told_that_the_reply_would_be_cut(self) -> None:
+        decision = decided("[{name: only, role: consume, topic: a}]", self.ALL, extra="mode: audit")
+        assert (decision.verdict, decision.notes) == (Verdict.ALLOWED, ("reply-would-be-filtered",))
+        assert (decision.per_resource, decision.grants("topic:b")) == (None, True)
+        assert decided("[{apiKey: fetch, topic: a}]", self.ALL, extra="mode: audit").verdict is Verdict.WOULD_DENY
 
     def test_what_is_to_be_seen_is_asked_for_this_very_request(self) -> None:
         rules = "[{role: consume, topic: a}, {apiKey: metadata, apiVersion: '9', topic: b}, {apiKey: produce, topic: c}]"
@@ -431,7 +437,7 @@ class TestAllTopics:
     @pytest.mark.parametrize("condition", ["topic: secret", "topicPrefix: sec", "topicPattern: s.*"])
     def test_a_topic_that_is_denied_is_not_to_be_seen(self, condition: str) -> None:
         decision = decided(f"[{{}}, {{name: hide, deny: true, {condition}}}]", self.ALL)
-        assert (decision.verdict, decision.rule) == (Verdict.PARTIAL, "hide")
+        assert (decision.verdict, decision.notes) == (Verdict.ALLOWED, ("reply-filtered",))
         assert decision.grants("topic:a")
         assert not decision.grants("topic:secret")
 
@@ -499,7 +505,7 @@ class TestAuditMode:
     def test_metadata_of_all_topics_passes_whole(self) -> None:
         call = kafka("Metadata", divisible=True, all_topics=True)
         decision = decided("[{role: consume, topic: a}]", call, extra="mode: audit")
-        assert (decision.verdict, decision.grants("topic:b")) == (Verdict.WOULD_DENY, True)
+        assert (decision.verdict, decision.grants("topic:b")) == (Verdict.ALLOWED, True)
 
 
 class TestConnections:

@@ -7,7 +7,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -24,8 +24,10 @@ from parsers.kafka.request import MAX_ELEMENTS
 from parsers.kafka.sasl import BARE_MAX
 from policies.decide import Decision, Verdict
 from proxy.flow import HEAD_TIMEOUT, Close
+from proxy.worker import _parser as parser_of
 from tests.flow_playbook import Dialogue, Policy, Records
 from tests.kafka import raw
+from tests.unit.policies.words import kafka_policy, policy_set
 
 SOAK = os.environ.get("SLUICE_SOAK") == "1"
 ORDERS, SECRETS = "orders", "secrets"
@@ -802,6 +804,55 @@ class TestRepliesThatCannotBeRead:
         assert (play.to_client, play.records[0].status) == (reply, "kafka:35")
         play.client(produce(2, ORDERS))
         assert play.to_server == asked + produce(2, ORDERS)
+
+
+CLIENT_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(300)
+
+
+def policed(*rules: str, mode: str = "enforce") -> Dialogue:
+    """With the decisions of a real policy, and the parser that the agent has for it."""
+    policies = policy_set(kafka_policy(f"[{', '.join(rules)}]", extra=f"mode: {mode}"))
+    pair = policies.pair(policies.endpoint("web"), policies.endpoint("orders"), 9092)
+    return Dialogue(parser_of(pair), policy=cast(Policy, pair), sink=Records(10))
+
+
+class TestRecordsThatName:
+    @pytest.mark.parametrize(
+        ("data", "reason"), [(CLIENT_HELLO, "tls-not-opened"), (b"GET / HTTP/1.1\r\n\r\n", "http-not-kafka")]
+    )
+    def test_another_protocol_is_named_with_the_policies_and_the_direction(self, data: bytes, reason: str) -> None:
+        play = policed("{role: produce}").client(data)
+        [record] = play.records
+        assert (record.verdict, record.reason, record.limit) == ("DENIED", reason, None)
+        assert (record.policy, record.direction) == ("p", "ingress")
+
+    @pytest.mark.parametrize("alert", [b"\x15\x03\x03\0\2\2\x50", b"\x15\x03\x01\0\2"])
+    def test_a_broker_that_speaks_tls_is_named(self, alert: bytes) -> None:
+        play = talk().client(produce(1, ORDERS)).server(alert)
+        assert [record.reason for record in play.records] == ["reply-tls-not-opened"]
+
+    def test_a_reply_of_hundreds_of_megabytes_is_not_taken_for_tls(self) -> None:
+        play = talk().client(fetch(1, (0, -1), ORDERS)).server(struct.pack(">i", 0x15030000))
+        play.server(struct.pack(">i", 1) + bytes(20))
+        assert (play.flow.over, play.records) == (False, [])
+
+    def test_a_client_that_sees_less_than_all_topics_is_allowed_with_a_note(self) -> None:
+        play = policed(f"{{role: consume, topic: {ORDERS}}}").client(metadata(1, None))
+        play.server(described(1, (ORDERS, ORDERS_ID, 0), (SECRETS, SECRETS_ID, 0)))
+        assert topics_of(play.to_client) == (1, {ORDERS: 0})
+        [record] = play.records
+        assert (record.verdict, record.reason, record.notes) == ("ALLOWED", "rule-matched", ("reply-filtered",))
+        assert (record.resources, record.per_resource) == (("topic:*",), None)
+
+    @pytest.mark.parametrize("ending", [lambda play: play.client_ends().server_ends(), Dialogue.client_resets])
+    def test_of_a_connection_without_a_byte_nothing_would_have_been_denied(self, ending: Callable[[Dialogue], Any]) -> None:
+        play = policed("{role: consume}", mode="audit")
+        ending(play)
+        assert (play.flow.over, play.records, play.sink.reserved) == (True, [], 0)
+
+    def test_of_one_with_something_else_on_it_it_is_told(self) -> None:
+        play = policed("{role: consume}", mode="audit").client(CLIENT_HELLO).client_ends().server_ends()
+        assert [(record.protocol, record.verdict) for record in play.records] == [("tcp", "WOULD_DENY")]
 
 
 class TestLoginWithoutHeaders:
