@@ -243,6 +243,13 @@ class L7Plan:
             return allowed
         return msgspec.structs.replace(tolerated, edits=allowed.edits, notes=allowed.notes)
 
+    def finder(self, call: ApiCall) -> Callable[[str], bool]:
+        """Whether `judge` would deny a call like ``call`` that is about one topic, by the topic's name."""
+        denied, allowed, audited = (rules.finder(call) for rules in (self.deny, self.allow, self.audit_allow))
+        if self.open_by is not None or self.default_allow is not None or self._tolerant is not None:
+            return denied
+        return lambda topic: denied(topic) or not (allowed(topic) or audited(topic))
+
     def _allowed(self, call: ApiCall) -> Outcome:
         if self.open_by is not None:
             return Outcome(Rank.ALLOW, "connection-allowed", self.open_by.policy.name, self.open_by.rule.name)
@@ -316,6 +323,11 @@ class _Rules:
         edits = dict.fromkeys(edit for match in matches for edit in match.edits)
         notes = dict.fromkeys(note for match in matches for note in match.notes)
         return self._outcome(order, tuple(edits), tuple(notes))
+
+    def finder(self, call: ApiCall) -> Callable[[str], bool]:
+        """Whether a Kafka rule holds for a call like ``call`` about one topic, by the topic's name."""
+        index = self.index if self.entries else None
+        return index.finder(call) if isinstance(index, KafkaIndex) else _nothing
 
     def _outcome(self, order: int, edits: tuple[HeaderEdit, ...] = (), notes: tuple[str, ...] = ()) -> Outcome:
         rule = self.rules[order]
@@ -719,6 +731,8 @@ class _Granting:
         self._for = tuple(one for one in call.resources if not one.startswith(TOPIC))
 
     def __call__(self, resource: str) -> bool:
+        if resource.startswith(TOPIC) and not (self._for or self._call.separate):
+            return self._grants_topic(resource[len(TOPIC) :])
         resources: tuple[str, ...] = (resource,)
         all_topics = False
         if not resource.startswith(TOPIC):
@@ -731,6 +745,25 @@ class _Granting:
         except Exception:
             return False
         return Rank.DENY not in judged
+
+    def _grants_topic(self, topic: str) -> bool:
+        """The same of what a reply may name by the ten thousand."""
+        try:
+            return not any(denied(topic) for denied in self._finders)
+        except Exception:
+            return False
+
+    @cached_property
+    def _finders(self) -> list[Callable[[str], bool]]:
+        call = msgspec.structs.replace(self._call, resources=(), all_topics=False)
+        views = [side.enforced for side in self._sides]
+        if any(view.connection.rank is Rank.DENY for view in views):
+            raise PermissionError("nothing may be said on this connection")
+        return [view.l7.finder(call) for view in views if view.l7 is not None]
+
+
+def _nothing(topic: str) -> bool:
+    return False
 
 
 def _body_refused(entry: Entry) -> Outcome:

@@ -9,7 +9,7 @@ to others) is not meant by a rule that has only such conditions: a rule has to s
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
 from itertools import product
 
@@ -259,9 +259,38 @@ class KafkaIndex:
             first = self._first(call, client)
         return ([], False) if first == _NOBODY else ([Match(first)], False)
 
+    def finder(self, call: ApiCall) -> Callable[[str], bool]:
+        """Whether some rule holds for a call about one topic, for a call like ``call`` and a topic by its name: what `matches`
+        says, for whoever asks about very many. Raises `ValueError`, and when it is asked `match.UndecidedError`."""
+        if _is_handshake(call) and not self._deny:
+            held = bool(self.matches(call)[0])
+            return lambda topic: held
+        buckets = list(self._asked(call, call.attributes.get("clientId")))
+        patterns = any(bucket.patterns for bucket in buckets)
+
+        def holds(topic: str) -> bool:
+            held = self._patterns.matching(_latin(topic)) if patterns else ()
+            return any(bucket.about(topic, held) != _NOBODY for bucket in buckets)
+
+        return holds
+
     def _first(self, call: ApiCall, client: object) -> int:
-        topic, group, id_ = (_only(of_kind(call.resources, kind)) for kind in (TOPIC, GROUP, TRANSACTIONAL_ID))
+        topic = _only(of_kind(call.resources, TOPIC))
         held = self._patterns.matching(_latin(topic)) if topic is not None else ()
+        found = _NOBODY
+        for bucket in self._asked(call, client):
+            if topic is not None:
+                found = min(found, bucket.about(topic, held))
+            elif call.all_topics != self._deny:
+                # Only a rule about any topic allows all of them; of no topic, a rule that denies some says nothing.
+                found = min(found, bucket.any)
+            else:
+                found = min(found, bucket.everything)
+        return found
+
+    def _asked(self, call: ApiCall, client: object) -> Iterator[_Bucket]:
+        """The rules whose conditions hold for a call, but for those on the topic."""
+        group, id_ = (_only(of_kind(call.resources, kind)) for kind in (GROUP, TRANSACTIONAL_ID))
         without = None if self._deny else _WHATEVER
         conditions = product(
             (Reach.NAMES if self._deny else reach_of_call(call),),
@@ -271,22 +300,13 @@ class KafkaIndex:
             (without,) if group is None else self._groups.meeting(group),
             (without,) if id_ is None else self._ids.meeting(id_),
         )
-        found = _NOBODY
         nobody_writes = not self._deny and id_ is not None and self._lacks_writer(call)
         for names in conditions:
             if nobody_writes and names[1] == _READERS and names[5] is None:
                 continue
             bucket = self._buckets.get(names)
-            if bucket is None:
-                continue
-            if topic is not None:
-                found = min(found, bucket.about(topic, held))
-            elif call.all_topics != self._deny:
-                # Only a rule about any topic allows all of them; of no topic, a rule that denies some says nothing.
-                found = min(found, bucket.any)
-            else:
-                found = min(found, bucket.everything)
-        return found
+            if bucket is not None:
+                yield bucket
 
     def mismatch(self, order: int, call: ApiCall) -> str | None:
         """The first condition of a rule that does not hold for ``call``, by the document's name; None when all hold."""

@@ -14,7 +14,7 @@ id the broker is asked, on this very connection and with the client's permission
 import base64
 import struct
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import msgspec
@@ -41,6 +41,7 @@ from parsers.contract import (
 from parsers.kafka import denials, replies, splits
 from parsers.kafka.frame import API_VERSIONS, SIZE, MalformedError, UnsupportedError, is_tls
 from parsers.kafka.layouts import REQUESTS
+from parsers.kafka.metadata import TOLD_AT_ONCE, Metadata, prepare
 from parsers.kafka.prefixes import CARRIED, is_carriable, prefix_of
 from parsers.kafka.request import CLUSTER, Request, Topic, look, skim
 from parsers.kafka.sasl import Login, bare_size
@@ -56,9 +57,7 @@ OWN_WORDS_MAX = 1024 * 1024
 # Bytes of one request that are kept until it can be judged, or refused with all its topics. A Produce request to several topics
 # has to be read to its last topic, and is at most 1 MiB with the defaults of all clients.
 HELD_REQUEST_MAX = 8 * 1024 * 1024
-# Bytes of one reply that has to be read as a whole: Metadata of some 100,000 partitions; and of those that name no topics, a
-# broker's versions or a word of its login.
-HELD_REPLY_MAX = 16 * 1024 * 1024
+# Bytes of one reply that has to be read as a whole: a broker's versions, or a word of its login.
 HELD_SMALL_REPLY_MAX = 64 * 1024
 # A request that names more, and is refused or taken apart, is so over several turns.
 MANY_RESOURCES = 256
@@ -79,6 +78,7 @@ TOPIC_ID_BYTES = 220
 PARTITION_BYTES = 100
 
 _PRODUCE, _FETCH, _METADATA, _SASL_HANDSHAKE, _SASL_AUTHENTICATE, _ADD_PARTITIONS = 0, 1, 3, 17, 36, 24
+_IDS_SINCE = 10  # the first version of Metadata whose replies have topic ids
 _METADATA_BY_ID = 12  # the first version of Metadata that may be asked by topic id
 # What is not offered to clients because it cannot be judged by what it says: ShareFetch and ShareAcknowledge go on with what an
 # earlier request of their share session has named (KIP-932).
@@ -89,13 +89,14 @@ SUPPORTED = {
     for key, api in REQUESTS.items()
     if key not in _UNJUDGEABLE and (known := message(key)) is not None
 }
+prepare(SUPPORTED[_METADATA])
 # Calls that are kept, to be the same objects when they are asked again: so policy remembers what it has decided.
 _CALLS_KEPT = 2048
 # Resources of a call that is kept.
 _KEPT_RESOURCES_MAX = 16
 _BEGINNING = struct.Struct(">ii")  # size, correlation id
-# Replies that are kept until they are there as a whole, whatever their size.
-_READ_WHOLE = frozenset({_METADATA, API_VERSIONS, _SASL_AUTHENTICATE})
+# Replies that are kept until they are there as a whole, if they are not of a size that none of them has.
+_READ_WHOLE = frozenset({API_VERSIONS, _SASL_AUTHENTICATE})
 _MORE, _LATER, _HOLD = More(), Later(), Hold()
 # The status of a reply that went by and says what nobody here can read: clients make of it what they can.
 _UNREAD = "unknown"
@@ -179,7 +180,8 @@ class KafkaParser:
         self._behind_probe: tuple[Request, bytes] | None = None  # the request that asked for names
         self._own_words = 0  # bytes
         self._own_answers = 0
-        self._metadata: replies.Metadata | None = None  # a reply that is being read
+        self._metadata: Metadata | None = None  # a reply that is being read
+        self._telling: Iterator[bytes] | None = None  # what is still to be said of one that was read, and cut
         self._wanted = 0  # bytes of the next frame that must be there before it is worth a look
         self._topic_ids: OrderedDict[bytes, str] = OrderedDict()
         self._asked_ids: frozenset[bytes] = frozenset()  # the broker was asked for their names, for the next request
@@ -194,7 +196,8 @@ class KafkaParser:
 
     @property
     def kept(self) -> int:
-        return self._own_words + TOPIC_ID_BYTES * len(self._topic_ids) + PARTITION_BYTES * self._sessions.partitions
+        reading = self._metadata.kept if self._metadata is not None else 0
+        return reading + self._own_words + TOPIC_ID_BYTES * len(self._topic_ids) + PARTITION_BYTES * self._sessions.partitions
 
     # The kernel path
 
@@ -595,7 +598,7 @@ class KafkaParser:
         while at < len(data) and len(verbs) < VERBS_MAX:
             if self._reply_rest is not None:
                 opened, self._reply_rest = self._reply_rest, None
-                verbs.append(Pass(1, opened.number))
+                verbs.append(Drop(1, opened.number) if opened.probe else Pass(1, opened.number))
                 self._reply_over(opened, verbs)
                 at += 1
                 continue
@@ -604,9 +607,6 @@ class KafkaParser:
                 if not self._open:
                     raise MalformedError("unasked")
                 settled = self._one_reply(self._open[0], data[at:] if at else data, verbs)
-                if settled is None and self._metadata is not None:
-                    verbs.append(_LATER)
-                    break
                 if settled is None and end:
                     raise MalformedError("truncated")
             except MalformedError as error:  # the replies before it reach the client, as if they had come alone
@@ -617,12 +617,20 @@ class KafkaParser:
                 verbs.append(_MORE)
                 break
             at += settled
+            if self._metadata is not None:
+                if self._metadata.waits and end:
+                    verbs.append(self._fail("reply-truncated", self._oldest))
+                else:
+                    verbs.append(_MORE if self._metadata.waits else _LATER)
+                break
         return verbs
 
     def _one_reply(self, opened: _Open, data: bytes, verbs: list[Verb]) -> int | None:
         """Settle the reply at the beginning of ``data``, or all but the last byte of it; None: more must come first."""
         if opened is self._request_rest:
             raise MalformedError("too-early")  # no broker answers what it has not read
+        if self._metadata is not None:
+            return self._read_metadata(opened, self._metadata, data, verbs)
         if opened.bare:
             return self._bare_reply(opened, data, verbs)
         expected = opened.correlation_id.to_bytes(4, "big", signed=True)
@@ -637,26 +645,75 @@ class KafkaParser:
             raise MalformedError("frame-too-short")
         if correlation_id != opened.correlation_id:
             raise MalformedError("out-of-order")
+        by_topic = opened.rewritten or opened.probe or opened.version >= _IDS_SINCE or size <= READ_WHOLE_MAX
+        if opened.api_key == _METADATA and by_topic:
+            self._metadata = Metadata(opened.version, size, opened.granting, opened.merged)
+            return self._read_metadata(opened, self._metadata, data, verbs)
         if not self._is_read_whole(opened, size):
             return self._long_reply(opened, data, size, verbs)
         if len(data) < size:
             return None
-        frame = self._metadata.frame if self._metadata is not None else data[:size]
-        return size if self._whole_reply(opened, frame, verbs) else None
+        self._whole_reply(opened, data[:size], verbs)
+        return size
 
     @staticmethod
     def _is_read_whole(opened: _Open, size: int) -> bool:
         """Whether a reply is kept until all of it is there. Raises MalformedError for one that has to be and is too large."""
-        most = KEPT_BYTES if opened.api_key in CARRIED else READ_WHOLE_MAX
-        if opened.api_key == _METADATA:
-            most, limit = HELD_REPLY_MAX, "HELD_REPLY_MAX"
-        elif opened.api_key in _READ_WHOLE:
-            most, limit = HELD_SMALL_REPLY_MAX, "HELD_SMALL_REPLY_MAX"
-        else:
-            return size <= most
-        if size > most and (opened.rewritten or opened.probe):
-            raise MalformedError("too-large", limit)
-        return size <= most
+        if opened.api_key not in _READ_WHOLE:
+            return size <= (KEPT_BYTES if opened.api_key in CARRIED else READ_WHOLE_MAX)
+        if size > HELD_SMALL_REPLY_MAX and opened.rewritten:
+            raise MalformedError("too-large", "HELD_SMALL_REPLY_MAX")
+        return size <= HELD_SMALL_REPLY_MAX
+
+    def _read_metadata(self, opened: _Open, reading: Metadata, data: bytes, verbs: list[Verb]) -> int:
+        """Settle some of a reply, which may be all; the rest is for later turns, or has to come first."""
+        if self._telling is not None:
+            return self._tell_on(opened, self._telling, verbs)
+        number, kept_back = opened.number, opened.rewritten or opened.probe
+        begun = reading.begun
+        try:
+            n = reading.read(data)
+        except MalformedError:
+            if opened.rewritten:
+                raise
+            return self._give_up(opened, reading.left, verbs)
+        self._learn(reading.topic_ids)
+        error = (reading.error or opened.refusal) if opened.merged else reading.error
+        if reading.over or (n and not begun and not kept_back):
+            verbs.append(Reply(number, f"kafka:{error}"))
+        if reading.over and opened.rewritten:
+            self._telling = reading.told()
+            if n > 1:
+                verbs.append(Drop(n - 1, number))
+            return n - 1 + self._tell_on(opened, self._telling, verbs)
+        if n:
+            verbs.append(Drop(n, number) if kept_back else Pass(n, number))
+        if reading.over:
+            self._metadata = None
+            self._reply_over(opened, verbs)
+        return n
+
+    def _tell_on(self, opened: _Open, telling: Iterator[bytes], verbs: list[Verb]) -> int:
+        """Say some of what may be seen. The broker's last byte waits until all is said: so we are asked again."""
+        said = 0
+        for piece in telling:
+            verbs.append(Inject(Direction.REPLY, piece, opened.number))
+            said += len(piece)
+            if said > TOLD_AT_ONCE:
+                return 0
+        self._telling = self._metadata = None
+        verbs.append(Drop(1, opened.number))
+        self._reply_over(opened, verbs)
+        return 1
+
+    def _give_up(self, opened: _Open, left: int, verbs: list[Verb]) -> int:
+        """What is left of a reply that cannot be read goes by without being looked at."""
+        self._metadata = None
+        verbs.append(Reply(opened.number, _UNREAD))
+        if left > 1:
+            verbs.append(Drop(left - 1, opened.number) if opened.probe else Pass(left - 1, opened.number))
+        self._reply_rest = opened  # of the last byte we are told
+        return left - 1
 
     def _bare_reply(self, opened: _Open, data: bytes, verbs: list[Verb]) -> int | None:
         """Settle a word of the broker's in a login without headers."""
@@ -692,25 +749,16 @@ class KafkaParser:
         start = replies.fetch_start(data, opened.version)
         return None if start is None else start[0]
 
-    def _whole_reply(self, opened: _Open, frame: bytes, verbs: list[Verb]) -> bool:
-        """Settle a reply that is there as a whole; False if it is not read to its end yet."""
+    def _whole_reply(self, opened: _Open, frame: bytes, verbs: list[Verb]) -> None:
+        """Settle a reply that is there as a whole."""
         number = opened.number
         told = frame
         error: int | None = None
         try:
-            if opened.api_key == _METADATA:
-                metadata = self._metadata = self._metadata or replies.Metadata(frame, opened.version, opened.granting)
-                whole = metadata.read_some()
-                self._learn(metadata.topic_ids)
-                if not whole:
-                    return False
-                error, told = metadata.error, metadata.told
-            else:
-                error = replies.first_error(frame, opened.api_key, opened.version)
+            error = replies.first_error(frame, opened.api_key, opened.version)
         except MalformedError:
             if opened.rewritten:
                 raise
-        self._metadata = None
         if opened.api_key == API_VERSIONS:
             told = replies.filter_api_versions(frame, opened.version, SUPPORTED)
         elif opened.api_key == _SASL_HANDSHAKE:
@@ -723,14 +771,11 @@ class KafkaParser:
             told = splits.merged(told, opened.api_key, opened.version, opened.place, opened.merged)
             error = error or opened.refusal
         verbs.append(Reply(number, _UNREAD if error is None else f"kafka:{error}"))
-        if opened.probe:
-            verbs.append(Drop(len(frame), number))
-        elif told is frame or told == frame:
+        if told is frame or told == frame:
             verbs.append(Pass(len(frame), number))
         else:
             verbs += (Drop(len(frame), number), Inject(Direction.REPLY, told, number))
         self._reply_over(opened, verbs)
-        return True
 
     def _long_reply(self, opened: _Open, data: bytes, size: int, verbs: list[Verb]) -> int | None:
         """Most of it goes by unread; of its last byte we are told, and so that it is over."""

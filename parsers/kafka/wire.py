@@ -377,6 +377,19 @@ def _passed(data: bytes, at: int, plan: Plan, found: list[int]) -> int:
     return at
 
 
+def passed(data: bytes, at: int, plan: Plan) -> int:
+    """Where the structure at ``at`` ends, of which nothing is wanted."""
+    try:
+        return _passed(data, at, plan, [])
+    except IndexError:
+        raise TruncatedError from None
+
+
+def usual_elements(plan: Plan, flexible: bool, number: int) -> re.Pattern[bytes]:
+    """Matches so many structures of the usual kind, of which nothing is wanted (see bulk.py)."""
+    return bulk.compiled([_part(step, flexible) for step in plan], number)
+
+
 def _passed_elements(data: bytes, at: int, inner: Plan, number: int, many: re.Pattern[bytes] | None, found: list[int]) -> int:
     if number > PASSED_MAX:
         if number > len(data) - at:  # each element has a byte at least

@@ -22,8 +22,9 @@ from typing import Any
 
 import pytest
 
-from parsers.kafka.connection import HELD_REPLY_MAX, OPEN_CALLS_MAX, SUPPORTED
+from parsers.kafka.connection import OPEN_CALLS_MAX, SUPPORTED
 from parsers.kafka.frame import FRAME_MAX
+from parsers.kafka.metadata import PIECE_MAX
 from parsers.kafka.request import MAX_ELEMENTS
 from policies.kafka import APIS
 from policies.kafka_acls import BEYOND_NAMES
@@ -210,7 +211,6 @@ REQUESTS = [
     Hostile("a-controllers-api", sized(header(4, 1) + bytes(20)), "unsupported-api"),
     Hostile("an-unknown-version", sized(header(0, 99) + bytes(20)), "unsupported-version"),
     Hostile("a-negative-version", sized(header(0, -1) + bytes(20)), "unsupported-version"),
-    Hostile("sasl-without-frames", sized(header(17, 0) + b"\0\5PLAIN"), "unsupported-version"),
     Hostile("trailing-bytes", sized(SECRET[4:] + b"\0"), "no-rule-matched"),
     Hostile(
         "a-long-request-to-a-denied-topic",
@@ -353,10 +353,10 @@ REPLIES = [
     ),
     BadBroker("shorter-than-its-fields", sized(METADATA_START + b"\1" + bytes(4)), "reply-truncated", asked=ASKED_OF_ALL),
     BadBroker(
-        "longer-than-may-be-read",
-        sized(struct.pack(">i", 7) + bytes(100), HELD_REPLY_MAX + 1),
+        "of-brokers-without-end",
+        sized(struct.pack(">i", 7) + bytes(5) + b"\xff\xff\xff\x07" + bytes(2 * PIECE_MAX), 100_000_000),
         "reply-too-large",
-        "HELD_REPLY_MAX",
+        "PIECE_MAX",
         asked=ASKED_OF_ALL,
     ),
     BadBroker(

@@ -16,6 +16,24 @@ from kafka.protocol.metadata import MetadataRequest, MetadataResponse
 from kafka.protocol.producer import ProduceRequest, ProduceResponse
 from kafka.record.memory_records import MemoryRecordsBuilder
 
+from parsers.kafka.metadata import Metadata
+
+# What the parser makes of a Metadata reply.
+
+
+def read_metadata(frame: bytes, version: int, grants: Callable[[str], bool] | None = None) -> tuple[Metadata, dict[bytes, str]]:
+    """A whole reply, and the names that it has for ids of topics."""
+    reading, at, ids = Metadata(version, len(frame), grants), 0, {}
+    while not reading.over:
+        at += reading.read(frame[at:])
+        ids |= reading.topic_ids
+    return reading, ids
+
+
+def filter_metadata(frame: bytes, version: int, grants: Callable[[str], bool]) -> bytes:
+    return b"".join(read_metadata(frame, version, grants)[0].told())
+
+
 Topic = str | bytes  # its name, or its id
 Errors = dict[Topic, int]
 
