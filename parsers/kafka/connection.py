@@ -41,7 +41,7 @@ from parsers.contract import (
 from parsers.kafka import denials, replies, splits
 from parsers.kafka.frame import API_VERSIONS, SIZE, MalformedError, UnsupportedError, is_tls
 from parsers.kafka.layouts import REQUESTS
-from parsers.kafka.metadata import TOLD_AT_ONCE, Metadata, prepare
+from parsers.kafka.metadata import TOLD_AT_ONCE, Metadata
 from parsers.kafka.prefixes import CARRIED, is_carriable, prefix_of
 from parsers.kafka.request import CLUSTER, Request, Topic, look, skim
 from parsers.kafka.sasl import Login, bare_size
@@ -89,7 +89,6 @@ SUPPORTED = {
     for key, api in REQUESTS.items()
     if key not in _UNJUDGEABLE and (known := message(key)) is not None
 }
-prepare(SUPPORTED[_METADATA])
 # Calls that are kept, to be the same objects when they are asked again: so policy remembers what it has decided.
 _CALLS_KEPT = 2048
 # Resources of a call that is kept.

@@ -36,7 +36,7 @@ PIECE_MAX = 1024 * 1024
 TURN = 1_000
 _TOPIC, _UNUSUAL = 12, 3
 # So many partitions of the usual kind are passed over at once, if there are so many.
-_AT_ONCE = ((bulk.AT_ONCE, 4), (4, 1), (1, 1))
+_AT_ONCE = ((bulk.AT_ONCE, 4), (1, 1))
 # Bytes of a reply that is told in pieces.
 TOLD_AT_ONCE = 128 * 1024
 _NO_ID = bytes(16)
@@ -227,12 +227,6 @@ class Metadata:
 
 def _number(encoded: bytes) -> int:
     return int.from_bytes(encoded, "big", signed=True)
-
-
-def prepare(versions: tuple[int, int]) -> None:
-    """Compile what is read of the first to the last of these versions, so that no connection has to wait for it."""
-    for version in range(versions[0], versions[1] + 1):
-        _plans(version)
 
 
 @lru_cache(32)
