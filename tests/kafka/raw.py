@@ -1,5 +1,6 @@
 """Requests and replies of Kafka as bytes, for conversations that no client would have. kafka-python writes and reads them."""
 
+import struct
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -60,6 +61,15 @@ def records(value: bytes) -> bytes:
     builder.append(timestamp=None, key=None, value=value)
     builder.close()
     return bytes(builder.buffer())
+
+
+def header(key: int, version: int, correlation_id: int, client_id: str) -> bytes:
+    """As it is in versions without tagged fields."""
+    return struct.pack(f">hhih{len(client_id)}s", key, version, correlation_id, len(client_id), client_id.encode())
+
+
+def sized(body: bytes) -> bytes:
+    return len(body).to_bytes(4, "big") + body
 
 
 def frame(exactly: Callable[[int], bytes]) -> bytes:
