@@ -669,7 +669,6 @@ class KafkaParser:
         if self._telling is not None:
             return self._tell_on(opened, self._telling, verbs)
         number, kept_back = opened.number, opened.rewritten or opened.probe
-        begun = reading.begun
         try:
             n = reading.read(data)
         except MalformedError:
@@ -678,7 +677,7 @@ class KafkaParser:
             return self._give_up(opened, reading.left, verbs)
         self._learn(reading.topic_ids)
         error = (reading.error or opened.refusal) if opened.merged else reading.error
-        if reading.over or (n and not begun and not kept_back):
+        if reading.over:  # its status is known with its last piece
             verbs.append(Reply(number, f"kafka:{error}"))
         if reading.over and opened.rewritten:
             self._telling = reading.told()

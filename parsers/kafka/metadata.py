@@ -55,7 +55,7 @@ class Metadata:
     """``grants`` says which topics ("topic:NAME") are to stay; None: all. ``added`` are entries of ours behind them.
 
     ``size``: bytes of the whole frame. ``topic_ids``: of what was read last, names by ids (16 bytes); none below version 10.
-    ``waits``: nothing more can be read before more bytes have come. ``begun``: some of it was read; ``over``: all of it.
+    ``waits``: nothing more can be read before more bytes have come. ``over``: all of it was read.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Metadata:
         self._plans = _plans(version)
         self._flexible = is_flexible(METADATA, version)
         self._wanted = 0  # bytes that must be there before another attempt is worth it
-        self.begun = False
+        self._begun = False
         self._topics = self._partitions = 0  # that are still to come
         self._inside = False  # of a topic
         self._seen = True  # the topic that is being read is to stay
@@ -118,13 +118,13 @@ class Metadata:
         at = 0
         kept = 0 if self._inside and self._seen and self._cut else None  # where what stays begins
         try:
-            while budget > 0 and not self.over:
+            while not self.over and (budget > 0 or at == self.left):  # behind the last byte nobody would ask again
                 if self._partitions:
                     budget -= self._pass_partitions(reader, budget)
                 elif self._inside:
                     reader.at = passed(reader.data, reader.at, self._plans.tail)
                     self._inside = False
-                elif not self.begun:
+                elif not self._begun:
                     self._read_start(reader)
                 elif self._topics:
                     self._read_head(reader)
@@ -164,7 +164,7 @@ class Metadata:
         self._expect(number, reader)
         self._start, self._count = reader.data[start + SIZE : count], reader.data[count : reader.at]
         self._topics = self._number = number
-        self.begun = True
+        self._begun = True
 
     def _expect(self, number: int, reader: Reader) -> None:
         """Each element has a byte at least."""

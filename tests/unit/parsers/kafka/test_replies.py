@@ -260,6 +260,17 @@ class TestMetadataInPieces:
             assert b"".join(reading.told()) == filter_metadata(frame, version, grants)
             assert ids == read_metadata(frame, version)[1]
 
+    @pytest.mark.parametrize("topics", range(1, 200))
+    def test_with_its_last_byte_it_is_over(self, topics: int) -> None:
+        """In version 3 nothing is behind the topics, and a turn may end with any of them."""
+        topic = b"\0\0" + b"\0\6orders" + b"\0" + bytes(4)
+        body = bytes(8) + bytes(4) + b"\xff\xff" + bytes(4) + topics.to_bytes(4, "big") + topic * topics
+        frame = len(body).to_bytes(4, "big") + body
+        reading, at = Metadata(3, len(frame)), 0
+        while at < len(frame):
+            at += reading.read(frame[at:])
+        assert reading.over
+
     def test_of_topics_that_may_not_be_seen_nothing_is_kept(self) -> None:
         frame = large_metadata(3, 300_000)
         assert len(frame) > KEPT_MAX
