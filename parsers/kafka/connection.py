@@ -362,7 +362,7 @@ class KafkaParser:
     def _pass_bare(self, asked: _Asked, ruling: Ruling) -> Sequence[Verb]:
         if not ruling.allowed:
             return [self._fail("denied", asked.number)]  # a broker has no words for this either
-        self._login.says_bare(asked.data)
+        self._login.says_bare(asked.data)  # raises for what could be taken for a request
         opened = _Open(asked.number, asked.request)
         opened.bare = True
         self._open.append(opened)

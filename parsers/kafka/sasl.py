@@ -60,6 +60,8 @@ class Login:
     def says_bare(self, message: bytes) -> None:
         """A message without a header goes by, with its size."""
         assert self.bare, "one is expected"
+        if not _is_no_request(self._mechanism, message[SIZE:]):
+            raise MalformedError("not-a-login")
         self.bare -= 1
         if self._claimed is None:
             self._claimed = named(self._mechanism, message[SIZE:])
@@ -86,6 +88,18 @@ class Login:
             self._rounds -= 1
             if not self._rounds:
                 self.principal, self._claimed = self._claimed, None
+
+
+def _is_no_request(mechanism: str, message: bytes) -> bool:
+    """Whether a message is a login's, and no broker could take it for a request, should it not wait for a login.
+
+    Requests begin with a byte of zero, and have one below 32 in their version. Only PLAIN has a byte of zero: two, before the
+    user's name and before the password.
+    """
+    if mechanism != "PLAIN":
+        return message[:1] >= b" " and b"\0" not in message
+    parts = message.split(b"\0")
+    return len(parts) == 3 and all(byte >= 0x20 for part in parts for byte in part)
 
 
 def named(mechanism: str, first_message: bytes) -> str | None:

@@ -883,6 +883,11 @@ class TestLoginWithoutHeaders:
         assert play.to_server == self.asked + first + second
         assert (play.policy.asked[-1].method, play.policy.asked[-1].attributes["principal"]) == ("Produce", "bob")
 
+    def test_a_login_with_a_token(self) -> None:
+        token = framed(b"n,,\1auth=Bearer abc\1\1")
+        play = self.begun(b"OAUTHBEARER").server(self.agreed).client(token).server(framed(b"")).client(produce(2, ORDERS))
+        assert play.to_server == self.asked + token + produce(2, ORDERS)
+
     def test_what_comes_before_the_broker_has_agreed_waits(self) -> None:
         play = self.begun(b"PLAIN").client(framed(b"\0alice\0secret"))
         assert play.to_server == self.asked
@@ -899,6 +904,18 @@ class TestLoginWithoutHeaders:
             assert results(frames(play.to_client)[1]) == (2, {SECRETS: 29})
         play = self.begun(b"PLAIN").server(framed(b"\0\0\0\1!")).client(produce(2, SECRETS))
         assert play.to_server == self.asked
+
+    @pytest.mark.parametrize("mechanism", [b"PLAIN", b"SCRAM-SHA-512", b"OAUTHBEARER"])
+    @pytest.mark.parametrize("api", [0, 1, 3, 18, 32, 37])
+    def test_even_of_a_broker_that_does_not_mean_what_it_says_no_request_passes(self, mechanism: bytes, api: int) -> None:
+        """It has agreed to a login, and takes what comes for a request all the same."""
+        for version in (0, 1, 9, 13):
+            for rest in (b"", b"\0\2me", b"aaaaaaaa", bytes(20)):
+                play = self.begun(mechanism).server(self.agreed)
+                play.client(framed(struct.pack(">hhi", api, version, 0x41414141) + rest))
+                assert play.to_server == self.asked
+                assert isinstance(play.commands[-1], Close)
+                assert (play.records[-1].method, play.records[-1].reason) == ("SaslAuthenticate", "not-a-login")
 
     @pytest.mark.parametrize("mechanism", [b"GSSAPI", b"", b"OWN"])
     def test_a_login_of_nobody_knows_how_many_messages_ends_the_connection(self, mechanism: bytes) -> None:
