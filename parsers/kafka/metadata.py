@@ -7,6 +7,7 @@ turn takes as long for a topic of many partitions as for many topics. Bytes that
 """
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -28,8 +29,9 @@ from parsers.kafka.wire import (
     usual_elements,
 )
 
-# Bytes of what may be seen of a reply that is cut: its size stands in front, so it has to be known as a whole.
-KEPT_MAX = 16 * 1024 * 1024
+# Bytes of what may be seen of a reply that is cut: its size stands in front, so all of it has to be known. 10,000 topics of 40
+# partitions take 17 MB; more would not fit what is kept free for a connection that has to finish (proxy/memory.py).
+KEPT_MAX = 20 * 1024 * 1024
 # Bytes of one piece that has to be there as a whole: all brokers of a cluster, a partition with its replicas.
 PIECE_MAX = 1024 * 1024
 # What is read in one turn, in microseconds as they were measured: on a busy machine they are several times longer.
@@ -78,12 +80,9 @@ class Metadata:
         # Of a reply that is cut:
         self._start = self._count = self._end = b""
         self._number = self._number_kept = 0
-        self._kept = bytearray()
-
-    @property
-    def kept(self) -> int:
-        """Bytes that it keeps in memory."""
-        return len(self._kept)
+        self._kept: deque[bytes] = deque()
+        self._kept_last = bytearray()  # what comes behind those, until it is a piece
+        self.kept = 0  # bytes of both
 
     @property
     def error(self) -> int:
@@ -151,9 +150,13 @@ class Metadata:
         return at
 
     def _keep(self, data: bytes) -> None:
-        self._kept += data
-        if len(self._kept) > KEPT_MAX:
+        self.kept += len(data)
+        if self.kept > KEPT_MAX:
             raise MalformedError("too-large", "KEPT_MAX")
+        self._kept_last += data
+        if len(self._kept_last) >= TOLD_AT_ONCE:
+            self._kept.append(bytes(self._kept_last))
+            self._kept_last.clear()
 
     def _read_start(self, reader: Reader) -> None:
         start = reader.at
@@ -214,15 +217,20 @@ class Metadata:
         self.over = True
 
     def told(self) -> Iterator[bytes]:
-        """The reply as it is to be told, in pieces: with those topics only that are granted (what has no name is not)."""
+        """The reply as it is to be told, in pieces: with those topics only that are granted (what has no name is not).
+
+        What was told is not kept any more.
+        """
         added = () if self._own_error else self._added
         whole = self._number_kept == self._number and not added
         count = self._count if whole else array_count(self._number_kept + len(added), self._flexible)
-        size = sum(map(len, (self._start, count, self._kept, *added, self._end)))
+        size = self.kept + sum(map(len, (self._start, count, *added, self._end)))
         yield b"".join((size.to_bytes(SIZE, "big"), self._start, count))
-        for at in range(0, len(self._kept), TOLD_AT_ONCE):
-            yield bytes(self._kept[at : at + TOLD_AT_ONCE])
-        yield b"".join((*added, self._end))
+        while self._kept:
+            self.kept -= len(self._kept[0])
+            yield self._kept.popleft()
+        last, self._kept_last, self.kept = b"".join((self._kept_last, *added, self._end)), bytearray(), 0
+        yield last
 
 
 def _number(encoded: bytes) -> int:

@@ -272,7 +272,7 @@ class TestMetadataInPieces:
         assert reading.over
 
     def test_of_topics_that_may_not_be_seen_nothing_is_kept(self) -> None:
-        frame = large_metadata(3, 300_000)
+        frame = large_metadata(3, 400_000)
         assert len(frame) > KEPT_MAX
         reading, at = Metadata(12, len(frame), lambda _: False), 0
         while not reading.over:
@@ -281,11 +281,20 @@ class TestMetadataInPieces:
         assert first_error(b"".join(reading.told()), 3, 12) == 0
 
     def test_of_what_may_be_seen_as_much_is_kept_as_there_is_room_for(self) -> None:
-        frame = large_metadata(3, 300_000)
+        frame = large_metadata(3, 400_000)
         with pytest.raises(MalformedError) as caught:
             read_metadata(frame, 12, lambda _: True)
         assert caught.value.limit == "KEPT_MAX"
         assert read_metadata(frame, 12)[0].kept == 0, "what is not cut goes by"
+
+    def test_what_was_told_is_not_kept(self) -> None:
+        frame = large_metadata(100, 1_000)
+        reading, _ = read_metadata(frame, 12, lambda _: True)
+        told = b""
+        for piece in reading.told():
+            told += piece
+            assert len(told) + reading.kept <= len(frame)
+        assert told == frame
 
     def test_partitions_as_no_broker_describes_them_are_read(self) -> None:
         tagged = b"\0\0" + bytes(12) + b"\1\1\1" + b"\1\0\0"
