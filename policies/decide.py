@@ -215,6 +215,9 @@ class L7Plan:
         self.looks_at_headers = any(not isinstance(r, KafkaRule) and _looks_at_headers(r) for _, r in labelled)
         self.allow = _Rules([(e, r) for e, r, audit in allowing if not audit], secrets, Rank.ALLOW, "rule-matched")
         self.audit_allow = _Rules([(e, r) for e, r, audit in allowing if audit], secrets, Rank.TOLERATE, "audit-rule")
+        # A Kafka call may need two rules, of which one is in audit mode.
+        together = [(e, r) for e, r, audit in allowing if audit or isinstance(r, KafkaRule)] if self.audit_allow.rules else []
+        self._audited = _Rules(together, secrets, Rank.TOLERATE, "audit-rule")
         path_rules = [(e, r) for e, r in labelled if looks_at_path(r) and (open_by is None or r.deny)]
         self._path_matters = bool(path_rules)
         self._path_enforced = any(not e.rule.audit and not (r.deny and r.audit) for e, r in path_rules)
@@ -245,7 +248,7 @@ class L7Plan:
 
     def finder(self, call: ApiCall) -> Callable[[str], bool]:
         """Whether `judge` would deny a call like ``call`` that is about one topic, by the topic's name."""
-        denied, allowed, audited = (rules.finder(call) for rules in (self.deny, self.allow, self.audit_allow))
+        denied, allowed, audited = (rules.finder(call) for rules in (self.deny, self.allow, self._audited))
         if self.open_by is not None or self.default_allow is not None or self._tolerant is not None:
             return denied
         return lambda topic: denied(topic) or not (allowed(topic) or audited(topic))
@@ -258,7 +261,7 @@ class L7Plan:
             return allowed
         if self.default_allow is not None:
             return Outcome(Rank.ALLOW, "default-allow", self.default_allow.policy.name)
-        audited = self.audit_allow.first(call)
+        audited = self._audited.first(call)
         if audited is not None:
             return audited
         return self._refusal("secret-missing" if self.allow.lacks_secret(call) else "no-rule-matched")

@@ -248,6 +248,17 @@ class TestTransactions:
     def test_or_the_rule_itself(self, rule: str) -> None:
         assert allowed(f"[{{{rule}}}]", self.COMMIT)
 
+    @pytest.mark.parametrize(
+        "rules",
+        [
+            "{role: consume, topic: in, mode: audit}, {role: produce, topic: out}",
+            "{role: consume, topic: in}, {role: produce, topic: out, mode: audit}",
+        ],
+    )
+    def test_a_rule_in_audit_mode_stops_nothing_of_it(self, rules: str) -> None:
+        decision = decided(f"[{rules}]", self.COMMIT)
+        assert (decision.verdict, decision.reason) == (Verdict.WOULD_DENY, "audit-rule")
+
     def test_it_is_divided_by_topics_as_ever(self) -> None:
         call = kafka("TxnOffsetCommit", "in", "out", "group:app", "transactionalId:app-1", divisible=True)
         decision = decided(f"[{self.READS}, {self.WRITES}]", call)
