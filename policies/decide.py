@@ -55,6 +55,9 @@ MAX_DECISIONS = 4096
 # Bytes; a call with a longer head is never the same object again (parsers.http1_head.MEMO_HEAD_MAX).
 MAX_REMEMBERED_LENGTH = 4096
 
+# The note of a call that may see in its reply what it might have asked for by name, and nothing else.
+REPLY_FILTERED, WOULD_BE_FILTERED = "reply-filtered", "reply-would-be-filtered"
+
 # The calls that each kind of L7 rule can judge. A gRPC call is an HTTP request as well (POST to /pkg.Svc/Method).
 PROTOCOLS_OF_KIND = {
     "http": frozenset({"http/1.1", "http/2", "grpc"}),
@@ -89,7 +92,8 @@ class Decision(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     ``policy`` and ``rule`` name what decided, if one thing did; ``detail`` has the names of all policies that were asked.
     ``reason`` is a stable kebab-case token. ``would`` is "DENY" when only ``mode: audit`` let the call pass.
     ``notes`` are findings that changed nothing, such as a ``headerMatches`` mismatch with LOG. ``per_resource`` is what
-    becomes of each topic of a PARTIAL call, or of each resource where every one is judged by itself. ``summary``: its record
+    becomes of each topic of a PARTIAL call, or of each resource where every one is judged by itself; empty where nothing was
+    named and the reply has to be cut. ``summary``: its record
     may stand for several calls (``record: summary``). ``trailers``: whether the request may have some. ``granting`` is asked by
     ``grants`` about resources where not all have the same verdict.
     """
@@ -218,6 +222,9 @@ class L7Plan:
         self.looks_at_headers = any(not isinstance(r, KafkaRule) and _looks_at_headers(r) for _, r in labelled)
         self.allow = _Rules([(e, r) for e, r, audit in allowing if not audit], secrets, Rank.ALLOW, "rule-matched")
         self.audit_allow = _Rules([(e, r) for e, r, audit in allowing if audit], secrets, Rank.TOLERATE, "audit-rule")
+        # A Kafka call may need two rules, of which one is in audit mode.
+        together = [(e, r) for e, r, audit in allowing if audit or isinstance(r, KafkaRule)] if self.audit_allow.rules else []
+        self._audited = _Rules(together, secrets, Rank.TOLERATE, "audit-rule")
         path_rules = [(e, r) for e, r in labelled if looks_at_path(r) and (open_by is None or r.deny)]
         self._path_matters = bool(path_rules)
         self._path_enforced = any(not e.rule.audit and not (r.deny and r.audit) for e, r in path_rules)
@@ -248,6 +255,13 @@ class L7Plan:
             return allowed
         return msgspec.structs.replace(tolerated, edits=allowed.edits, notes=allowed.notes)
 
+    def finder(self, call: ApiCall) -> Callable[[str], bool]:
+        """Whether `judge` would deny a call like ``call`` that is about one topic, by the topic's name."""
+        denied, allowed, audited = (rules.finder(call) for rules in (self.deny, self.allow, self._audited))
+        if self.open_by is not None or self.default_allow is not None or self._tolerant is not None:
+            return denied
+        return lambda topic: denied(topic) or not (allowed(topic) or audited(topic))
+
     def _allowed(self, call: ApiCall) -> Outcome:
         if self.open_by is not None:
             return Outcome(Rank.ALLOW, "connection-allowed", self.open_by.policy.name, self.open_by.rule.name)
@@ -256,7 +270,7 @@ class L7Plan:
             return allowed
         if self.default_allow is not None:
             return Outcome(Rank.ALLOW, "default-allow", self.default_allow.policy.name)
-        audited = self.audit_allow.first(call)
+        audited = self._audited.first(call)
         if audited is not None:
             return audited
         return self._refusal("secret-missing" if self.allow.lacks_secret(call) else "no-rule-matched")
@@ -321,6 +335,11 @@ class _Rules:
         edits = dict.fromkeys(edit for match in matches for edit in match.edits)
         notes = dict.fromkeys(note for match in matches for note in match.notes)
         return self._outcome(order, tuple(edits), tuple(notes))
+
+    def finder(self, call: ApiCall) -> Callable[[str], bool]:
+        """Whether a Kafka rule holds for a call like ``call`` about one topic, by the topic's name."""
+        index = self.index if self.entries else None
+        return index.finder(call) if isinstance(index, KafkaIndex) else _nothing
 
     def _outcome(self, order: int, edits: tuple[HeaderEdit, ...] = (), notes: tuple[str, ...] = ()) -> Outcome:
         rule = self.rules[order]
@@ -480,8 +499,12 @@ class Pair:
             if not len(judged) % PIECES_AT_ONCE:
                 yield
         denied = next((decision for _, decision in judged if not decision.allowed), None)
+        named = call.separate or any(name.startswith(TOPIC) for name in call.resources)
+        asks_for_whatever = call.divisible and call.all_topics and not named
         if denied is None:
             decision = next((one for _, one in judged if one.verdict is not Verdict.ALLOWED), judged[0][1])
+            if asks_for_whatever and decision.verdict is Verdict.WOULD_DENY:
+                return self._filtered(call, decision)
             return msgspec.structs.replace(decision, summary=all(one.summary for _, one in judged))
         granting = _Granting(tuple(self.sides), call)
         if call.divisible:
@@ -490,11 +513,28 @@ class Pair:
                 for name in piece.resources:
                     if (call.separate or name.startswith(TOPIC)) and verdicts.get(name) is not Verdict.DENIED:
                         verdicts[name] = Verdict.ALLOWED if decision.allowed else Verdict.DENIED
+            if asks_for_whatever:
+                return self._filtered(call, denied, granting)
             some = any(verdict is Verdict.ALLOWED for verdict in verdicts.values())
             left = call.remainder or (call.all_topics and not call.separate)
             if some or (left and self._allows_all(_remainder(call))):
                 return msgspec.structs.replace(denied, verdict=Verdict.PARTIAL, per_resource=verdicts, granting=granting)
         return msgspec.structs.replace(denied, granting=granting)
+
+    def _filtered(self, call: ApiCall, denied: Decision, granting: "_Granting | None" = None) -> Decision:
+        """A call that asks for whatever there is gets what it may see: that denies it nothing that it has named.
+
+        ``denied`` is what is said of it if it may not even ask. Without ``granting``, in audit mode, its reply stays whole.
+        """
+        judged = [self._judge_whole(piece) for piece in pieces(_remainder(call))]
+        decision = next((one for one in judged if one.verdict is not Verdict.ALLOWED), judged[0])
+        if granting is None:
+            told = denied if decision.verdict is not Verdict.ALLOWED else decision
+            return told if told is denied else msgspec.structs.replace(told, notes=(*told.notes, WOULD_BE_FILTERED))
+        if not all(one.allowed for one in judged):
+            return msgspec.structs.replace(denied, granting=granting)
+        notes = (*decision.notes, REPLY_FILTERED)
+        return msgspec.structs.replace(decision, notes=notes, per_resource={}, granting=granting)
 
     def _allows_all(self, call: ApiCall) -> bool:
         return all(self._judge_whole(piece).allowed for piece in pieces(call))
@@ -536,6 +576,12 @@ class Pair:
             trailers=self.trailers,
             summary=verdict is Verdict.ALLOWED and _may_be_summed_up(changing),
         )
+
+    def refusal(self, reason: str) -> Decision:
+        """What is said of what was refused before policy could be asked about it, where these policies would have been."""
+        side = next((one for one in self.sides if any(view.l7 is not None for view in one.views)), None)
+        refused = self._decision(Verdict.DENIED, side.direction if side else None, Outcome(Rank.DENY, reason), ())
+        return msgspec.structs.replace(refused, generation=0)
 
     def _denial(self, reason: str) -> Decision:
         return self._decision(Verdict.DENIED, None, Outcome(Rank.DENY, reason), ())
@@ -715,6 +761,8 @@ class _Granting:
         self._for = tuple(one for one in call.resources if not one.startswith(TOPIC))
 
     def __call__(self, resource: str) -> bool:
+        if resource.startswith(TOPIC) and not (self._for or self._call.separate):
+            return self._grants_topic(resource[len(TOPIC) :])
         resources: tuple[str, ...] = (resource,)
         all_topics = False
         if not resource.startswith(TOPIC):
@@ -727,6 +775,25 @@ class _Granting:
         except Exception:
             return False
         return Rank.DENY not in judged
+
+    def _grants_topic(self, topic: str) -> bool:
+        """The same of what a reply may name by the ten thousand."""
+        try:
+            return not any(denied(topic) for denied in self._finders)
+        except Exception:
+            return False
+
+    @cached_property
+    def _finders(self) -> list[Callable[[str], bool]]:
+        call = msgspec.structs.replace(self._call, resources=(), all_topics=False)
+        views = [side.enforced for side in self._sides]
+        if any(view.connection.rank is Rank.DENY for view in views):
+            raise PermissionError("nothing may be said on this connection")
+        return [view.l7.finder(call) for view in views if view.l7 is not None]
+
+
+def _nothing(topic: str) -> bool:
+    return False
 
 
 def _body_refused(entry: Entry) -> Outcome:

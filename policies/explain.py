@@ -85,7 +85,7 @@ def explain(
         policies={side.direction: tuple(dict.fromkeys(policy.name for policy in side.policies)) for side in pair.sides},
         candidates=tuple(candidates),
         elsewhere=_elsewhere(policy_set, subject, peer),
-        cut_down=decision.verdict is Verdict.PARTIAL and call.all_topics,
+        cut_down=decision.per_resource is not None and call.all_topics,
         kernel=kernel,
         unasked=tuple(unasked) if kernel == PROVEN else (),
     )

@@ -9,7 +9,7 @@ to others) is not meant by a rule that has only such conditions: a rule has to s
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
 from itertools import product
 
@@ -18,7 +18,7 @@ import msgspec
 from parsers.contract import ApiCall
 from policies.kafka_acls import ASKS, BEYOND_NAMES, PARTLY_OF_THE_CLUSTER
 from policies.match import Match, PatternTable
-from policies.model import KafkaRole, KafkaRule, TopicKind
+from policies.model import KafkaRole, KafkaRule, NameMatch, TopicKind
 
 PROTOCOL = "kafka"
 
@@ -54,8 +54,12 @@ KEYS_BY_WORD: dict[str, frozenset[int]] = {
 }
 NAMES_BY_KEY = {key: name for name, key in APIS.items()}
 
-# Without these no client can say anything: who it is, and which versions it may use. Who may ask for anything may ask them.
-HANDSHAKE = frozenset({APIS["SaslHandshake"], APIS["SaslAuthenticate"], APIS["ApiVersions"]})
+# Without these no client can say anything: who it is, and which versions it may use. Today's clients also ask, beside all else,
+# whether the broker wants to know how they are (KIP-714). Who may ask for anything may ask them.
+HANDSHAKE = frozenset(
+    APIS[name] for name in ("SaslHandshake", "SaslAuthenticate", "ApiVersions", "GetTelemetrySubscriptions", "PushTelemetry")
+)
+_TXN_OFFSET_COMMIT, _END_TXN = APIS["TxnOffsetCommit"], APIS["EndTxn"]
 # What a client has to ask to do its work, by role. Both look for brokers (Metadata) and for their coordinator.
 ROLES: dict[KafkaRole, frozenset[int]] = {
     KafkaRole.PRODUCE: METADATA
@@ -68,7 +72,6 @@ ROLES: dict[KafkaRole, frozenset[int]] = {
             "AddPartitionsToTxn",
             "AddOffsetsToTxn",
             "EndTxn",
-            "TxnOffsetCommit",
         )
     ),
     KafkaRole.CONSUME: METADATA
@@ -86,9 +89,11 @@ ROLES: dict[KafkaRole, frozenset[int]] = {
             "ConsumerGroupHeartbeat",  # the group protocol of KIP-848, in place of the four above
             "OffsetCommit",
             "OffsetFetch",
+            "TxnOffsetCommit",  # READ of the topic and the group; whose transaction it is, other rules say
         )
     ),
 }
+_READERS = ROLES[KafkaRole.CONSUME]
 # Pieces of one call that are judged one by one. A call of more is refused as a whole.
 MAX_PIECES = 4_000
 
@@ -226,10 +231,9 @@ class KafkaIndex:
         keys = dict.fromkeys(rule.keys for rule in rules)
         self._any_api = tuple(one for one in keys if one is None)
         self._of_api = {api: tuple(one for one in keys if one is None or api in one) for held in keys for api in held or ()}
-        conditions = (
-            [getattr(rule, name) for rule in rules] for name in ("api_version", "client_id", "group", "transactional_id")
-        )
-        self._versions, self._clients, self._groups, self._ids = (frozenset[object](values) for values in conditions)
+        self._versions = frozenset[object](rule.api_version for rule in rules)
+        self._clients = frozenset[object](rule.client_id for rule in rules)
+        self._groups, self._ids = _Names(rule.group for rule in rules), _Names(rule.transactional_id for rule in rules)
 
     def _add(self, bucket: _Bucket, order: int, rule: KafkaRule) -> None:
         bucket.everything = min(bucket.everything, order)
@@ -255,23 +259,26 @@ class KafkaIndex:
             first = self._first(call, client)
         return ([], False) if first == _NOBODY else ([Match(first)], False)
 
+    def finder(self, call: ApiCall) -> Callable[[str], bool]:
+        """Whether some rule holds for a call about one topic, for a call like ``call`` and a topic by its name: what `matches`
+        says, for whoever asks about very many. Raises `ValueError`, and when it is asked `match.UndecidedError`."""
+        if _is_handshake(call) and not self._deny:
+            held = bool(self.matches(call)[0])
+            return lambda topic: held
+        buckets = list(self._asked(call, call.attributes.get("clientId")))
+        patterns = any(bucket.patterns for bucket in buckets)
+
+        def holds(topic: str) -> bool:
+            held = self._patterns.matching(_latin(topic)) if patterns else ()
+            return any(bucket.about(topic, held) != _NOBODY for bucket in buckets)
+
+        return holds
+
     def _first(self, call: ApiCall, client: object) -> int:
-        topic, group, id_ = (_only(of_kind(call.resources, kind)) for kind in (TOPIC, GROUP, TRANSACTIONAL_ID))
+        topic = _only(of_kind(call.resources, TOPIC))
         held = self._patterns.matching(_latin(topic)) if topic is not None else ()
-        without = None if self._deny else _WHATEVER
-        conditions = product(
-            (Reach.NAMES if self._deny else reach_of_call(call),),
-            self._of_api.get(_key(call), self._any_api),
-            _present(call.attributes.get("apiVersion"), self._versions),
-            _present(client, self._clients),
-            (without,) if group is None else _present(group, self._groups),
-            (without,) if id_ is None else _present(id_, self._ids),
-        )
         found = _NOBODY
-        for names in conditions:
-            bucket = self._buckets.get(names)
-            if bucket is None:
-                continue
+        for bucket in self._asked(call, client):
             if topic is not None:
                 found = min(found, bucket.about(topic, held))
             elif call.all_topics != self._deny:
@@ -280,6 +287,26 @@ class KafkaIndex:
             else:
                 found = min(found, bucket.everything)
         return found
+
+    def _asked(self, call: ApiCall, client: object) -> Iterator[_Bucket]:
+        """The rules whose conditions hold for a call, but for those on the topic."""
+        group, id_ = (_only(of_kind(call.resources, kind)) for kind in (GROUP, TRANSACTIONAL_ID))
+        without = None if self._deny else _WHATEVER
+        conditions = product(
+            (Reach.NAMES if self._deny else reach_of_call(call),),
+            self._of_api.get(_key(call), self._any_api),
+            _present(call.attributes.get("apiVersion"), self._versions),
+            _present(client, self._clients),
+            (without,) if group is None else self._groups.meeting(group),
+            (without,) if id_ is None else self._ids.meeting(id_),
+        )
+        nobody_writes = not self._deny and id_ is not None and self._lacks_writer(call)
+        for names in conditions:
+            if nobody_writes and names[1] == _READERS and names[5] is None:
+                continue
+            bucket = self._buckets.get(names)
+            if bucket is not None:
+                yield bucket
 
     def mismatch(self, order: int, call: ApiCall) -> str | None:
         """The first condition of a rule that does not hold for ``call``, by the document's name; None when all hold."""
@@ -295,6 +322,8 @@ class KafkaIndex:
             return self._what_is_too_much(rule)
         if rule.api_version is not None and call.attributes.get("apiVersion") != rule.api_version:
             return "apiVersion"
+        if not self._deny and rule.keys == _READERS and rule.transactional_id is None and self._lacks_writer(call):
+            return "transactionalID"
         if not self._about_topics(order, call):
             assert rule.topic is not None
             return rule.topic.kind.value
@@ -302,11 +331,24 @@ class KafkaIndex:
             (GROUP, rule.group, "group"),
             (TRANSACTIONAL_ID, rule.transactional_id, "transactionalID"),
         ):
+            if wanted is None:
+                continue
             names = of_kind(call.resources, kind)
             # As with topics: what has no group passes a rule that allows one, and is not meant by a rule that denies one.
-            if wanted is not None and (wanted not in names if self._deny else any(name != wanted for name in names)):
-                return field
+            held = [wanted.holds(name) for name in names]
+            if not any(held) if self._deny else not all(held):
+                return f"{field}Prefix" if wanted.prefix else field
         return None
+
+    def _lacks_writer(self, call: ApiCall) -> bool:
+        """Whether a call commits what was read in a transaction that nobody's rule is about: reading says nothing of that."""
+        ids = tuple(one for one in call.resources if one.startswith(TRANSACTIONAL_ID))
+        if _key(call) != _TXN_OFFSET_COMMIT or not ids:
+            return False
+        client = call.attributes.get("clientId")
+        attributes = {"apiKey": _END_TXN} if client is None else {"apiKey": _END_TXN, "clientId": client}
+        ending = [ApiCall(protocol=PROTOCOL, resources=(one,), attributes=attributes) for one in ids]
+        return any(self._first(one, client) == _NOBODY for one in ending)
 
     def goes_too_far(self, order: int, call: ApiCall) -> bool:
         """Whether a call is of a rule's APIs and needs one of farther reach, whatever the conditions say."""
@@ -321,7 +363,8 @@ class KafkaIndex:
             return "apiKey"
         if rule.topic is not None:
             return rule.topic.kind.value
-        return "transactionalID" if rule.group is None and rule.transactional_id is not None else "group"
+        name, field = (rule.transactional_id, "transactionalID") if rule.group is None else (rule.group, "group")
+        return f"{field}Prefix" if name is not None and name.prefix else field
 
     def _about_topics(self, order: int, call: ApiCall) -> bool:
         condition = self.rules[order].topic
@@ -339,6 +382,29 @@ class KafkaIndex:
         if kind is TopicKind.PREFIX:
             return topic.startswith(text)
         return self._patterns.holds(text, _latin(topic))
+
+
+class _Names:
+    """The conditions on a name that there are in a list of rules."""
+
+    def __init__(self, conditions: Iterable[NameMatch | None]) -> None:
+        known = {one for one in conditions if one is not None}
+        self._exact = {one.text: one for one in known if not one.prefix}
+        self._prefixes: dict[int, dict[str, NameMatch]] = {}  # by length
+        for one in known:
+            if one.prefix:
+                self._prefixes.setdefault(len(one.text), {})[one.text] = one
+
+    def meeting(self, name: str) -> list[NameMatch | None]:
+        """Those that hold for ``name``, and that there is none."""
+        found: list[NameMatch | None] = [None]
+        if name in self._exact:
+            found.append(self._exact[name])
+        for length, prefixes in self._prefixes.items():
+            one = prefixes.get(name[:length])
+            if one is not None:
+                found.append(one)
+        return found
 
 
 def _only(names: Sequence[str]) -> str | None:

@@ -76,6 +76,7 @@ class _Linter:
                         return  # what no rule is about is allowed
                     found += (one for one in port_rule.rules if isinstance(one, KafkaRule))
         yield from lint_kafka.without_metadata(found)
+        yield from lint_kafka.without_commits(found)
 
     def _selected(self, selector: Selector) -> list[Workload]:
         return [workload for workload in self._bundle.workloads if selector.matches(workload.labels)]

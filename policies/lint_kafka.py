@@ -7,7 +7,7 @@ from itertools import product
 from policies.kafka import APIS, RETIRED, Reach, reach_of_rule
 from policies.kafka_acls import BEYOND_NAMES, PARTLY_OF_THE_CLUSTER
 from policies.match import PatternTable, UndecidedError, is_literal
-from policies.model import KafkaRule, TopicKind, TopicMatch
+from policies.model import KafkaRole, KafkaRule, NameMatch, TopicKind, TopicMatch
 from policies.nodes import Finding
 from policies.rules import MAX_TOPIC, is_topic
 
@@ -68,6 +68,17 @@ def without_metadata(rules: Iterable[KafkaRule]) -> Iterator[Finding]:
             yield _at(rule, "SL016", what, "role: produce or consume, or one more rule with apiKey: metadata")
 
 
+def without_commits(rules: Iterable[KafkaRule]) -> Iterator[Finding]:
+    """Findings about all rules of one direction: who writes in transactions what he has read, and may not commit how far."""
+    allowing = [rule for rule in rules if not rule.deny]
+    if any(_commits(rule) for rule in allowing) or not any(rule.keys and APIS["Fetch"] in rule.keys for rule in allowing):
+        return
+    for rule in allowing:
+        if rule.role is KafkaRole.PRODUCE:
+            what = "no rule allows TxnOffsetCommit: who reads and writes in one transaction cannot commit how far it has read"
+            yield _at(rule, "SL019", what, "role: consume for the topics and the group that are read; it belongs to that role")
+
+
 def _of_rule(rule: KafkaRule) -> Iterator[Finding]:
     if rule.keys is not None and rule.keys <= _RETIRED_NAMES.keys():
         names = ", ".join(_RETIRED_NAMES[key] for key in sorted(rule.keys))
@@ -116,6 +127,8 @@ class _Finder:
 
     def __init__(self, rules: Sequence[KafkaRule]) -> None:
         self._by_conditions: dict[tuple[object, ...], list[int]] = {}
+        names = (name for rule in rules for name in (rule.group, rule.transactional_id) if name is not None and name.prefix)
+        self._prefix_lengths = sorted({len(name.text) for name in names})
         patterns: dict[tuple[object, ...], tuple[PatternTable, dict[int, list[int]]]] = {}
         for order, rule in enumerate(rules):
             self._by_conditions.setdefault((rule.topic, *_others(rule)), []).append(order)
@@ -131,7 +144,9 @@ class _Finder:
     def about(self, rule: KafkaRule) -> Iterator[int]:
         """The rules' positions; the rule itself may be among them."""
         topics = list(_wider(rule.topic))
-        for others in product(*((None,) if one is None else (None, one) for one in _others(rule))):
+        values = ((None,) if one is None else (None, one) for one in (rule.api_version, rule.client_id))
+        names = (self._wider_names(one) for one in (rule.group, rule.transactional_id))
+        for others in product(*values, *names):
             for topic in topics:
                 yield from self._by_conditions.get((topic, *others), ())
             if rule.topic is not None and rule.topic.kind is TopicKind.EXACT and others in self._patterns:
@@ -140,9 +155,16 @@ class _Finder:
                     for held in table.matching(rule.topic.text):
                         yield from orders[held]
 
+    def _wider_names(self, name: NameMatch | None) -> tuple[NameMatch | None, ...]:
+        """The conditions on a name, of those that there are, that hold for all that a condition holds for."""
+        if name is None:
+            return (None,)
+        lengths = (length for length in self._prefix_lengths if length < len(name.text) + (not name.prefix))
+        return None, name, *(NameMatch(name.text[:length], prefix=True) for length in lengths)
+
 
 def _others(rule: KafkaRule) -> tuple[object, ...]:
-    """The conditions that hold for one value only."""
+    """The conditions that are not on topics."""
     return rule.api_version, rule.client_id, rule.group, rule.transactional_id
 
 
@@ -176,7 +198,19 @@ def _covers(wide: KafkaRule, narrow: KafkaRule) -> bool:
     """Whether ``wide``, which the finder has found for ``narrow``, matches whatever ``narrow`` matches."""
     if not (wide.deny or narrow.deny) and _reach_used(narrow) > reach_of_rule(wide):
         return False
+    if not wide.deny and _asks_for_a_writer(wide) and _commits(narrow) and not _asks_for_a_writer(narrow):
+        return False
     return wide.keys is None or (narrow.keys is not None and narrow.keys <= wide.keys)
+
+
+def _commits(rule: KafkaRule) -> bool:
+    """Whether it is about offsets that are committed in a transaction."""
+    return rule.keys is None or APIS["TxnOffsetCommit"] in rule.keys
+
+
+def _asks_for_a_writer(rule: KafkaRule) -> bool:
+    """Whether it leaves it to other rules whose transactions those are (`policies.kafka.KafkaIndex`)."""
+    return rule.role is KafkaRole.CONSUME and rule.transactional_id is None
 
 
 def _reach_used(rule: KafkaRule) -> Reach:

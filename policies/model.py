@@ -228,6 +228,16 @@ class TopicMatch(msgspec.Struct, frozen=True):
     text: str
 
 
+class NameMatch(msgspec.Struct, frozen=True):
+    """A condition on a group or a transactional id: ``text`` itself, or with ``prefix`` whatever begins so."""
+
+    text: str
+    prefix: bool = False
+
+    def holds(self, name: str) -> bool:
+        return name.startswith(self.text) if self.prefix else name == self.text
+
+
 class KafkaRule(L7Rule, frozen=True, eq=False, kw_only=True):
     """Conditions are ANDed. ``keys``: the APIs of ``role`` or of ``apiKey``; None: all. ``summary``: calls that it allows have
     one record for many."""
@@ -237,8 +247,8 @@ class KafkaRule(L7Rule, frozen=True, eq=False, kw_only=True):
     api_version: int | None = None
     client_id: str | None = None
     topic: TopicMatch | None = None
-    group: str | None = None
-    transactional_id: str | None = None
+    group: NameMatch | None = None
+    transactional_id: NameMatch | None = None
     summary: bool = False
 
 

@@ -15,6 +15,7 @@ from policies.model import (
     KafkaRole,
     KafkaRule,
     Mismatch,
+    NameMatch,
     PathKind,
     PathMatch,
     TopicKind,
@@ -31,7 +32,10 @@ HTTP_FIELDS = ("method", "path", "host", "headers", "headerMatches")
 HTTP_EXTENSIONS = ("name", "deny", "mode", "pathPrefix", "pathTemplate", "query")
 GRPC_FIELDS = ("service", "method", "metadata", "name", "deny", "mode")
 KAFKA_FIELDS = ("role", "apiKey", "apiVersion", "clientID", "topic")
-KAFKA_EXTENSIONS = ("name", "deny", "mode", "topicPrefix", "topicPattern", "group", "transactionalID", "record")
+# A condition on a name, and one on how it begins.
+GROUP = ("group", "groupPrefix")
+TRANSACTIONAL_ID = ("transactionalID", "transactionalIDPrefix")
+KAFKA_EXTENSIONS = ("name", "deny", "mode", "topicPrefix", "topicPattern", *GROUP, *TRANSACTIONAL_ID, "record")
 MODES = ("enforce", "audit")
 RECORDS = ("full", "summary")
 MAX_API_VERSION = 0x7FFF  # an int16 on the wire
@@ -136,10 +140,8 @@ class RuleReader:
             api_version=self._api_version(fields),
             client_id=self._report.string(fields["clientID"], "clientID") if "clientID" in fields else None,
             topic=self._topic(fields),
-            group=self._report.string(fields["group"], "group") if "group" in fields else None,
-            transactional_id=(
-                self._report.string(fields["transactionalID"], "transactionalID") if "transactionalID" in fields else None
-            ),
+            group=self._name_or_prefix(fields, GROUP),
+            transactional_id=self._name_or_prefix(fields, TRANSACTIONAL_ID),
             summary=summary,
         )
 
@@ -188,6 +190,16 @@ class RuleReader:
             hint = "at most 255 of a-z, A-Z, 0-9, '.', '_' and '-'; topicPattern of an ApiPolicy takes an expression"
             self._report.error(fields[kind.value].place, "SE006", f"{kind.value} {text!r} is not a topic's name", hint)
         return TopicMatch(kind, text)
+
+    def _name_or_prefix(self, fields: dict[str, Node], names: tuple[str, str]) -> NameMatch | None:
+        given = [name for name in names if name in fields]
+        if len(given) > 1:
+            self._report.error(fields[given[1]].place, "SE009", f"{' and '.join(given)} in one rule", "make them two rules")
+        field = given[0] if given else None
+        text = None if field is None else self._report.string(fields[field], field)
+        if field is None or text is None:
+            return None
+        return NameMatch(text, prefix=field == names[1])
 
     def name(self, fields: dict[str, Node], position: str) -> str:
         """The rule's own name, or its position in the document."""

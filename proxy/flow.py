@@ -188,6 +188,8 @@ _NOT_REFUSED = frozenset(
 WORKER_DIED = "worker-died"
 # The reason of a call that came when the connection had ended.
 TOO_LATE = "connection-closed"
+# How records show that a call is about all topics: no topic has such a name.
+ALL_TOPICS = "topic:*"
 # The status of a reply that nobody can read any more.
 UNKNOWN = "unknown"
 
@@ -1137,12 +1139,18 @@ class Flow:
     def _refused(self, fail: Fail, size: int | None = None) -> None:
         """Something that never became a call, of ``size`` bytes: what is not settled."""
         call = fail.partial or ApiCall(protocol=self._parser.protocol)
-        decision = Decision(verdict=Verdict.DENIED, reason=fail.reason, generation=0)
-        opened = OpenCall(call, decision, self._now, None)
+        opened = OpenCall(call, self._refusal(fail.reason), self._now, None)
         opened.status = fail.status
         opened.bytes = [len(self._sides[REQUEST].unsettled) if size is None else size, len(fail.last_words)]
         self._write(f"r{self._refusals}", opened, fail.limit)
         self._refusals += 1
+
+    def _refusal(self, reason: str) -> Decision:
+        """A denial that is nobody's decision, with the policies that would have been asked; in doubt without."""
+        try:
+            return self._scene.pair().refusal(reason)
+        except Exception:
+            return Decision(verdict=Verdict.DENIED, reason=reason, generation=0)
 
     def _end(self, how: Close | Abort, status: str | None = "unanswered", reason: str | None = None) -> None:
         """The connection is over, and every call that is still open with it.
@@ -1177,7 +1185,17 @@ class Flow:
         opened = self._calls.pop(number)
         if opened.permit is not None and (self.dialling or not opened.forwarded):
             self._take_back(opened)
+        if self._came_to_nothing(opened):
+            if opened.reserved is not None:
+                self._scene.sink.cancel(opened.reserved)
+            return
         self._write(number, opened, limit)
+
+    @staticmethod
+    def _came_to_nothing(opened: OpenCall) -> bool:
+        """A connection on which nobody said a word, as probes of a port make, is none that policy would have denied."""
+        said = any(opened.bytes) or opened.reason not in (None, "client-reset")
+        return opened.call.protocol == "tcp" and opened.decision.verdict is Verdict.WOULD_DENY and not said
 
     @staticmethod
     def _take_back(opened: OpenCall) -> None:
@@ -1280,14 +1298,14 @@ class Flow:
             client_id=call.attributes.get("clientId"),
             principal=call.attributes.get("principal"),
             headers=listed_headers(call.headers, scene.record_headers) if scene.record_headers else None,
-            resources=call.resources,
+            resources=(*call.resources, ALL_TOPICS) if call.all_topics else call.resources,
             verdict=decision.verdict,
             policy=decision.policy or ", ".join(decision.detail) or None,  # where none decided: those that were asked
             rule=decision.rule,
             reason=opened.reason or decision.reason,
             limit=limit or ("AUDIT_PATIENCE" if decision is UNRECORDED else None),
             notes=decision.notes,
-            per_resource=decision.per_resource,
+            per_resource=decision.per_resource or None,
             status=opened.status,
             bytes_request=sent,
             bytes_reply=received,

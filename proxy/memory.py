@@ -18,8 +18,8 @@ from proxy.shares import Budget, Claim
 
 # What a connection may have in each direction whatever others have (bytes): a usual head, a short request.
 FLOOR = 4 * 1024
-# Room for the connection that may finish (bytes): the longest request and the longest reply that are held
-# (parsers/kafka/connection.py: HELD_REQUEST_MAX, HELD_REPLY_MAX).
+# Room for the connection that may finish (bytes): the longest request that is held (parsers/kafka/connection.py:
+# HELD_REQUEST_MAX) or what is kept of the longest reply (metadata.py: KEPT_MAX), and something besides.
 RESERVE = 24 * 1024 * 1024
 # How long it may take (seconds): longer than an unfinished message may (flow.HEAD_TIMEOUT), so that one which is slow on
 # purpose ends with a record.

@@ -36,10 +36,10 @@ def array(size: int, width: int, null: bool) -> Part:
     return Part(size, width, null, _ARRAY_MOST)
 
 
-def compiled(parts: Sequence[Part]) -> re.Pattern[bytes]:
-    """Matches ``AT_ONCE`` elements that consist of these parts."""
+def compiled(parts: Sequence[Part], number: int = AT_ONCE) -> re.Pattern[bytes]:
+    """Matches so many elements that consist of these parts."""
     element = b"".join(map(_pattern, parts))
-    return re.compile(rb"(?s:%s){%d}+" % (element, AT_ONCE))
+    return re.compile(rb"(?s:%s){%d}+" % (element, number))
 
 
 def _pattern(part: Part) -> bytes:

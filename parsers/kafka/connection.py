@@ -14,7 +14,7 @@ id the broker is asked, on this very connection and with the client's permission
 import base64
 import struct
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import msgspec
@@ -39,11 +39,12 @@ from parsers.contract import (
     Verb,
 )
 from parsers.kafka import denials, replies, splits
-from parsers.kafka.frame import API_VERSIONS, SIZE, MalformedError, UnsupportedError
+from parsers.kafka.frame import API_VERSIONS, SIZE, MalformedError, UnsupportedError, is_tls
 from parsers.kafka.layouts import REQUESTS
+from parsers.kafka.metadata import TOLD_AT_ONCE, Metadata
 from parsers.kafka.prefixes import CARRIED, is_carriable, prefix_of
 from parsers.kafka.request import CLUSTER, Request, Topic, look, skim
-from parsers.kafka.sasl import Login
+from parsers.kafka.sasl import Login, bare_size
 from parsers.kafka.sessions import FINAL_EPOCH, INITIAL_EPOCH, Partitions, Session, Sessions
 from parsers.kafka.wire import message, varint
 
@@ -56,9 +57,7 @@ OWN_WORDS_MAX = 1024 * 1024
 # Bytes of one request that are kept until it can be judged, or refused with all its topics. A Produce request to several topics
 # has to be read to its last topic, and is at most 1 MiB with the defaults of all clients.
 HELD_REQUEST_MAX = 8 * 1024 * 1024
-# Bytes of one reply that has to be read as a whole: Metadata of some 100,000 partitions; and of those that name no topics, a
-# broker's versions or a word of its login.
-HELD_REPLY_MAX = 16 * 1024 * 1024
+# Bytes of one reply that has to be read as a whole: a broker's versions, or a word of its login.
 HELD_SMALL_REPLY_MAX = 64 * 1024
 # A request that names more, and is refused or taken apart, is so over several turns.
 MANY_RESOURCES = 256
@@ -79,6 +78,7 @@ TOPIC_ID_BYTES = 220
 PARTITION_BYTES = 100
 
 _PRODUCE, _FETCH, _METADATA, _SASL_HANDSHAKE, _SASL_AUTHENTICATE, _ADD_PARTITIONS = 0, 1, 3, 17, 36, 24
+_IDS_SINCE = 10  # the first version of Metadata whose replies have topic ids
 _METADATA_BY_ID = 12  # the first version of Metadata that may be asked by topic id
 # What is not offered to clients because it cannot be judged by what it says: ShareFetch and ShareAcknowledge go on with what an
 # earlier request of their share session has named (KIP-932).
@@ -94,9 +94,11 @@ _CALLS_KEPT = 2048
 # Resources of a call that is kept.
 _KEPT_RESOURCES_MAX = 16
 _BEGINNING = struct.Struct(">ii")  # size, correlation id
-# Replies that are kept until they are there as a whole, whatever their size.
-_READ_WHOLE = frozenset({_METADATA, API_VERSIONS, _SASL_AUTHENTICATE})
+# Replies that are kept until they are there as a whole, if they are not of a size that none of them has.
+_READ_WHOLE = frozenset({API_VERSIONS, _SASL_AUTHENTICATE})
 _MORE, _LATER, _HOLD = More(), Later(), Hold()
+# The status of a reply that went by and says what nobody here can read: clients make of it what they can.
+_UNREAD = "unknown"
 
 
 class _Open:
@@ -104,6 +106,7 @@ class _Open:
 
     __slots__ = (
         "api_key",
+        "bare",
         "correlation_id",
         "ends",
         "forgotten",
@@ -125,6 +128,7 @@ class _Open:
         self.correlation_id = request.correlation_id
         self.words: tuple[bytes, str] | None = None  # with their status
         self.probe = False  # a question of ours: its reply is for nobody else
+        self.bare = False  # a message of a login, which has no header
         self.granting: Callable[[str], bool] | None = None  # which topics of the reply may be seen; None: all
         self.place: splits.Place = ()  # of these:
         self.merged: Sequence[bytes] = ()  # entries that say of what the broker did not get to see that it is denied
@@ -132,6 +136,11 @@ class _Open:
         self.session: Session | None = None  # of a Fetch: what it makes or goes on with
         self.forgotten: Sequence[Partitions] = ()
         self.ends: int | None = None  # the id of a session that the broker closes with its answer
+
+    @property
+    def rewritten(self) -> bool:
+        """Whether the client gets to see another reply than the broker's, which has to be understood for that."""
+        return bool(self.merged) or self.granting is not None or (self.api_key == API_VERSIONS)
 
 
 class _Asked(msgspec.Struct):
@@ -147,6 +156,7 @@ class _Asked(msgspec.Struct):
     unknown: tuple[int, ...] = ()  # positions of topics whose ids nobody knows
     instead: tuple[bytes, str] | None = None  # our words, whatever the ruling, with their status
     probe: bool = False  # a question of ours, in ``data``
+    bare: bool = False  # a message of a login, which has no header
     sound: bool = False  # ``request`` was read from the whole of its frame
 
     def takes_long(self, ruling: Ruling) -> bool:
@@ -169,12 +179,14 @@ class KafkaParser:
         self._behind_probe: tuple[Request, bytes] | None = None  # the request that asked for names
         self._own_words = 0  # bytes
         self._own_answers = 0
-        self._metadata: replies.Metadata | None = None  # a reply that is being read
+        self._metadata: Metadata | None = None  # a reply that is being read
+        self._telling: Iterator[bytes] | None = None  # what is still to be said of one that was read, and cut
         self._wanted = 0  # bytes of the next frame that must be there before it is worth a look
         self._topic_ids: OrderedDict[bytes, str] = OrderedDict()
         self._asked_ids: frozenset[bytes] = frozenset()  # the broker was asked for their names, for the next request
         self._sessions = Sessions()
         self._login = Login()
+        self._handshake: Request | None = None  # a SaslHandshake that messages without a header may follow
         self._request_rest: _Open | None = None  # a request that was passed up to its last byte, which may not be there yet
         self._reply_rest: _Open | None = None  # a reply of which only the last byte is left
         self._dead = False
@@ -183,14 +195,15 @@ class KafkaParser:
 
     @property
     def kept(self) -> int:
-        return self._own_words + TOPIC_ID_BYTES * len(self._topic_ids) + PARTITION_BYTES * self._sessions.partitions
+        reading = self._metadata.kept if self._metadata is not None else 0
+        return reading + self._own_words + TOPIC_ID_BYTES * len(self._topic_ids) + PARTITION_BYTES * self._sessions.partitions
 
     # The kernel path
 
     @property
     def at_boundary(self) -> bool:
         under_way = self._open or self._asked or self._half or self._behind_probe or self._request_rest or self._reply_rest
-        return not (under_way or self._dead)
+        return not (under_way or self._dead or self._login.bare != 0)
 
     @property
     def prefixes(self) -> Sequence[Prefix]:
@@ -228,7 +241,7 @@ class KafkaParser:
             self._follow_session(asked, opened, ())
         if opened.merged:
             raise MalformedError("carried-unproven")
-        return judge.call, f"kafka:{self._reply_error(opened, reply)}"
+        return judge.call, self._status(opened, reply)
 
     def _passed(self, asked: _Asked, opened: _Open) -> None:
         if opened.merged:
@@ -285,6 +298,14 @@ class KafkaParser:
             return [_HOLD]
         if self._own_words > OWN_WORDS_MAX or self._own_answers >= OWN_ANSWERS_MAX:
             return [_HOLD]
+        if self._handshake is not None:
+            if self._open:
+                return [_HOLD]  # the broker's answer tells how the client goes on
+            if self._login.bare is None:
+                raise MalformedError("unsupported-mechanism")
+            if self._login.bare:
+                return self._read_bare(self._handshake, data, end)
+            self._handshake = None
         if len(data) < self._wanted and not end:
             return [_MORE]
         try:
@@ -302,8 +323,7 @@ class KafkaParser:
             return [_MORE]
         self._wanted = 0
         low, high = SUPPORTED.get(found.api_key, (1, 0))
-        # Behind SaslHandshake version 0 come bytes without frames. It is offered, because librdkafka looks for it.
-        if not low <= found.version <= high or (found.api_key, found.version) == (_SASL_HANDSHAKE, 0):
+        if not low <= found.version <= high:
             return [self._fail("unsupported-version", partial=self._call(found))]
         return self._judge(found, data)
 
@@ -320,6 +340,33 @@ class KafkaParser:
             return [self._fail("unsupported-version" if error.api else "unsupported-api", partial=self._call(request))]
         words = denials.unsupported_version(error.correlation_id, *SUPPORTED[API_VERSIONS])
         return self._ask(_Asked(self._number(), request, data, instead=(words, f"kafka:{denials.UNSUPPORTED_VERSION}")))
+
+    def _read_bare(self, handshake: Request, data: bytes, end: bool) -> Sequence[Verb]:
+        """What a client says to log in behind SaslHandshake version 0: judged as what newer clients say with a header."""
+        size = bare_size(data)
+        if size is None or len(data) < size:
+            if end:
+                raise MalformedError("truncated-request")
+            return [_MORE]
+        api = REQUESTS[_SASL_AUTHENTICATE].name
+        request = Request(
+            api_key=_SASL_AUTHENTICATE,
+            api=api,
+            version=0,
+            correlation_id=0,
+            client_id=handshake.client_id,
+            size=size,
+        )
+        return self._ask(_Asked(self._number(), request, data[:size], bare=True))
+
+    def _pass_bare(self, asked: _Asked, ruling: Ruling) -> Sequence[Verb]:
+        if not ruling.allowed:
+            return [self._fail("denied", asked.number)]  # a broker has no words for this either
+        self._login.says_bare(asked.data)  # raises for what could be taken for a request
+        opened = _Open(asked.number, asked.request)
+        opened.bare = True
+        self._open.append(opened)
+        return [Pass(asked.request.size, asked.number)]
 
     def _judge(self, request: Request, data: bytes) -> Sequence[Verb]:
         unknown = {
@@ -402,6 +449,8 @@ class KafkaParser:
         request = asked.request
         if asked.probe:
             return self._probe(asked, ruling)
+        if asked.bare:
+            return self._pass_bare(asked, ruling)
         if asked.instead is not None:
             return self._answer(asked, *asked.instead)
         refused: dict[int, int] = {}
@@ -443,6 +492,8 @@ class KafkaParser:
             self._follow_session(asked, opened, sorted(refused))
         if request.api_key == _SASL_HANDSHAKE:
             self._login.begin(asked.data)
+            if request.version == 0:
+                self._handshake = request
         elif request.api_key == _SASL_AUTHENTICATE:
             self._login.says(asked.data, request.version)
         if request.api_key in CARRIED:
@@ -546,7 +597,7 @@ class KafkaParser:
         while at < len(data) and len(verbs) < VERBS_MAX:
             if self._reply_rest is not None:
                 opened, self._reply_rest = self._reply_rest, None
-                verbs.append(Pass(1, opened.number))
+                verbs.append(Drop(1, opened.number) if opened.probe else Pass(1, opened.number))
                 self._reply_over(opened, verbs)
                 at += 1
                 continue
@@ -555,9 +606,6 @@ class KafkaParser:
                 if not self._open:
                     raise MalformedError("unasked")
                 settled = self._one_reply(self._open[0], data[at:] if at else data, verbs)
-                if settled is None and self._metadata is not None:
-                    verbs.append(_LATER)
-                    break
                 if settled is None and end:
                     raise MalformedError("truncated")
             except MalformedError as error:  # the replies before it reach the client, as if they had come alone
@@ -568,12 +616,25 @@ class KafkaParser:
                 verbs.append(_MORE)
                 break
             at += settled
+            if self._metadata is not None:
+                if self._metadata.waits and end:
+                    verbs.append(self._fail("reply-truncated", self._oldest))
+                else:
+                    verbs.append(_MORE if self._metadata.waits else _LATER)
+                break
         return verbs
 
     def _one_reply(self, opened: _Open, data: bytes, verbs: list[Verb]) -> int | None:
         """Settle the reply at the beginning of ``data``, or all but the last byte of it; None: more must come first."""
         if opened is self._request_rest:
             raise MalformedError("too-early")  # no broker answers what it has not read
+        if self._metadata is not None:
+            return self._read_metadata(opened, self._metadata, data, verbs)
+        if opened.bare:
+            return self._bare_reply(opened, data, verbs)
+        expected = opened.correlation_id.to_bytes(4, "big", signed=True)
+        if len(data) > SIZE and is_tls(data) and not expected.startswith(data[SIZE : _BEGINNING.size]):
+            raise MalformedError("tls-not-opened")  # a broker that takes its client's words for a broken handshake
         if len(data) < _BEGINNING.size:
             return None
         length: int
@@ -583,53 +644,123 @@ class KafkaParser:
             raise MalformedError("frame-too-short")
         if correlation_id != opened.correlation_id:
             raise MalformedError("out-of-order")
-        if opened.api_key in _READ_WHOLE or size <= (KEPT_BYTES if opened.api_key in CARRIED else READ_WHOLE_MAX):
-            if opened.api_key != _METADATA and size > HELD_SMALL_REPLY_MAX:
-                raise MalformedError("too-large", "HELD_SMALL_REPLY_MAX")
-            if size > HELD_REPLY_MAX:
-                raise MalformedError("too-large", "HELD_REPLY_MAX")
-            if len(data) < size:
-                return None
-            frame = self._metadata.frame if self._metadata is not None else data[:size]
-            return size if self._whole_reply(opened, frame, verbs) else None
-        return self._long_reply(opened, data, size, verbs)
+        by_topic = opened.rewritten or opened.probe or opened.version >= _IDS_SINCE or size <= READ_WHOLE_MAX
+        if opened.api_key == _METADATA and by_topic:
+            self._metadata = Metadata(opened.version, size, opened.granting, opened.merged)
+            return self._read_metadata(opened, self._metadata, data, verbs)
+        if not self._is_read_whole(opened, size):
+            return self._long_reply(opened, data, size, verbs)
+        if len(data) < size:
+            return None
+        self._whole_reply(opened, data[:size], verbs)
+        return size
 
-    def _reply_error(self, opened: _Open, start: bytes) -> int:
+    @staticmethod
+    def _is_read_whole(opened: _Open, size: int) -> bool:
+        """Whether a reply is kept until all of it is there. Raises MalformedError for one that has to be and is too large."""
+        if opened.api_key not in _READ_WHOLE:
+            return size <= (KEPT_BYTES if opened.api_key in CARRIED else READ_WHOLE_MAX)
+        if size > HELD_SMALL_REPLY_MAX and opened.rewritten:
+            raise MalformedError("too-large", "HELD_SMALL_REPLY_MAX")
+        return size <= HELD_SMALL_REPLY_MAX
+
+    def _read_metadata(self, opened: _Open, reading: Metadata, data: bytes, verbs: list[Verb]) -> int:
+        """Settle some of a reply, which may be all; the rest is for later turns, or has to come first."""
+        if self._telling is not None:
+            return self._tell_on(opened, self._telling, verbs)
+        number, kept_back = opened.number, opened.rewritten or opened.probe
+        try:
+            n = reading.read(data)
+        except MalformedError:
+            if opened.rewritten:
+                raise
+            return self._give_up(opened, reading.left, verbs)
+        self._learn(reading.topic_ids)
+        error = (reading.error or opened.refusal) if opened.merged else reading.error
+        if reading.over:  # its status is known with its last piece
+            verbs.append(Reply(number, f"kafka:{error}"))
+        if reading.over and opened.rewritten:
+            self._telling = reading.told()
+            if n > 1:
+                verbs.append(Drop(n - 1, number))
+            return n - 1 + self._tell_on(opened, self._telling, verbs)
+        if n:
+            verbs.append(Drop(n, number) if kept_back else Pass(n, number))
+        if reading.over:
+            self._metadata = None
+            self._reply_over(opened, verbs)
+        return n
+
+    def _tell_on(self, opened: _Open, telling: Iterator[bytes], verbs: list[Verb]) -> int:
+        """Say some of what may be seen. The broker's last byte waits until all is said: so we are asked again."""
+        said = 0
+        for piece in telling:
+            verbs.append(Inject(Direction.REPLY, piece, opened.number))
+            said += len(piece)
+            if said > TOLD_AT_ONCE:
+                return 0
+        self._telling = self._metadata = None
+        verbs.append(Drop(1, opened.number))
+        self._reply_over(opened, verbs)
+        return 1
+
+    def _give_up(self, opened: _Open, left: int, verbs: list[Verb]) -> int:
+        """What is left of a reply that cannot be read goes by without being looked at."""
+        self._metadata = None
+        verbs.append(Reply(opened.number, _UNREAD))
+        if left > 1:
+            verbs.append(Drop(left - 1, opened.number) if opened.probe else Pass(left - 1, opened.number))
+        self._reply_rest = opened  # of the last byte we are told
+        return left - 1
+
+    def _bare_reply(self, opened: _Open, data: bytes, verbs: list[Verb]) -> int | None:
+        """Settle a word of the broker's in a login without headers."""
+        size = bare_size(data)
+        if size is None or len(data) < size:
+            return None
+        self._login.answered(0)
+        verbs += (Reply(opened.number, "kafka:0"), Pass(size, opened.number))
+        self._reply_over(opened, verbs)
+        return size
+
+    def _status(self, opened: _Open, start: bytes) -> str:
         """What a reply tells that goes by as it is, by its beginning: all of it if it is short."""
-        if SIZE + _BEGINNING.unpack_from(start)[0] <= KEPT_BYTES:
-            error: int | None = replies.first_error(start, opened.api_key, opened.version)
-        else:
-            error = self._first_words(opened, start)
-        if error is None:
-            raise MalformedError("truncated")
+        size = SIZE + _BEGINNING.unpack_from(start)[0]
+        try:
+            if size <= KEPT_BYTES:
+                error: int | None = replies.first_error(start, opened.api_key, opened.version)
+            else:
+                error = self._first_words(opened, start)
+        except MalformedError:
+            error = None
         if opened.api_key == _FETCH:
             self._session_answered(opened, start)
-        return error
+        return _UNREAD if error is None else f"kafka:{error}"
 
     @staticmethod
     def _first_words(opened: _Open, data: bytes) -> int | None:
-        """The error that a long reply tells of itself, 0 where it is not looked for; None: more must come first."""
+        """The error that a long reply tells of itself, 0 where it is not looked for; None: more must come, if that helps."""
+        if opened.api_key in _READ_WHOLE:
+            return None
         if opened.api_key != _FETCH:
             return 0
         start = replies.fetch_start(data, opened.version)
         return None if start is None else start[0]
 
-    def _whole_reply(self, opened: _Open, frame: bytes, verbs: list[Verb]) -> bool:
-        """Settle a reply that is there as a whole; False if it is not read to its end yet."""
+    def _whole_reply(self, opened: _Open, frame: bytes, verbs: list[Verb]) -> None:
+        """Settle a reply that is there as a whole."""
         number = opened.number
         told = frame
-        if opened.api_key == _METADATA:
-            metadata = self._metadata = self._metadata or replies.Metadata(frame, opened.version, opened.granting)
-            whole = metadata.read_some()
-            self._learn(metadata.topic_ids)
-            if not whole:
-                return False
-            self._metadata = None
-            error, told = metadata.error, metadata.told
-        else:
+        error: int | None = None
+        try:
             error = replies.first_error(frame, opened.api_key, opened.version)
+        except MalformedError:
+            if opened.rewritten:
+                raise
         if opened.api_key == API_VERSIONS:
             told = replies.filter_api_versions(frame, opened.version, SUPPORTED)
+        elif opened.api_key == _SASL_HANDSHAKE:
+            self._login.agreed(opened.version, error)
         elif opened.api_key == _SASL_AUTHENTICATE:
             self._login.answered(error)
         elif opened.api_key == _FETCH:
@@ -637,43 +768,54 @@ class KafkaParser:
         if opened.merged:
             told = splits.merged(told, opened.api_key, opened.version, opened.place, opened.merged)
             error = error or opened.refusal
-        verbs.append(Reply(number, f"kafka:{error}"))
-        if opened.probe:
-            verbs.append(Drop(len(frame), number))
-        elif told is frame or told == frame:
+        verbs.append(Reply(number, _UNREAD if error is None else f"kafka:{error}"))
+        if told is frame or told == frame:
             verbs.append(Pass(len(frame), number))
         else:
             verbs += (Drop(len(frame), number), Inject(Direction.REPLY, told, number))
         self._reply_over(opened, verbs)
-        return True
 
     def _long_reply(self, opened: _Open, data: bytes, size: int, verbs: list[Verb]) -> int | None:
         """Most of it goes by unread; of its last byte we are told, and so that it is over."""
         number = opened.number
         replaced = 0
-        error = self._first_words(opened, data)
+        enough = len(data) >= KEPT_BYTES  # to be understood, by anybody who could
+        try:
+            error = self._first_words(opened, data)
+        except MalformedError:
+            error, enough = None, True
         if error is None:
-            return None
+            if not enough:
+                return None
+            if opened.rewritten:
+                raise MalformedError("truncated")
         if opened.merged and not error:
             beginning = splits.merge(data, opened.api_key, opened.version, opened.place, opened.merged)
             if beginning is None:
+                if len(data) > HELD_SMALL_REPLY_MAX:
+                    raise MalformedError("too-large", "HELD_SMALL_REPLY_MAX")
                 return None
             words, replaced = beginning
             error = opened.refusal
             verbs += (Reply(number, f"kafka:{error}"), Drop(replaced, number), Inject(Direction.REPLY, words, number))
         else:
-            verbs.append(Reply(number, f"kafka:{error}"))
+            verbs.append(Reply(number, _UNREAD if error is None else f"kafka:{error}"))
         if opened.api_key == _FETCH:
             self._session_answered(opened, data)
+        elif opened.api_key == _SASL_AUTHENTICATE:
+            self._login.answered(None)
         if size - replaced > 1:
             verbs.append(Pass(size - replaced - 1, number))
         self._reply_rest = opened
         return size - 1
 
     def _session_answered(self, opened: _Open, data: bytes) -> None:
-        start = replies.fetch_start(data, opened.version)
+        try:
+            start = replies.fetch_start(data, opened.version)
+        except MalformedError:
+            start = None
         if start is None:
-            raise MalformedError("truncated")
+            return  # what the broker may have forgotten is judged with the rest
         error, session_id = start
         if error:
             opened.merged = ()

@@ -17,6 +17,7 @@ FRAME_MAX = 104_857_600
 _START = Struct(">ihhih")  # size, API key, version, correlation id, length of the client id
 HEADER_LEAST = _START.size  # bytes with the size field; no request is shorter
 API_VERSIONS = 18
+_HTTP = (b"GET ", b"HEAD", b"POST", b"PUT ", b"OPTI", b"CONN", b"DELE", b"PRI ")
 _CONTROLLED_SHUTDOWN = 7
 
 
@@ -73,8 +74,17 @@ def frame_size(data: bytes) -> int | None:
     if size < HEADER_LEAST:
         raise MalformedError("frame-too-short")
     if size > SIZE + FRAME_MAX:
+        if is_tls(data):
+            raise MalformedError("tls-not-opened")
+        if data.startswith(_HTTP):
+            raise MalformedError("http-not-kafka")
         raise MalformedError("frame-too-large", "FRAME_MAX")
     return size
+
+
+def is_tls(data: bytes) -> bool:
+    """Whether bytes that cannot be Kafka's are how a handshake or an alert of TLS begins (RFC 8446 section 5.1)."""
+    return data[:1] in (b"\x15", b"\x16") and data[1:2] == b"\x03"
 
 
 def read_header(data: bytes) -> Header | None:

@@ -3,7 +3,9 @@
 A ``Message`` says how an API's request and reply are laid out. ``plan`` compiles one of them for one version and for what a
 caller wants to know of it; ``Reader.read`` then walks over the bytes. What is not wanted is skipped and costs no memory.
 Values are kept **as encoded**, with their length prefix: what a reply repeats of its request has the same encoding in both,
-because an API's request and reply turn flexible in the same version.
+because an API's request and reply turn flexible in the same version. A null is read wherever it stands, whatever the definition
+says: brokers that are not Apache's send it for what is empty, and nobody reads anything else in it. (Of a request that is
+answered here, request.py has seen that it is as laid out.)
 """
 
 import re
@@ -275,11 +277,11 @@ class Reader:
             if kind == _FIXED:
                 self._forward(step.size)
             elif kind == _COMPACT:
-                self._sized(self.varint() - 1, step)
+                self._sized(self.varint() - 1)
             elif kind == _STRING:
-                self._sized(self.integer(2), step)
+                self._sized(self.integer(2))
             elif kind == _BYTES:
-                self._sized(self.integer(4), step)
+                self._sized(self.integer(4))
             elif kind == _TAGS:
                 self.tags()
             elif kind == _ARRAY and step.keep is not None:
@@ -290,18 +292,15 @@ class Reader:
             if step.keep is not None:
                 fields[step.keep] = self.data[start : self.at]
 
-    def _sized(self, length: int, step: Step) -> None:
-        if length < 0:
-            if length < -1 or not step.null:
-                raise MalformedError("negative-length")
-        else:
+    def _sized(self, length: int) -> None:
+        if length > 0:
             self._forward(length)
+        elif length < -1:
+            raise MalformedError("negative-length")
 
     def _array(self, step: Step, arrays: dict[str, Elements]) -> None:
         start = self.at
         count = self.count(step.compact)
-        if count < 0 and not step.null:
-            raise MalformedError("negative-length")
         end = self.at
         inner = step.inner
         assert step.keep is not None
@@ -367,7 +366,7 @@ def _passed(data: bytes, at: int, plan: Plan, found: list[int]) -> int:
                 length = int.from_bytes(data[at : at + width], "big", signed=True)
                 at += width
             if length < 0:
-                if length < -1 or not null:
+                if length < -1:
                     raise MalformedError("negative-length")
             elif kind == _ARRAY:
                 at = _passed_elements(data, at, inner, length, many, found)
@@ -376,6 +375,19 @@ def _passed(data: bytes, at: int, plan: Plan, found: list[int]) -> int:
     if at > len(data):
         raise TruncatedError
     return at
+
+
+def passed(data: bytes, at: int, plan: Plan) -> int:
+    """Where the structure at ``at`` ends, of which nothing is wanted."""
+    try:
+        return _passed(data, at, plan, [])
+    except IndexError:
+        raise TruncatedError from None
+
+
+def usual_elements(plan: Plan, flexible: bool, number: int) -> re.Pattern[bytes]:
+    """Matches so many structures of the usual kind, of which nothing is wanted (see bulk.py)."""
+    return bulk.compiled([_part(step, flexible) for step in plan], number)
 
 
 def _passed_elements(data: bytes, at: int, inner: Plan, number: int, many: re.Pattern[bytes] | None, found: list[int]) -> int:

@@ -16,6 +16,9 @@ RULE_WIDTH = 28
 # Longer texts are cut in lines for people; -o json has them whole.
 LONGEST_TEXT = 200
 
+# Reasons that say no more than that the rule has decided.
+RULE_DECIDED = frozenset({"rule-matched", "deny-rule", "audit-rule", "connection-allowed", "opaque-allowed"})
+
 VERDICT_COLOURS = {"ALLOWED": "green", "DENIED": "red", "PARTIAL": "yellow", "WOULD_DENY": "yellow"}
 
 COLUMNS = ("TIME", "FROM", "TO", "PROTOCOL", "REQUEST", "VERDICT", "STATUS", "RULE", "MS", "VIA")
@@ -77,9 +80,11 @@ def resource(name: Any) -> str:
 
 
 def rule(record: Record) -> str:
-    """``policy/rule``, or ``policy/reason`` when no rule decided."""
-    parts = (record.get("policy"), record.get("rule") or record.get("reason"))
-    return "/".join(text(part) for part in parts if part is not None) or "-"
+    """``policy/rule``, or ``policy/reason`` when no rule decided; the reason is behind the rule when it was not the rule."""
+    name, reason = record.get("rule"), record.get("reason")
+    parts = (record.get("policy"), name or reason)
+    shown = "/".join(text(part) for part in parts if part is not None) or "-"
+    return f"{shown} ({text(reason)})" if name and reason is not None and str(reason) not in RULE_DECIDED else shown
 
 
 def milliseconds(value: Any) -> str:

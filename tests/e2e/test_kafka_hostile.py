@@ -22,8 +22,9 @@ from typing import Any
 
 import pytest
 
-from parsers.kafka.connection import HELD_REPLY_MAX, OPEN_CALLS_MAX, SUPPORTED
+from parsers.kafka.connection import OPEN_CALLS_MAX, SUPPORTED
 from parsers.kafka.frame import FRAME_MAX
+from parsers.kafka.metadata import PIECE_MAX
 from parsers.kafka.request import MAX_ELEMENTS
 from policies.kafka import APIS
 from policies.kafka_acls import BEYOND_NAMES
@@ -186,8 +187,8 @@ class Hostile:
 
 
 REQUESTS = [
-    Hostile("http", b"GET / HTTP/1.1\r\nhost: kafka\r\n\r\n", "frame-too-large", "FRAME_MAX"),
-    Hostile("tls-hello", bytes.fromhex("16030100c8010000c40303") + bytes(194), "frame-too-large", "FRAME_MAX"),
+    Hostile("http", b"GET / HTTP/1.1\r\nhost: kafka\r\n\r\n", "http-not-kafka"),
+    Hostile("tls-hello", bytes.fromhex("16030100c8010000c40303") + bytes(194), "tls-not-opened"),
     Hostile("a-byte-and-the-end", b"\0", "truncated-request", end=True),
     Hostile("truncated-in-the-size", GOOD[:3], "truncated-request", end=True),
     Hostile("truncated-in-the-header", GOOD[:12], "truncated-request", end=True),
@@ -210,7 +211,6 @@ REQUESTS = [
     Hostile("a-controllers-api", sized(header(4, 1) + bytes(20)), "unsupported-api"),
     Hostile("an-unknown-version", sized(header(0, 99) + bytes(20)), "unsupported-version"),
     Hostile("a-negative-version", sized(header(0, -1) + bytes(20)), "unsupported-version"),
-    Hostile("sasl-without-frames", sized(header(17, 0) + b"\0\5PLAIN"), "unsupported-version"),
     Hostile("trailing-bytes", sized(SECRET[4:] + b"\0"), "no-rule-matched"),
     Hostile(
         "a-long-request-to-a-denied-topic",
@@ -347,13 +347,16 @@ REPLIES = [
     BadBroker("unasked", RIGHT, "reply-unasked", good=RIGHT),
     BadBroker("of-negative-size", struct.pack(">ii", -1, 7) + bytes(20), "reply-frame-too-short"),
     BadBroker("too-short", struct.pack(">ii", 3, 7) + bytes(20), "reply-frame-too-short"),
-    BadBroker("bytes-behind-its-end", sized(RIGHT[4:] + b"\0"), "reply-trailing-bytes"),
-    BadBroker("shorter-than-its-fields", sized(RIGHT[4:-1]), "reply-truncated"),
+    BadBroker("tls", bytes.fromhex("15030300020250"), "reply-tls-not-opened"),
     BadBroker(
-        "longer-than-may-be-read",
-        sized(struct.pack(">i", 7) + bytes(100), HELD_REPLY_MAX + 1),
+        "bytes-behind-its-end", sized(METADATA_START + b"\1" + bytes(5) + b"!"), "reply-trailing-bytes", asked=ASKED_OF_ALL
+    ),
+    BadBroker("shorter-than-its-fields", sized(METADATA_START + b"\1" + bytes(4)), "reply-truncated", asked=ASKED_OF_ALL),
+    BadBroker(
+        "of-brokers-without-end",
+        sized(struct.pack(">i", 7) + bytes(5) + b"\xff\xff\xff\x07" + bytes(2 * PIECE_MAX), 100_000_000),
         "reply-too-large",
-        "HELD_REPLY_MAX",
+        "PIECE_MAX",
         asked=ASKED_OF_ALL,
     ),
     BadBroker(
@@ -381,6 +384,29 @@ def test_a_bad_reply_is_kept_from_the_client(stage: KafkaStage, case: BadBroker)
     else:
         assert records[0]["status"] == "unanswered"
     stage.neighbour.works_on()
+
+
+@pytest.mark.parametrize(
+    "says", [sized(RIGHT[4:] + b"!"), sized(RIGHT[4:-1]), sized(RIGHT[4:8])], ids=["more", "less", "nothing"]
+)
+def test_a_reply_in_which_nothing_is_changed_need_not_be_understood(stage: KafkaStage, says: bytes) -> None:
+    def answer(line: Line) -> None:
+        line.exactly(len(GOOD))
+        line.send(says)
+        line.exactly(len(GOOD))
+        line.send(RIGHT)
+        line.rest()
+
+    with stage.client(answer) as client:
+        client.send(GOOD)
+        assert client.exactly(len(says)) == says
+        client.send(GOOD)
+        assert client.exactly(len(RIGHT)) == RIGHT
+        client.end()
+    assert [(record["verdict"], record["status"]) for record in stage.records(2)] == [
+        ("ALLOWED", "unknown"),
+        ("ALLOWED", "kafka:0"),
+    ]
 
 
 def test_a_reply_before_its_request_is_there_is_no_brokers(stage: KafkaStage) -> None:

@@ -109,7 +109,7 @@ class Asker:
 
     def _all_topics(self, number: int) -> Asked:
         version = max(self._version(METADATA), 10)
-        return Asked(raw.metadata(number, version, None), METADATA, version, {ORDERS: 0, BILLS: 0}, "Metadata", PARTIAL)
+        return Asked(raw.metadata(number, version, None), METADATA, version, {ORDERS: 0, BILLS: 0}, "Metadata", ALLOWED)
 
     def _commit(self, number: int) -> Asked:
         version, group = self._version(OFFSET_COMMIT), self.random.choice((BILLING, BILLING, FOREIGN))

@@ -16,7 +16,7 @@ from pathlib import Path
 import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
 with atheris.instrument_imports():
-    from parsers.kafka import connection, denials, frame, replies, request, sasl, sessions, splits, wire  # noqa: F401
+    from parsers.kafka import connection, denials, frame, metadata, replies, request, sasl, sessions, splits, wire  # noqa: F401
 
 from parsers.contract import ApiCall, Direction
 from policies.decide import Decision

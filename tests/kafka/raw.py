@@ -1,5 +1,6 @@
 """Requests and replies of Kafka as bytes, for conversations that no client would have. kafka-python writes and reads them."""
 
+import struct
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -15,6 +16,24 @@ from kafka.protocol.consumer import (
 from kafka.protocol.metadata import MetadataRequest, MetadataResponse
 from kafka.protocol.producer import ProduceRequest, ProduceResponse
 from kafka.record.memory_records import MemoryRecordsBuilder
+
+from parsers.kafka.metadata import Metadata
+
+# What the parser makes of a Metadata reply.
+
+
+def read_metadata(frame: bytes, version: int, grants: Callable[[str], bool] | None = None) -> tuple[Metadata, dict[bytes, str]]:
+    """A whole reply, and the names that it has for ids of topics."""
+    reading, at, ids = Metadata(version, len(frame), grants), 0, {}
+    while not reading.over:
+        at += reading.read(frame[at:])
+        ids |= reading.topic_ids
+    return reading, ids
+
+
+def filter_metadata(frame: bytes, version: int, grants: Callable[[str], bool]) -> bytes:
+    return b"".join(read_metadata(frame, version, grants)[0].told())
+
 
 Topic = str | bytes  # its name, or its id
 Errors = dict[Topic, int]
@@ -42,6 +61,15 @@ def records(value: bytes) -> bytes:
     builder.append(timestamp=None, key=None, value=value)
     builder.close()
     return bytes(builder.buffer())
+
+
+def header(key: int, version: int, correlation_id: int, client_id: str) -> bytes:
+    """As it is in versions without tagged fields."""
+    return struct.pack(f">hhih{len(client_id)}s", key, version, correlation_id, len(client_id), client_id.encode())
+
+
+def sized(body: bytes) -> bytes:
+    return len(body).to_bytes(4, "big") + body
 
 
 def frame(exactly: Callable[[int], bytes]) -> bytes:

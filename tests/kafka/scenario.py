@@ -33,7 +33,7 @@ CLIENTS = ("java", *PROGRAMS)
 PROGRAM_PATIENCE = 150.0
 
 # The fields of a rule that name something of the broker's.
-NAMING = ("topic", "topicPrefix", "group", "transactionalID")
+NAMING = ("topic", "topicPrefix", "group", "groupPrefix", "transactionalID", "transactionalIDPrefix")
 
 Outcomes = list[Any]
 

@@ -21,7 +21,7 @@ from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, N
 from parsers.kafka import denials
 from parsers.kafka.layouts import REQUESTS
 from parsers.kafka.messages import MESSAGES
-from parsers.kafka.replies import filter_metadata, first_error
+from parsers.kafka.replies import first_error
 from parsers.kafka.request import Named, skim
 from parsers.kafka.splits import merged, place_of, splits_exactly, without
 from policies.kafka_acls import ASKS
@@ -30,6 +30,7 @@ from tests.kafka import broker
 from tests.kafka.admin import PATIENCE, Administrator
 from tests.kafka.broker import Broker
 from tests.kafka.conftest import require
+from tests.kafka.raw import filter_metadata
 from tests.property.kafka_reply_words import asked_elements, element_word, reply_trees, told_trees, with_asked
 from tests.property.kafka_words import KAFKA_PYTHON, Writer
 

@@ -15,8 +15,8 @@ from .words import get, kafka, kafka_policy, pair, policy, policy_set
 
 METADATA = frozenset({"Metadata", "DescribeCluster", "DescribeTopicPartitions"})
 BOTH = METADATA | {"FindCoordinator"}
-HANDSHAKE = frozenset({"SaslHandshake", "SaslAuthenticate", "ApiVersions"})
-PRODUCE = frozenset({"Produce", "InitProducerId", "AddPartitionsToTxn", "AddOffsetsToTxn", "EndTxn", "TxnOffsetCommit"})
+HANDSHAKE = frozenset({"SaslHandshake", "SaslAuthenticate", "ApiVersions", "GetTelemetrySubscriptions", "PushTelemetry"})
+PRODUCE = frozenset({"Produce", "InitProducerId", "AddPartitionsToTxn", "AddOffsetsToTxn", "EndTxn"})
 CONSUME = frozenset(
     {
         "Fetch",
@@ -29,6 +29,7 @@ CONSUME = frozenset(
         "ConsumerGroupHeartbeat",
         "OffsetCommit",
         "OffsetFetch",
+        "TxnOffsetCommit",
     }
 )
 
@@ -175,6 +176,9 @@ class TestConditions:
             ("topicPattern: orders", kafka("Fetch", "orders"), kafka("Fetch", "orders2")),
             ("group: billing", kafka("OffsetCommit", "a", "group:billing"), kafka("OffsetCommit", "a", "group:billing2")),
             ("transactionalID: tx1", kafka("EndTxn", "transactionalId:tx1"), kafka("EndTxn", "transactionalId:tx2")),
+            ("groupPrefix: bill", kafka("Heartbeat", "group:billing"), kafka("Heartbeat", "group:my-billing")),
+            ("groupPrefix: bill", kafka("Heartbeat", "group:bill"), kafka("Heartbeat", "group:bil")),
+            ("transactionalIDPrefix: tx-", kafka("EndTxn", "transactionalId:tx-1"), kafka("EndTxn", "transactionalId:tx")),
         ],
     )
     def test_each_condition_is_exact(self, rule: str, holds: ApiCall, fails: ApiCall) -> None:
@@ -209,6 +213,56 @@ class TestConditions:
     def test_the_first_of_several_that_match_decides(self, condition: str) -> None:
         rules = f"[{{name: other, topic: b}}, {{name: one, {condition}}}, {{name: two, {condition}}}, {{name: three}}]"
         assert decided(rules, kafka("OffsetFetch", "a", "group:g")).rule == "one"
+
+
+class TestTransactions:
+    """Who reads and writes in one transaction commits how far it has read there, too (TxnOffsetCommit)."""
+
+    COMMIT = kafka("TxnOffsetCommit", "in", "group:app", "transactionalId:app-1", divisible=True)
+    READS, WRITES = "{role: consume, topic: in, group: app}", "{role: produce, topic: out, transactionalIDPrefix: app-}"
+
+    def test_it_is_reading_and_writing_is_no_right_to_it(self) -> None:
+        assert allowed(f"[{self.READS}, {self.WRITES}]", self.COMMIT)
+        assert not allowed("[{role: produce}, {apiKey: fetch}]", self.COMMIT)
+        assert not allowed(f"[{self.READS}, {self.WRITES}]", kafka("Produce", "in", "transactionalId:app-1"))
+
+    @pytest.mark.parametrize(
+        ("others", "verdict"),
+        [
+            ("", Verdict.DENIED),
+            ("{role: produce, topic: out, transactionalID: other}", Verdict.DENIED),
+            ("{role: produce, topic: out, clientID: other}", Verdict.DENIED),
+            ("{role: produce, topic: out}", Verdict.ALLOWED),
+            ("{apiKey: endtxn, transactionalID: app-1}", Verdict.ALLOWED),
+            ("{role: produce}, {deny: true, transactionalIDPrefix: app}", Verdict.DENIED),
+        ],
+    )
+    def test_whose_transaction_it_is_some_other_rule_has_to_say(self, others: str, verdict: Verdict) -> None:
+        decision = decided(f"[{self.READS}, {others}]", self.COMMIT)
+        assert decision.verdict is verdict
+        assert decision.grants("transactionalId:app-1") is (verdict is Verdict.ALLOWED)
+
+    @pytest.mark.parametrize(
+        "rule", ["topic: in, group: app", "apiKey: txnoffsetcommit", "role: consume, transactionalID: app-1"]
+    )
+    def test_or_the_rule_itself(self, rule: str) -> None:
+        assert allowed(f"[{{{rule}}}]", self.COMMIT)
+
+    @pytest.mark.parametrize(
+        "rules",
+        [
+            "{role: consume, topic: in, mode: audit}, {role: produce, topic: out}",
+            "{role: consume, topic: in}, {role: produce, topic: out, mode: audit}",
+        ],
+    )
+    def test_a_rule_in_audit_mode_stops_nothing_of_it(self, rules: str) -> None:
+        decision = decided(f"[{rules}]", self.COMMIT)
+        assert (decision.verdict, decision.reason) == (Verdict.WOULD_DENY, "audit-rule")
+
+    def test_it_is_divided_by_topics_as_ever(self) -> None:
+        call = kafka("TxnOffsetCommit", "in", "out", "group:app", "transactionalId:app-1", divisible=True)
+        decision = decided(f"[{self.READS}, {self.WRITES}]", call)
+        assert decision.per_resource == {"topic:in": Verdict.ALLOWED, "topic:out": Verdict.DENIED}
 
 
 class TestUnion:
@@ -361,10 +415,16 @@ class TestAllTopics:
     @pytest.mark.parametrize("condition", ["topic: a", "topicPrefix: a", "topicPattern: a.*"])
     def test_with_a_rule_about_some_topics_only_these_are_to_be_seen(self, condition: str) -> None:
         decision = decided(f"[{{role: consume, {condition}}}]", self.ALL)
-        assert decision.verdict is Verdict.PARTIAL
+        assert (decision.verdict, decision.reason, decision.notes) == (Verdict.ALLOWED, "rule-matched", ("reply-filtered",))
         assert decision.per_resource == {}
         assert decision.grants("topic:a")
         assert not decision.grants("topic:b")
+
+    def test_in_audit_mode_it_is_told_that_the_reply_would_be_cut(self) -> None:
+        decision = decided("[{name: only, role: consume, topic: a}]", self.ALL, extra="mode: audit")
+        assert (decision.verdict, decision.notes) == (Verdict.ALLOWED, ("reply-would-be-filtered",))
+        assert (decision.per_resource, decision.grants("topic:b")) == (None, True)
+        assert decided("[{apiKey: fetch, topic: a}]", self.ALL, extra="mode: audit").verdict is Verdict.WOULD_DENY
 
     def test_what_is_to_be_seen_is_asked_for_this_very_request(self) -> None:
         rules = "[{role: consume, topic: a}, {apiKey: metadata, apiVersion: '9', topic: b}, {apiKey: produce, topic: c}]"
@@ -388,7 +448,7 @@ class TestAllTopics:
     @pytest.mark.parametrize("condition", ["topic: secret", "topicPrefix: sec", "topicPattern: s.*"])
     def test_a_topic_that_is_denied_is_not_to_be_seen(self, condition: str) -> None:
         decision = decided(f"[{{}}, {{name: hide, deny: true, {condition}}}]", self.ALL)
-        assert (decision.verdict, decision.rule) == (Verdict.PARTIAL, "hide")
+        assert (decision.verdict, decision.notes) == (Verdict.ALLOWED, ("reply-filtered",))
         assert decision.grants("topic:a")
         assert not decision.grants("topic:secret")
 
@@ -456,7 +516,7 @@ class TestAuditMode:
     def test_metadata_of_all_topics_passes_whole(self) -> None:
         call = kafka("Metadata", divisible=True, all_topics=True)
         decision = decided("[{role: consume, topic: a}]", call, extra="mode: audit")
-        assert (decision.verdict, decision.grants("topic:b")) == (Verdict.WOULD_DENY, True)
+        assert (decision.verdict, decision.grants("topic:b")) == (Verdict.ALLOWED, True)
 
 
 class TestConnections:

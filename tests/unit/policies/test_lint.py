@@ -150,6 +150,10 @@ class TestKafka:
             ("{apiKey: heartbeat, topic: a, transactionalID: t, group: g}", ["SL015", "SL015"]),
             ("{apiKey: produce, topic: a}", ["SL016"]),
             ("{apiKey: fetch}, {apiKey: metadata, deny: true}", ["SL016"]),
+            ("{apiKey: fetch}, {role: produce}", ["SL019"]),
+            ("{role: consume, groupPrefix: ab}, {role: consume, group: abc}, {role: consume, groupPrefix: abd}", ["SL002"] * 2),
+            ("{role: produce, transactionalIDPrefix: ab}, {apiKey: endtxn, transactionalID: ab}", ["SL002"]),
+            ("{apiKey: fetch, groupPrefix: g}, {apiKey: metadata}", ["SL015"]),
         ],
     )
     def test_a_suspicious_rule_is_found(self, rules: str, found: list[str]) -> None:
@@ -174,6 +178,9 @@ class TestKafka:
             "{apiKey: findcoordinator, group: g}, {apiKey: findcoordinator, transactionalID: t}",
             "{apiVersion: '0', role: consume}, {topic: a}",
             "{}, {clientID: tool, deny: true}",
+            "{role: produce}, {apiKey: fetch}, {apiKey: txnoffsetcommit}",
+            "{role: consume}, {apiKey: txnoffsetcommit}",  # which says more: whoever's transaction it is
+            "{role: consume}, {role: consume, transactionalID: t}",
             "{topic: a}, {apiKey: electleaders, topic: a}",  # which the other does not reach
             "{topic: a}, {apiKey: alterconfigs}, {apiKey: alterconfigs, topic: a, deny: true}",
             "{role: consume, clientID: me}, {apiKey: fetch, clientID: me}",  # a follower's
@@ -217,9 +224,11 @@ class TestKafka:
         assert {name for name, layout in layouts.items() if any(word in layout for word in words)} == apis
 
 
-@pytest.mark.parametrize("name", ["as-in-a-cluster", "audit-mode", "deny-rule", "egress-cidr", "http-orders", "kafka"])
-def test_the_examples_are_clean(name: str) -> None:
-    path = Path(__file__).parents[3] / "policies" / "examples" / f"{name}.yaml"
+EXAMPLES = sorted((Path(__file__).parents[3] / "policies" / "examples").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
+def test_the_examples_are_clean(path: Path) -> None:
     assert lint(load([Source(str(path), path.read_text())])) == []
 
 

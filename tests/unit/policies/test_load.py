@@ -741,6 +741,13 @@ class TestKafkaRules:
             ("{topic: a, topicPrefix: b}", "SE009", "topic and topicPrefix in one rule"),
             ("{topicPattern: a, topicPrefix: b}", "SE009", "topicPrefix and topicPattern in one rule"),
             ("{group: ''}", "SE006", "group is empty"),
+            ("{groupPrefix: ''}", "SE006", "groupPrefix is empty"),
+            ("{group: a, groupPrefix: b}", "SE009", "group and groupPrefix in one rule"),
+            (
+                "{transactionalIDPrefix: a, transactionalID: b}",
+                "SE009",
+                "transactionalID and transactionalIDPrefix in one rule",
+            ),
             ("{transactionalID: [a]}", "SE004", "transactionalID must be a string"),
             ("{record: none}", "SE006", "record is 'none'"),
             ("{record: summary, deny: true}", "SE006", "a deny rule cannot have record: summary"),
@@ -833,14 +840,9 @@ def _examples() -> list[Path]:
 
 
 def test_there_are_examples() -> None:
-    assert [path.stem for path in _examples()] == [
-        "as-in-a-cluster",
-        "audit-mode",
-        "deny-rule",
-        "egress-cidr",
-        "http-orders",
-        "kafka",
-    ]
+    kafka = ["kafka", "kafka-connect", "kafka-mirrormaker", "kafka-streams", "kafka-tools"]
+    others = ["as-in-a-cluster", "audit-mode", "deny-rule", "egress-cidr", "http-orders"]
+    assert sorted(path.stem for path in _examples()) == [*others, *kafka]
 
 
 @pytest.mark.parametrize("path", _examples(), ids=lambda path: path.stem)

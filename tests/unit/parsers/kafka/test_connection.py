@@ -7,7 +7,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -19,12 +19,15 @@ from kafka.protocol.producer import AddPartitionsToTxnRequest, AddPartitionsToTx
 from parsers.contract import ApiCall, Direction, Fail, Hold, Outage
 from parsers.kafka import connection
 from parsers.kafka.connection import OWN_ANSWERS_MAX, SUPPORTED, KafkaParser
-from parsers.kafka.replies import METADATA_TOPICS
+from parsers.kafka.metadata import _TOPIC, TURN
 from parsers.kafka.request import MAX_ELEMENTS
+from parsers.kafka.sasl import BARE_MAX
 from policies.decide import Decision, Verdict
 from proxy.flow import HEAD_TIMEOUT, Close
+from proxy.worker import _parser as parser_of
 from tests.flow_playbook import Dialogue, Policy, Records
 from tests.kafka import raw
+from tests.unit.policies.words import kafka_policy, policy_set
 
 SOAK = os.environ.get("SLUICE_SOAK") == "1"
 ORDERS, SECRETS = "orders", "secrets"
@@ -711,6 +714,238 @@ class TestVersions:
         assert [(record.verdict, record.reason) for record in play.records] == [("DENIED", reason)]
 
 
+def longer(frame: bytes, more: bytes) -> bytes:
+    """A frame with bytes behind what its layout says."""
+    return struct.pack(">i", len(frame) - 4 + len(more)) + frame[4:] + more
+
+
+def framed(body: bytes) -> bytes:
+    return struct.pack(">i", len(body)) + body
+
+
+class TestRepliesThatCannotBeRead:
+    """Where nothing of a reply is changed, its frame is all that must hold: what it says is between broker and client."""
+
+    @pytest.mark.parametrize(
+        ("asked", "reply"),
+        [
+            (produce(1, ORDERS), longer(produced(1, ORDERS), b"!")),
+            (produce(1, ORDERS), framed(b"\0\0\0\1\0\x7f")),
+            (metadata(1, [ORDERS]), longer(described(1, (ORDERS, ORDERS_ID, 0)), b"!")),
+            (describe_groups(1, "billing"), framed(b"\0\0\0\1")),
+            (fetch(1, (0, 0), ORDERS), longer(fetched(1, 7, {ORDERS: b""}), b"!")),
+            (fetch(1, (0, 0), ORDERS), framed(b"\0\0\0\1")),
+            (fetch(1, (0, 0), ORDERS), framed(b"\0\0\0\1" + b"\xff" * 2_000)),
+        ],
+        ids=["trailing", "cut short", "metadata", "nothing", "fetch", "short fetch", "long fetch"],
+    )
+    def test_it_costs_the_status_and_never_the_connection(self, asked: bytes, reply: bytes) -> None:
+        play = Dialogue(KafkaParser(), policy=AllTopics(), sink=Records(10)).client(asked).server(reply)
+        assert play.to_client == reply
+        assert [(record.verdict, record.status) for record in play.records] == [("ALLOWED", "unknown")]
+        play.client(produce(2, ORDERS)).server(produced(2, ORDERS))
+        assert play.to_client == reply + produced(2, ORDERS)
+
+    def test_where_topics_are_taken_out_every_byte_has_to_be_understood(self) -> None:
+        for asked in (metadata(1, None), metadata(1, [ORDERS, SECRETS])):
+            play = talk().client(asked).server(longer(described(1, (ORDERS, ORDERS_ID, 0)), b"!"))
+            assert (play.to_client, play.records[0].reason) == (b"", "reply-trailing-bytes")
+        play = talk().client(produce(1, ORDERS, SECRETS)).server(longer(produced(1, ORDERS), b"!"))
+        assert (play.to_client, play.records[0].reason) == (b"", "reply-trailing-bytes")
+
+    def test_a_question_of_ours_without_a_sound_answer_leaves_the_ids_unknown(self) -> None:
+        play = talk().client(fetch(1, (0, -1), ORDERS_ID)).server(framed(bytes(4)))
+        assert got(play.to_client, 13) == (0, 0, {ORDERS_ID: 100})
+
+    def test_of_a_session_whose_reply_cannot_be_read_nothing_is_forgotten(self) -> None:
+        play = talk().client(fetch(1, (0, 0), ORDERS, "bills")).server(fetched(1, 77, {ORDERS: b"", "bills": b""}))
+        play.client(fetch(2, (77, 1), forgotten=["bills"])).server(framed(b"\0\0\0\2")).client(fetch(3, (77, 2)))
+        assert play.policy.asked[-1].resources == ("topic:orders", "topic:bills")
+
+    @pytest.mark.parametrize(
+        ("asked", "reply"),
+        [
+            (struct.pack(">hhih", 16, 0, 1, -1), b"\0\0\0\1" + b"\0\0" + b"\xff" * 4),  # ListGroups: no groups
+            (struct.pack(">hhih", 3, 1, 1, -1) + b"\0\0\0\1\0\1x", b"\0\0\0\1" + b"\xff" * 4 + bytes(4) + b"\xff" * 4),
+            (  # JoinGroup: no protocol, no leader
+                struct.pack(">hhih", 11, 0, 1, -1) + b"\0\1g" + bytes(4) + b"\0\0" + b"\0\0" + bytes(4),
+                b"\0\0\0\1" + b"\0\x19" + b"\xff" * 4 + b"\xff\xff" * 3 + b"\xff" * 4,
+            ),
+        ],
+        ids=["ListGroups", "Metadata", "JoinGroup"],
+    )
+    def test_a_null_for_what_is_empty_is_read(self, asked: bytes, reply: bytes) -> None:
+        play = Dialogue(KafkaParser(), policy=AllTopics(), sink=Records(10)).client(framed(asked)).server(framed(reply))
+        assert play.to_client == framed(reply)
+        assert [record.status for record in play.records] == ["kafka:25" if asked[1] == 11 else "kafka:0"]
+
+    def test_a_null_for_no_brokers_is_read_where_topics_are_taken_out(self) -> None:
+        def told(*topics: bytes) -> bytes:
+            each = b"".join(b"\0\0" + struct.pack(">h", len(name)) + name + b"\0" + b"\xff" * 4 for name in topics)
+            return framed(b"\0\0\0\1" + b"\xff" * 4 + bytes(4) + struct.pack(">i", len(topics)) + each)
+
+        play = talk().client(framed(struct.pack(">hhihi", 3, 1, 1, -1, -1))).server(told(b"orders", b"secrets"))
+        assert play.to_client == told(b"orders")
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"\0\x23" + bytes(4),  # as KIP-511 has it, offering nothing
+            b"\0\x23" + b"\1" + bytes(4) + b"\0",  # in the version that was asked for
+            b"\0\x23",
+            b"\0\x23" + b"whatever",
+        ],
+        ids=["version 0", "version 3", "code alone", "anything"],
+    )
+    def test_a_version_that_is_not_known_is_told_in_whatever_words(self, body: bytes) -> None:
+        asked = encoded(ApiVersionsRequest(version=3, client_software_name="x", client_software_version="1"), 1)
+        reply = framed(b"\0\0\0\1" + body)
+        play = talk().client(asked).server(reply)
+        assert (play.to_client, play.records[0].status) == (reply, "kafka:35")
+        play.client(produce(2, ORDERS))
+        assert play.to_server == asked + produce(2, ORDERS)
+
+
+CLIENT_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(300)
+
+
+def policed(*rules: str, mode: str = "enforce") -> Dialogue:
+    """With the decisions of a real policy, and the parser that the agent has for it."""
+    policies = policy_set(kafka_policy(f"[{', '.join(rules)}]", extra=f"mode: {mode}"))
+    pair = policies.pair(policies.endpoint("web"), policies.endpoint("orders"), 9092)
+    return Dialogue(parser_of(pair), policy=cast(Policy, pair), sink=Records(10))
+
+
+class TestRecordsThatName:
+    @pytest.mark.parametrize(
+        ("data", "reason"), [(CLIENT_HELLO, "tls-not-opened"), (b"GET / HTTP/1.1\r\n\r\n", "http-not-kafka")]
+    )
+    def test_another_protocol_is_named_with_the_policies_and_the_direction(self, data: bytes, reason: str) -> None:
+        play = policed("{role: produce}").client(data)
+        [record] = play.records
+        assert (record.verdict, record.reason, record.limit) == ("DENIED", reason, None)
+        assert (record.policy, record.direction) == ("p", "ingress")
+
+    @pytest.mark.parametrize("alert", [b"\x15\x03\x03\0\2\2\x50", b"\x15\x03\x01\0\2"])
+    def test_a_broker_that_speaks_tls_is_named(self, alert: bytes) -> None:
+        play = talk().client(produce(1, ORDERS)).server(alert)
+        assert [record.reason for record in play.records] == ["reply-tls-not-opened"]
+
+    def test_a_reply_of_hundreds_of_megabytes_is_not_taken_for_tls(self) -> None:
+        play = talk().client(fetch(1, (0, -1), ORDERS)).server(struct.pack(">i", 0x15030000))
+        play.server(struct.pack(">i", 1) + bytes(20))
+        assert (play.flow.over, play.records) == (False, [])
+
+    def test_a_client_that_sees_less_than_all_topics_is_allowed_with_a_note(self) -> None:
+        play = policed(f"{{role: consume, topic: {ORDERS}}}").client(metadata(1, None))
+        play.server(described(1, (ORDERS, ORDERS_ID, 0), (SECRETS, SECRETS_ID, 0)))
+        assert topics_of(play.to_client) == (1, {ORDERS: 0})
+        [record] = play.records
+        assert (record.verdict, record.reason, record.notes) == ("ALLOWED", "rule-matched", ("reply-filtered",))
+        assert (record.resources, record.per_resource) == (("topic:*",), None)
+
+    @pytest.mark.parametrize("ending", [lambda play: play.client_ends().server_ends(), Dialogue.client_resets])
+    def test_of_a_connection_without_a_byte_nothing_would_have_been_denied(self, ending: Callable[[Dialogue], Any]) -> None:
+        play = policed("{role: consume}", mode="audit")
+        ending(play)
+        assert (play.flow.over, play.records, play.sink.reserved) == (True, [], 0)
+
+    def test_of_one_with_something_else_on_it_it_is_told(self) -> None:
+        play = policed("{role: consume}", mode="audit").client(CLIENT_HELLO).client_ends().server_ends()
+        assert [(record.protocol, record.verdict) for record in play.records] == [("tcp", "WOULD_DENY")]
+
+
+class TestLoginWithoutHeaders:
+    """Behind SaslHandshake version 0 come messages that have a size and nothing else."""
+
+    def begun(self, mechanism: bytes, error: int = 0) -> Dialogue:
+        self.asked = framed(struct.pack(">hhih2sh", 17, 0, 1, 2, b"me", len(mechanism)) + mechanism)
+        self.agreed = framed(struct.pack(">ihi", 1, error, 0))
+        return talk().client(self.asked)
+
+    def test_a_login_passes_and_its_user_is_in_the_records_behind_it(self) -> None:
+        token = framed(b"\0alice\0secret")
+        play = self.begun(b"PLAIN").server(self.agreed).client(token).server(framed(b"")).client(produce(2, ORDERS))
+        assert play.to_server == self.asked + token + produce(2, ORDERS)
+        assert play.to_client == self.agreed + framed(b"")
+        play.server(produced(2, ORDERS))
+        told = [(record.method, record.api_version, record.status, record.principal) for record in play.records]
+        assert told == [
+            ("SaslHandshake", 0, "kafka:0", None),
+            ("SaslAuthenticate", 0, "kafka:0", None),
+            ("Produce", 9, "kafka:0", "alice"),
+        ]
+
+    def test_a_login_of_two_rounds(self) -> None:
+        first, second = framed(b"n,,n=bob,r=1"), framed(b"c=biws,r=12,p=x")
+        play = self.begun(b"SCRAM-SHA-256").server(self.agreed)
+        play.client(first).server(framed(b"r=12")).client(second).server(framed(b"v=y")).client(produce(2, SECRETS))
+        assert play.to_server == self.asked + first + second
+        assert (play.policy.asked[-1].method, play.policy.asked[-1].attributes["principal"]) == ("Produce", "bob")
+
+    def test_a_login_with_a_token(self) -> None:
+        token = framed(b"n,,\1auth=Bearer abc\1\1")
+        play = self.begun(b"OAUTHBEARER").server(self.agreed).client(token).server(framed(b"")).client(produce(2, ORDERS))
+        assert play.to_server == self.asked + token + produce(2, ORDERS)
+
+    def test_what_comes_before_the_broker_has_agreed_waits(self) -> None:
+        play = self.begun(b"PLAIN").client(framed(b"\0alice\0secret"))
+        assert play.to_server == self.asked
+        play.server(self.agreed)
+        assert play.to_server == self.asked + framed(b"\0alice\0secret")
+
+    def test_no_request_passes_for_a_message_of_a_login(self) -> None:
+        """Neither behind its last one, nor where the broker wants none."""
+        play = self.begun(b"PLAIN").server(self.agreed).client(framed(b"\0alice\0secret") + produce(2, SECRETS))
+        assert play.to_server == self.asked + framed(b"\0alice\0secret")
+        for error in (33, 34):
+            play = self.begun(b"PLAIN", error).client(produce(2, SECRETS)).server(self.agreed)
+            assert play.to_server == self.asked
+            assert results(frames(play.to_client)[1]) == (2, {SECRETS: 29})
+        play = self.begun(b"PLAIN").server(framed(b"\0\0\0\1!")).client(produce(2, SECRETS))
+        assert play.to_server == self.asked
+
+    @pytest.mark.parametrize("mechanism", [b"PLAIN", b"SCRAM-SHA-512", b"OAUTHBEARER"])
+    @pytest.mark.parametrize("api", [0, 1, 3, 18, 32, 37])
+    def test_even_of_a_broker_that_does_not_mean_what_it_says_no_request_passes(self, mechanism: bytes, api: int) -> None:
+        """It has agreed to a login, and takes what comes for a request all the same."""
+        for version in (0, 1, 9, 13):
+            for rest in (b"", b"\0\2me", b"aaaaaaaa", bytes(20)):
+                play = self.begun(mechanism).server(self.agreed)
+                play.client(framed(struct.pack(">hhi", api, version, 0x41414141) + rest))
+                assert play.to_server == self.asked
+                assert isinstance(play.commands[-1], Close)
+                assert (play.records[-1].method, play.records[-1].reason) == ("SaslAuthenticate", "not-a-login")
+
+    @pytest.mark.parametrize("mechanism", [b"GSSAPI", b"", b"OWN"])
+    def test_a_login_of_nobody_knows_how_many_messages_ends_the_connection(self, mechanism: bytes) -> None:
+        play = self.begun(mechanism).server(self.agreed).client(framed(b"token"))
+        assert play.to_server == self.asked
+        assert play.records[-1].reason == "unsupported-mechanism"
+
+    @pytest.mark.parametrize(("size", "reason"), [(-1, "reply-negative-length"), (BARE_MAX + 1, "reply-frame-too-large")])
+    def test_a_word_of_the_brokers_without_a_size_ends_the_connection(self, size: int, reason: str) -> None:
+        play = self.begun(b"PLAIN").server(self.agreed).client(framed(b"\0a\0b")).server(struct.pack(">i", size))
+        assert play.records[-1].reason == reason
+
+    def test_who_may_not_log_in_is_cut_off(self) -> None:
+        play = self.begun(b"PLAIN").server(self.agreed)
+        assert isinstance(play.policy, Rules)
+        play.policy.refused = {"SaslAuthenticate"}
+        play.client(framed(b"\0alice\0secret"))
+        assert play.to_server == self.asked
+        assert isinstance(play.commands[-1], Close)
+        assert (play.records[-1].method, play.records[-1].verdict) == ("SaslAuthenticate", "DENIED")
+
+    def test_between_its_messages_the_kernel_has_nothing_to_carry(self) -> None:
+        play = talk().client(produce(1, ORDERS)).server(produced(1, ORDERS))
+        assert play.flow.lend() is not None
+        play.client(framed(struct.pack(">hhihh5s", 17, 0, 2, -1, 5, b"PLAIN"))).server(framed(struct.pack(">ihi", 2, 0, 0)))
+        assert play.flow.lend() is None
+        play.client(framed(b"\0a\0b")).server(framed(b""))
+        assert play.flow.lend() is not None
+
+
 class TestHostile:
     @pytest.mark.parametrize(
         "data",
@@ -941,7 +1176,7 @@ class TestTurns:
         play = talk().client(encoded(MetadataRequest(version=12, topics=None), 1))
         before = play.turns
         play.server(encoded(reply, 1))
-        assert play.turns - before >= len(topics) // METADATA_TOPICS
+        assert play.turns - before >= len(topics) * _TOPIC // TURN - 1
         seen = MetadataResponse.decode(play.to_client, version=12, header=True, framed=True)
         assert [topic.name for topic in seen.topics] == [f"{ORDERS}-{number}" for number in range(1_000)]
 

@@ -1,6 +1,7 @@
 """What is read in replies is what kafka-python and kio read; what is taken out leaves the other bytes as they were sent."""
 
 import contextlib
+import random
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 from parsers.kafka import denials
 from parsers.kafka.frame import MalformedError
 from parsers.kafka.messages import MESSAGES
-from parsers.kafka.replies import METADATA_TOPICS, Metadata, fetch_start, filter_api_versions, filter_metadata, first_error
+from parsers.kafka.metadata import KEPT_MAX, PIECE_MAX, TURN, Metadata
+from parsers.kafka.replies import fetch_start, filter_api_versions, first_error
+from tests.kafka.raw import filter_metadata, read_metadata
 from tests.property.kafka_reply_words import REPLIES, ReplyWriter, error_codes, kafka_python_reply, reply_trees
 from tests.property.kafka_words import VERSIONS
 
@@ -68,7 +71,7 @@ def test_the_error_of_metadata_is_its_own_or_a_topic_s(version: int) -> None:
         frame = writer.reply(3, version)
         for tree in reply_trees(frame, 3, version):
             codes = [int(node["error_code"]) for node in (tree, *tree["topics"]) if "error_code" in node]
-            assert whole(Metadata(frame, version)).error == next((code for code in codes if code), 0)
+            assert read_metadata(frame, version)[0].error == next((code for code in codes if code), 0)
 
 
 @pytest.mark.parametrize("version", METADATA)
@@ -82,7 +85,7 @@ def test_names_of_topics_are_found_by_their_ids(version: int) -> None:
                 for topic in tree["topics"]
                 if topic.get("topic_id") and topic["topic_id"].int and topic["name"] is not None
             ]
-            assert whole(Metadata(frame, version)).topic_ids == {topic["topic_id"].bytes: topic["name"] for topic in named}
+            assert read_metadata(frame, version)[1] == {topic["topic_id"].bytes: topic["name"] for topic in named}
 
 
 def refiltered(frame: bytes, key: int, version: int, change: Callable[[Any], None]) -> bytes:
@@ -168,7 +171,7 @@ def test_a_mutated_reply_is_malformed_or_filtered_and_nothing_else() -> None:
     outcomes = {"malformed": 0, "read": 0}
     functions: list[tuple[int, Callable[[bytes, int], object]]] = [
         (3, lambda frame, version: filter_metadata(frame, version, lambda name: len(name) % 2 == 0)),
-        (3, lambda frame, version: whole(Metadata(frame, version)).topic_ids),
+        (3, read_metadata),
         (18, lambda frame, version: filter_api_versions(frame, version, {0: (0, 5), 3: (1, 9)})),
         (1, fetch_start),
     ]
@@ -217,47 +220,100 @@ def test_a_reply_of_a_large_cluster_is_read_in_time() -> None:
     """10,000 topics, 50,000 partitions. Bounds are wide, because this may run on anything: it takes 0.1 s where it was made."""
     frame = large_metadata(10_000, 5)
     begun = time.thread_time()
-    assert whole(Metadata(frame, 12)).error == 0
+    assert read_metadata(frame, 12)[0].error == 0
     assert first_error(filter_metadata(frame, 12, lambda _: False), 3, 12) == 0
     assert filter_metadata(frame, 12, lambda _: True) == frame
     assert time.thread_time() - begun < 3
 
 
-def test_an_all_but_endless_reply_is_refused() -> None:
-    with pytest.raises(MalformedError, match="too-many-elements"):
-        filter_metadata(large_metadata(100_001, 0), 12, lambda _: True)
+class TestMetadataInPieces:
+    """However much a broker has, no turn takes long and little of it is in memory."""
 
+    @pytest.mark.parametrize(("topics", "partitions"), [(5_000, 3), (20, 20_000), (1, 100_000)])
+    def test_a_turn_reads_so_much_and_no_more(self, topics: int, partitions: int) -> None:
+        frame = large_metadata(topics, partitions)
+        reading = Metadata(12, len(frame), lambda _: False)
+        at = turns = 0
+        while not reading.over:
+            n = reading.read(frame[at:])
+            at, turns = at + n, turns + 1
+        assert turns > (topics * 10 + topics * partitions / 8) / TURN
+        assert at == len(frame)
 
-def test_a_reply_is_read_piece_by_piece() -> None:
-    """Whatever a server sends, no piece takes long: by topics, and by bytes where a topic has very many partitions."""
-    for topics, partitions, pieces in ((2_000, 1, 2_000 // METADATA_TOPICS), (40, 1_000, 3)):
-        metadata, count = Metadata(large_metadata(topics, partitions), 12), 0
-        while not metadata.read_some():
-            count += 1
-        assert count >= pieces
+    @pytest.mark.parametrize("version", METADATA)
+    @pytest.mark.parametrize("seed", range(5))
+    def test_however_it_arrives_it_is_read_as_if_it_had_come_at_once(self, version: int, seed: int) -> None:
+        writer = ReplyWriter(f"pieces {version} {seed}")
+        chance = random.Random(seed)
+        for _ in range(REPLIES_EACH):
+            frame = of_kafka_python(writer, 3, version)
 
+            def grants(resource: str) -> bool:
+                return len(resource) % 2 == 0
 
-def test_partitions_as_no_broker_describes_them_are_read_up_to_a_limit() -> None:
-    """With tagged fields in each, or with hundreds of replicas."""
+            reading, at, ids, there = Metadata(version, len(frame), grants), 0, {}, 0
+            while not reading.over:
+                at += reading.read(frame[at:there])
+                ids |= reading.topic_ids
+                if reading.waits:
+                    there = min(there + chance.choice((1, 1, 7, 100)), len(frame))
+            assert b"".join(reading.told()) == filter_metadata(frame, version, grants)
+            assert ids == read_metadata(frame, version)[1]
 
-    def told(partitions: int) -> bytes:
+    @pytest.mark.parametrize("topics", range(1, 200))
+    def test_with_its_last_byte_it_is_over(self, topics: int) -> None:
+        """In version 3 nothing is behind the topics, and a turn may end with any of them."""
+        topic = b"\0\0" + b"\0\6orders" + b"\0" + bytes(4)
+        body = bytes(8) + bytes(4) + b"\xff\xff" + bytes(4) + topics.to_bytes(4, "big") + topic * topics
+        frame = len(body).to_bytes(4, "big") + body
+        reading, at = Metadata(3, len(frame)), 0
+        while at < len(frame):
+            at += reading.read(frame[at:])
+        assert reading.over
+
+    def test_of_topics_that_may_not_be_seen_nothing_is_kept(self) -> None:
+        frame = large_metadata(3, 400_000)
+        assert len(frame) > KEPT_MAX
+        reading, at = Metadata(12, len(frame), lambda _: False), 0
+        while not reading.over:
+            at += reading.read(frame[at : at + 100_000])
+            assert reading.kept == 0
+        assert first_error(b"".join(reading.told()), 3, 12) == 0
+
+    def test_of_what_may_be_seen_as_much_is_kept_as_there_is_room_for(self) -> None:
+        frame = large_metadata(3, 400_000)
+        with pytest.raises(MalformedError) as caught:
+            read_metadata(frame, 12, lambda _: True)
+        assert caught.value.limit == "KEPT_MAX"
+        assert read_metadata(frame, 12)[0].kept == 0, "what is not cut goes by"
+
+    def test_what_was_told_is_not_kept(self) -> None:
+        frame = large_metadata(100, 1_000)
+        reading, _ = read_metadata(frame, 12, lambda _: True)
+        told = b""
+        for piece in reading.told():
+            told += piece
+            assert len(told) + reading.kept <= len(frame)
+        assert told == frame
+
+    def test_partitions_as_no_broker_describes_them_are_read(self) -> None:
         tagged = b"\0\0" + bytes(12) + b"\1\1\1" + b"\1\0\0"
-        return large_metadata(1, partitions, tagged)
+        assert read_metadata(large_metadata(1, 9_000, tagged), 12)[0].error == 0
 
-    assert whole(Metadata(told(5_000), 12)).error == 0
-    with pytest.raises(MalformedError) as caught:
-        whole(Metadata(told(9_000), 12))
-    assert caught.value.limit == "UNUSUAL_MAX"
+    def test_a_piece_that_does_not_end_is_refused(self) -> None:
+        frame = large_metadata(1, 1)[:8] + b"\0" + bytes(4) + b"\2" + bytes(4) + b"\xff\xff\xff\x07"
+        reading = Metadata(12, 100_000_000)
+        assert reading.read(frame + bytes(PIECE_MAX // 2)) == 0
+        assert reading.waits
+        with pytest.raises(MalformedError, match="too-large"):
+            reading.read(frame + bytes(2 * PIECE_MAX))
 
-
-def whole(metadata: Metadata) -> Metadata:
-    ids: dict[bytes, str] = {}
-    while True:
-        finished = metadata.read_some()
-        ids |= metadata.topic_ids
-        if finished:
-            metadata.topic_ids = ids
-            return metadata
+    def test_no_count_is_believed_before_the_bytes_are_there(self) -> None:
+        frame = bytearray(large_metadata(1, 1))
+        at = frame.index(b"\7secret") - 3
+        frame[at : at + 1] = b"\xff\xff\xff\xff\7"
+        with pytest.raises(MalformedError, match="truncated"):
+            read_metadata(bytes(frame), 12)
 
 
 PARTITION = b"\0\0" + bytes(12) + b"\2" + bytes(4) + b"\2" + bytes(4) + b"\1" + b"\0"

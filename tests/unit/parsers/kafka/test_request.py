@@ -258,8 +258,9 @@ def test_whatever_is_cut_off_or_added_is_refused() -> None:
         (flexible(75, 0, b"\1\0\0\0\1\2\1\0"), "bad-presence"),
         (pack(">i", 9) + bytes(9), "frame-too-short"),
         (b"\xff\xff\xff\xff" + bytes(20), "frame-too-short"),
-        (b"GET / HTTP/1.1\r\n\r\n", "frame-too-large"),
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "frame-too-large"),
+        (b"GET / HTTP/1.1\r\n\r\n", "http-not-kafka"),
+        (b"\x7f\xff\xff\xff" + bytes(20), "frame-too-large"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "tls-not-opened"),
     ],
 )  # fmt: skip
 def test_what_is_not_as_laid_out_is_refused_with_its_reason(data: bytes, reason: str) -> None:

@@ -111,6 +111,22 @@ def test_what_is_no_topic_is_shown_as_what_it_is(audit: Path) -> None:
         assert len(shown(audit, "--topic", topic)) == found
 
 
+@pytest.mark.parametrize(
+    ("facts", "text"),
+    [
+        ({"rule": "all", "reason": "rule-matched"}, "orders-api/all "),
+        ({"rule": None, "reason": "no-rule-matched"}, "orders-api/no-rule-matched "),
+        ({"rule": "all", "reason": "reply-trailing-bytes"}, "orders-api/all (reply-trailing-bytes)"),
+    ],
+)
+def test_why_a_call_that_a_rule_allowed_was_ended_is_shown_beside_the_rule(
+    tmp_path: Path, facts: dict[str, Any], text: str
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    path.write_text(json.dumps({"time": "2026-01-01T00:00:00Z", "policy": "orders-api", "verdict": "ALLOWED", **facts}) + "\n")
+    assert text in run(path).stdout
+
+
 def test_compact_columns_line_up(audit: Path) -> None:
     lines = run(audit).stdout.splitlines()
     assert len({line.index(verdict) for line, verdict in zip(lines, ["DENIED", "ALLOWED", "ALLOWED"], strict=True)}) == 1
