@@ -210,7 +210,18 @@ class Opaque(msgspec.Struct, frozen=True):
     watched: bool = False
 
 
-Verb = Pass | Drop | More | Later | Hold | Void | Inject | Judge | Reply | Done | Fail | Opaque
+class Tolerated(msgspec.Struct, frozen=True):
+    """Something that a server sends is not as its protocol wants it, and does no harm: it is counted by ``reason``, a stable
+    kebab-case token."""
+
+    reason: str
+
+
+class Leave(msgspec.Struct, frozen=True):
+    """No call is open, and the connection must not carry another one: close it. Nobody is to blame."""
+
+
+Verb = Pass | Drop | More | Later | Hold | Void | Inject | Judge | Reply | Done | Tolerated | Leave | Fail | Opaque
 
 
 class Outage(Enum):

@@ -100,6 +100,9 @@ UNJUDGED_TRAILER = Fault("unjudged-trailer", 400, "trailer fields, on a port who
 TRAILERS_TOO_LARGE = Fault("trailers-too-large", 431, "the trailer section is too large", "TRAILERS_MAX")
 
 # Replies (RFC 9112 sections 4 and 6)
+BLANK_LINE = Fault("blank-line", 400, "an empty line before the status line")
+REQUEST_TIMEOUT = Fault("late-408", 400, "a reply that says that no request came")
+PADDED_CHUNK_SIZE = Fault("padded-chunk-size", 400, "white space behind the size of a chunk")
 BAD_STATUS_LINE = Fault("bad-status-line", 400, "the status line is not VERSION SP STATUS")
 
 # The connection (RFC 9112 section 9)

@@ -21,12 +21,11 @@ PROTOCOL = "http/1.1"
 HEAD_END = b"\r\n\r\n"
 
 HEAD_MAX = 64 * 1024  # bytes; the common upper end of servers' own limits (Node.js 16, nginx 32, Envoy 60 KiB)
-LINE_MAX = 16 * 1024  # bytes of the first line with its CRLF; RFC 9112 section 3 asks for at least 8000
-FIELDS_MAX = 100  # field lines; Envoy's and Apache's default
+LINE_MAX = 32 * 1024  # bytes of the first line with its CRLF; RFC 9112 section 3 asks for at least 8000, Go takes 1 MiB
+FIELDS_MAX = 1000  # field lines; nginx and Go bound their bytes alone, Node.js has 2000, and replies may set a hundred cookies
 LENGTH_DIGITS_MAX = 18  # digits of Content-Length: every such number fits a signed 64-bit integer
 
 CHUNKED = -1  # the body is chunked
-UNTIL_CLOSE = -2  # the body of a reply ends with the connection
 
 # For heads, for the field lines of a head together, and for single lines. 1024 of at most 4 KiB are 4 MiB of keys, some five
 # times that with what they say.
@@ -38,12 +37,10 @@ _NAME = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 FIELDS = rb"(?:" + _NAME + rb":[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n"
 # Methods have no lower-case letters here: some servers ignore case, and a rule about GET must not be dodged by "get".
 _REQUEST = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Z]{1,32}+) ([\x21-\x7e]++) HTTP/1\.([01])\r\n" + FIELDS)
-# The space behind the status is required by RFC 9112 section 4, but so often left out that clients accept it.
-_REPLY = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*+)?\r\n" + FIELDS)
 _SUSPECT = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _FIELD_NAME = re.compile(_NAME)
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
-_DIGITS = re.compile(r"[0-9]+")
+DIGITS = re.compile(r"[0-9]+")
 _READABLE_START = re.compile(rb"([\x21-\x7e]{1,32}+) ([\x21-\x7e]{1,1024}+)")
 
 # Options that Connection may carry. Any other names a field that a server would then be free to ignore, although policy
@@ -70,15 +67,15 @@ FRAMING_FIELDS = frozenset(
     }
 )
 
-_Fields = tuple[tuple[str, str], ...]
-_Special = Mapping[str, Sequence[str]]  # every value of the fields that matter for framing and routing
+Fields = tuple[tuple[str, str], ...]
+Special = Mapping[str, Sequence[str]]  # every value of the fields that matter for framing and routing
 
 
 class _Section(msgspec.Struct, frozen=True, eq=False):
     """What the field lines of a request say, whatever line stands above them."""
 
-    fields: _Fields
-    special: _Special
+    fields: Fields
+    special: Special
     connection: tuple[str, ...]
     expects: bool  # whatever it expects: 100-continue is all that RFC 9110 knows, and who knows more may answer 417
 
@@ -93,17 +90,6 @@ class RequestHead(msgspec.Struct, frozen=True, eq=False):
     keep_alive: bool
     expects: bool  # whatever it expects: 100-continue is all that RFC 9110 knows, and who knows more may answer 417
     upgrade: tuple[str, ...]  # the protocols that the client offers, lower-cased
-
-
-class ReplyHead(msgspec.Struct, frozen=True, eq=False):
-    """A reply head that was accepted. ``body`` is a length in bytes, CHUNKED or UNTIL_CLOSE, unless the request was HEAD."""
-
-    status: int
-    body: int
-    http11: bool
-    keep_alive: bool
-    says_keep_alive: bool
-    upgrade: tuple[str, ...]
 
 
 _Head = TypeVar("_Head")
@@ -167,48 +153,17 @@ def read_request(head: bytes) -> RequestHead:
     )
 
 
-def read_reply(head: bytes) -> ReplyHead:
-    """Read a reply head that ends with its empty line; raise Refused."""
-    match = _REPLY.fullmatch(head)
-    if match is None:
-        raise Refused(_why_no_reply(head))
-    line_end = head.index(b"\r\n") + 2
-    if line_end > LINE_MAX:
-        raise Refused(faults.LINE_TOO_LONG)
-    http11 = match[1] == b"1"
-    status = int(match[2])
-    special = _special(_fields(head[line_end:]))
-    options = _options(special, "connection")
-    body = _framing(special, http11)
-    if status < 200 or status == 204:
-        # RFC 9110 section 8.6 forbids even "Content-Length: 0" here, but it is common with 204 and cannot mislead.
-        if body:
-            raise Refused(faults.BODY_FORBIDDEN)
-        body = 0
-    elif status == 304:
-        body = 0
-    return ReplyHead(
-        status=status,
-        body=UNTIL_CLOSE if body is None else body,
-        http11=http11,
-        keep_alive="close" not in options and (http11 or "keep-alive" in options),
-        says_keep_alive="keep-alive" in options,
-        upgrade=_options(special, "upgrade"),
-    )
-
-
 REQUEST_HEADS: Memo[RequestHead] = Memo(read_request)
-REPLY_HEADS: Memo[ReplyHead] = Memo(read_reply)
 
 
-def early_fault(data: bytes, start: int = 0) -> Fault | None:
+def early_fault(data: bytes, start: int = 0, suspects: re.Pattern[bytes] = _SUSPECT) -> Fault | None:
     """Find the first defect of a head that is not complete; bytes before ``start`` are known to be clean.
 
     The answer depends on the bytes alone and not on how they were split: a byte that no head may have comes before a limit
     that is reached behind it.
     """
-    suspect = _SUSPECT.search(data, start, HEAD_MAX)
-    if len(data) > LINE_MAX and data.find(b"\r\n", 0, LINE_MAX) < 0 and (suspect is None or suspect.start() >= LINE_MAX):
+    suspect = suspects.search(data, start, HEAD_MAX)
+    if len(data) > LINE_MAX and data.find(b"\n", 0, LINE_MAX) < 0 and (suspect is None or suspect.start() >= LINE_MAX):
         return faults.LINE_TOO_LONG
     if suspect is not None:
         return suspect_fault(suspect[0])
@@ -278,12 +233,12 @@ def edit_head(head: bytes, edits: Sequence[HeaderEdit]) -> bytes | None:
 
 
 def _read_section(section: bytes) -> _Section:
-    fields = _fields(section)
-    special = _special(fields)
+    fields = read_fields(section)
+    special = special_fields(fields)
     return _Section(
         fields=fields,
         special=special,
-        connection=_options(special, "connection"),
+        connection=list_members(special, "connection"),
         expects="expect" in special,
     )
 
@@ -292,7 +247,7 @@ def _read_section(section: bytes) -> _Section:
 _SECTIONS: Memo[_Section] = Memo(_read_section)
 
 
-def _fields(section: bytes) -> _Fields:
+def read_fields(section: bytes) -> Fields:
     """Split field lines, with the empty line behind them, that are known to fit the grammar."""
     if section == b"\r\n":
         return ()
@@ -311,7 +266,7 @@ def _field(line: str) -> tuple[str, str]:
 _remembered_field = lru_cache(MEMO_ENTRIES_MAX)(_field)
 
 
-def _special(fields: _Fields) -> dict[str, list[str]]:
+def special_fields(fields: Fields) -> dict[str, list[str]]:
     """Collect every value of the fields that matter for framing and routing."""
     special: dict[str, list[str]] = {}
     for name, value in fields:
@@ -320,7 +275,7 @@ def _special(fields: _Fields) -> dict[str, list[str]]:
     return special
 
 
-def _options(special: _Special, name: str) -> tuple[str, ...]:
+def list_members(special: Special, name: str) -> tuple[str, ...]:
     """Split the values of a list field into lower-cased members (RFC 9110 section 5.6.1)."""
     if name not in special:
         return ()
@@ -328,7 +283,7 @@ def _options(special: _Special, name: str) -> tuple[str, ...]:
     return tuple(member for member in members if member)
 
 
-def _target_and_host(method: str, text: str, special: _Special, http11: bool) -> tuple[str, str | None, str | None]:
+def _target_and_host(method: str, text: str, special: Special, http11: bool) -> tuple[str, str | None, str | None]:
     """Return canonical path, host and path fault (RFC 9112 section 3.2 and 3.2.2)."""
     hosts = special.get("host", [])
     if len(hosts) > 1:
@@ -348,7 +303,7 @@ def _target_and_host(method: str, text: str, special: _Special, http11: bool) ->
     return target.path, host, target.fault
 
 
-def _framing(special: _Special, http11: bool) -> int | None:
+def _framing(special: Special, http11: bool) -> int | None:
     """Return the length that a head announces, CHUNKED, or None if it announces none (RFC 9112 section 6)."""
     codings = special.get("transfer-encoding")
     lengths = special.get("content-length")
@@ -366,18 +321,18 @@ def _framing(special: _Special, http11: bool) -> int | None:
         return None
     if len(lengths) > 1:
         raise Refused(faults.REPEATED_LENGTH)
-    if _DIGITS.fullmatch(lengths[0]) is None:
+    if DIGITS.fullmatch(lengths[0]) is None:
         raise Refused(faults.BAD_LENGTH)
     if len(lengths[0]) > LENGTH_DIGITS_MAX:
         raise Refused(faults.LENGTH_TOO_LONG)
     return int(lengths[0])
 
 
-def _upgrade(special: _Special, options: tuple[str, ...], http11: bool) -> tuple[str, ...]:
+def _upgrade(special: Special, options: tuple[str, ...], http11: bool) -> tuple[str, ...]:
     """Return the protocols of a request's Upgrade field (RFC 9110 section 7.8)."""
     if "upgrade" not in special:
         return ()
-    protocols = _options(special, "upgrade")
+    protocols = list_members(special, "upgrade")
     if not http11 or "upgrade" not in options or not protocols:
         raise Refused(faults.STRAY_UPGRADE)
     return protocols
@@ -406,12 +361,3 @@ def _why_no_request(head: bytes) -> Fault:
         return faults.BAD_VERSION
     return why_no_field(fields)
 
-
-def _why_no_reply(head: bytes) -> Fault:
-    fault = early_fault(head)
-    if fault is not None:
-        return fault
-    line, *fields = head[: -len(HEAD_END)].split(b"\r\n")
-    if re.fullmatch(rb"HTTP/1\.[01] [1-9][0-9]{2}(?: [\t\x20-\x7e\x80-\xff]*)?", line) is None:
-        return faults.BAD_STATUS_LINE
-    return why_no_field(fields)
