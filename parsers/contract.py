@@ -53,6 +53,12 @@ class ApiCall(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     wire_length: int = 0
     # Why a rule that looks at the path must not match (RFC 3986: what the server would see is not certain), or None.
     path_fault: str | None = None
+    # The same of the query, and of rules that look at it.
+    query_fault: str | None = None
+    # The path's only fault are slashes: encoded ones, or several behind one another. ``path`` is canonical nevertheless.
+    slashes: bool = False
+    # Header fields (lower-cased) that the client lets the next hop drop: nobody knows whether the server will see them.
+    nominated: tuple[str, ...] = ()
     # The protocol can refuse some of the resources and grant the rest, and the parser will do so: of topics that are for a
     # group or a transactional id, the topics.
     divisible: bool = False

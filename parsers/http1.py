@@ -59,7 +59,7 @@ from parsers.http1_head import (
     edit_head,
     partial_call,
 )
-from parsers.http1_replies import REPLY_HEADS, UNTIL_CLOSE, ReplyHead, early_reply_fault, find_head
+from parsers.http1_replies import MAYBE_AN_END, REPLY_HEADS, UNTIL_CLOSE, ReplyHead, early_reply_fault, find_head
 
 OPEN_CALLS_MAX = 64  # calls passed to the server and not over; more pipelined requests wait with the transport
 # Seconds that a body with Expect is kept back for the server's answer. Servers that know nothing of Expect wait for the body,
@@ -70,6 +70,7 @@ EARLY_REPLY = "early-reply"  # the reason of a call whose reply was complete bef
 VERBS_MAX = 32  # said at once about what a server sends: it may be thousands of tiny replies, and others want their turn
 # How servers begin to say that a kept connection was idle for too long, before they close it.
 _TIMED_OUT = (b"HTTP/1.1 408", b"HTTP/1.0 408")
+_LAST_CHUNK = b"0\r\n\r\n"
 UNTIL_CLOSE_LENGTH = 1 << 62  # bytes; more than any connection carries
 
 _State = Callable[["Http1Parser", bytes, int, list[Verb]], int]
@@ -228,6 +229,10 @@ class Http1Parser:
         return verbs
 
     def on_outage(self, outage: Outage) -> Sequence[Verb]:
+        if self._reply_state is Http1Parser._read_stray_end:
+            verbs: list[Verb] = []
+            self._reply_over(verbs)
+            return verbs
         if outage is Outage.SLOW_CLIENT:
             return self._time_out_request()
         if outage is Outage.SLOW_SERVER:
@@ -363,7 +368,7 @@ class Http1Parser:
             return
         call.sent = True
         self._request_state = self._state_behind(call)
-        if call.head.upgrade and self._request_state is Http1Parser._read_request:
+        if call.head.names_protocol and self._request_state is Http1Parser._read_request:
             self._request_state = Http1Parser._hold  # what follows may be HTTP or the other protocol: the reply says which
 
     def _state_behind(self, call: _Call) -> _State:
@@ -420,6 +425,8 @@ class Http1Parser:
     def _refuse_request(self, fault: Fault, seen: bytes, verbs: list[Verb]) -> int:
         """Refuse what never became a call."""
         words = answer(fault.status, fault.text, close=True)
+        if seen == faults.PREFACE and not self._next_number:  # in the words of who speaks HTTP/2, and would read no others
+            words = faults.goaway(fault.text)
         fail = Fail(fault.reason, words, fault.status, partial=partial_call(seen), limit=fault.limit)
         return self._answer(_OwnAnswer(self._next_number, fail), verbs)
 
@@ -517,6 +524,12 @@ class Http1Parser:
             self._reply_body = ChunkedBody(in_reply=True)
             self._reply_state = Http1Parser._read_reply_chunks
             return end
+        if body == MAYBE_AN_END:
+            verbs.append(Pass(end - at, number))
+            self._reply_state = Http1Parser._read_stray_end
+            if self._request_state is Http1Parser._hold and call.sent:
+                self._request_state = Http1Parser._end_stray_end
+            return end
         if body == UNTIL_CLOSE:
             self._reply_state = Http1Parser._read_until_close
             return self._read_until_close(data, at, verbs)
@@ -575,6 +588,21 @@ class Http1Parser:
             return behind
         return behind if behind >= len(data) else _NEED_MORE if self._reply_body.starved else _PAUSE
 
+    def _read_stray_end(self, data: bytes, at: int, verbs: list[Verb]) -> int:
+        """Behind the head of a reply that has no body and says that it is chunked: some servers end that body."""
+        seen = data[at : at + len(_LAST_CHUNK)]
+        if seen != _LAST_CHUNK and _LAST_CHUNK.startswith(seen):
+            return _NEED_MORE
+        if seen == _LAST_CHUNK:
+            verbs.append(Pass(len(seen), self._open[0].number))
+        self._reply_over(verbs)
+        return _STOP
+
+    def _end_stray_end(self, data: bytes, at: int, verbs: list[Verb]) -> int:
+        """The client has its reply, and goes on."""
+        self._reply_over(verbs)
+        return _STOP
+
     def _read_until_close(self, data: bytes, at: int, verbs: list[Verb]) -> int:
         verbs.append(Pass(UNTIL_CLOSE_LENGTH, self._open[0].number))
         return at + UNTIL_CLOSE_LENGTH
@@ -597,7 +625,7 @@ class Http1Parser:
         """The oldest call is over."""
         call = self._open.popleft()
         verbs.append(Done(call.number))
-        if call.head.upgrade and self._request_state is Http1Parser._hold:
+        if call.head.names_protocol and self._request_state is Http1Parser._hold:
             self._request_state = self._state_behind(call)
         if self._own is not None:
             self._take_turn(verbs)
@@ -622,7 +650,7 @@ class Http1Parser:
     def _reply_ended(self, cut: bool, verbs: list[Verb]) -> None:
         """The server sends nothing more; ``cut``: it did not complete what it began."""
         state = self._reply_state
-        if state is Http1Parser._read_until_close:
+        if state in (Http1Parser._read_until_close, Http1Parser._read_stray_end):
             self._reply_over(verbs)
         elif state in (Http1Parser._read_reply_last_byte, Http1Parser._read_reply_chunks):
             self._break_reply(faults.TRUNCATED_BODY, verbs)

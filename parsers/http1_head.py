@@ -15,7 +15,7 @@ import msgspec
 from parsers import http1_answers as faults
 from parsers.contract import ApiCall, HeaderEdit
 from parsers.http1_answers import Fault, Refused
-from parsers.target import BadTarget, parse_host, parse_target
+from parsers.target import BadTarget, Target, parse_host, parse_target
 
 PROTOCOL = "http/1.1"
 HEAD_END = b"\r\n\r\n"
@@ -35,16 +35,18 @@ MEMO_HEAD_MAX = 4096  # bytes; a longer head is rarely sent twice
 _NAME = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 # Any field line, then the empty line. obs-text (0x80 to 0xFF) may occur in values (RFC 9110 section 5.5).
 FIELDS = rb"(?:" + _NAME + rb":[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n"
-# Methods have no lower-case letters here: some servers ignore case, and a rule about GET must not be dodged by "get".
-_REQUEST = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Z]{1,32}+) ([\x21-\x7e]++) HTTP/1\.([01])\r\n" + FIELDS)
+_METHOD = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}+"
+_REQUEST = re.compile(rb"(" + _METHOD + rb") ([\x21-\x7e\x80-\xff]++) HTTP/1\.([01])\r\n" + FIELDS)
 _SUSPECT = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _FIELD_NAME = re.compile(_NAME)
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 DIGITS = re.compile(r"[0-9]+")
 _READABLE_START = re.compile(rb"([\x21-\x7e]{1,32}+) ([\x21-\x7e]{1,1024}+)")
 
+# Methods that say where a reply ends. Some servers ignore case: nobody would know whether the reply to "head" has a body.
+_FRAMING_METHODS = frozenset({"HEAD", "CONNECT"})
 # Options that Connection may carry. Any other names a field that a server would then be free to ignore, although policy
-# has judged it (hop-by-hop abuse).
+# may have judged it (hop-by-hop abuse): policy is told.
 _CONNECTION_OPTIONS = frozenset({"close", "keep-alive", "upgrade", "te", "http2-settings", "proxy-connection"})
 # Protocols that carry calls which nobody would judge behind an upgrade (h2c smuggling). Java's client offers h2c with every
 # first request, so the offer passes; a server that accepts it is cut off.
@@ -90,6 +92,7 @@ class RequestHead(msgspec.Struct, frozen=True, eq=False):
     keep_alive: bool
     expects: bool  # whatever it expects: 100-continue is all that RFC 9110 knows, and who knows more may answer 417
     upgrade: tuple[str, ...]  # the protocols that the client offers, lower-cased
+    names_protocol: bool  # it has an Upgrade field, if only one to be ignored
 
 
 _Head = TypeVar("_Head")
@@ -127,19 +130,23 @@ def read_request(head: bytes) -> RequestHead:
     http11 = match[3] == b"1"
     if method == "CONNECT":
         raise Refused(faults.CONNECT_REFUSED)
+    if method != method.upper() and method.upper() in _FRAMING_METHODS:
+        raise Refused(faults.BAD_METHOD)
     section = _SECTIONS[head[line_end:]]
     special, options = section.special, section.connection
-    path, host, path_fault = _target_and_host(method, match[2].decode("ascii"), special, http11)
-    if not _CONNECTION_OPTIONS.issuperset(options):
-        raise Refused(faults.CONNECTION_NOMINATES)
+    target, host = _target_and_host(method, match[2].decode("latin-1"), special, http11)
+    nominated = () if _CONNECTION_OPTIONS.issuperset(options) else _nominated(options)
     call = ApiCall(
         protocol=PROTOCOL,
         method=method,
-        path=path,
+        path=target.path,
         host=host,
         headers=section.fields,
         wire_length=len(head),
-        path_fault=path_fault,
+        path_fault=target.fault,
+        query_fault=target.query_fault,
+        slashes=target.slashes,
+        nominated=nominated,
     )
     body = _framing(special, http11)
     return RequestHead(
@@ -150,6 +157,7 @@ def read_request(head: bytes) -> RequestHead:
         keep_alive="close" not in options and (http11 or "keep-alive" in options),
         expects=section.expects,
         upgrade=_upgrade(special, options, http11),
+        names_protocol="upgrade" in special,
     )
 
 
@@ -283,8 +291,16 @@ def list_members(special: Special, name: str) -> tuple[str, ...]:
     return tuple(member for member in members if member)
 
 
-def _target_and_host(method: str, text: str, special: Special, http11: bool) -> tuple[str, str | None, str | None]:
-    """Return canonical path, host and path fault (RFC 9112 section 3.2 and 3.2.2)."""
+def _nominated(options: tuple[str, ...]) -> tuple[str, ...]:
+    """Header fields that Connection names; raise Refused where the framing of the message would depend on them."""
+    names = tuple(dict.fromkeys(option for option in options if option not in _CONNECTION_OPTIONS))
+    if any(name in FRAMING_FIELDS or _FIELD_NAME.fullmatch(name.encode("latin-1")) is None for name in names):
+        raise Refused(faults.CONNECTION_NOMINATES)
+    return names
+
+
+def _target_and_host(method: str, text: str, special: Special, http11: bool) -> tuple[Target, str | None]:
+    """Return what policy judges of target and host (RFC 9112 section 3.2 and 3.2.2)."""
     hosts = special.get("host", [])
     if len(hosts) > 1:
         raise Refused(faults.SEVERAL_HOSTS)
@@ -298,9 +314,11 @@ def _target_and_host(method: str, text: str, special: Special, http11: bool) -> 
         host = parse_host(hosts[0]) if hosts else target.host
     except BadTarget:
         raise Refused(faults.BAD_HOST) from None
-    if target.host is not None and target.host != host:
-        raise Refused(faults.AUTHORITY_DIFFERS)
-    return target.path, host, target.fault
+    if target.host is not None and host is not None:
+        port = target.default_port
+        if target.host.removesuffix(port) != host.removesuffix(port):
+            raise Refused(faults.AUTHORITY_DIFFERS)
+    return target, host
 
 
 def _framing(special: Special, http11: bool) -> int | None:
@@ -329,13 +347,8 @@ def _framing(special: Special, http11: bool) -> int | None:
 
 
 def _upgrade(special: Special, options: tuple[str, ...], http11: bool) -> tuple[str, ...]:
-    """Return the protocols of a request's Upgrade field (RFC 9110 section 7.8)."""
-    if "upgrade" not in special:
-        return ()
-    protocols = list_members(special, "upgrade")
-    if not http11 or "upgrade" not in options or not protocols:
-        raise Refused(faults.STRAY_UPGRADE)
-    return protocols
+    """Return the protocols of a request's Upgrade field; elsewhere a server ignores it (RFC 9110 section 7.8)."""
+    return list_members(special, "upgrade") if http11 and "upgrade" in options else ()
 
 
 def _why_no_request(head: bytes) -> Fault:
@@ -353,11 +366,10 @@ def _why_no_request(head: bytes) -> Fault:
     if len(words) != 3 or not all(words):
         return faults.BAD_REQUEST_LINE
     method, target, version = words
-    if re.fullmatch(rb"[!#$%&'*+\-.^_`|~0-9A-Z]{1,32}", method) is None:
+    if re.fullmatch(_METHOD, method) is None:
         return faults.BAD_METHOD
-    if re.fullmatch(rb"[\x21-\x7e]+", target) is None:
+    if re.fullmatch(rb"[\x21-\x7e\x80-\xff]+", target) is None:
         return faults.BAD_TARGET
     if version not in (b"HTTP/1.0", b"HTTP/1.1"):
         return faults.BAD_VERSION
     return why_no_field(fields)
-

@@ -35,6 +35,7 @@ from parsers.http1_head import (
 )
 
 UNTIL_CLOSE = -2  # the body ends with the connection
+MAYBE_AN_END = -3  # there is no body, but the end of a chunked one may follow
 BLANK_LINES_MAX = 2  # before a status line: what a server has left behind its last reply; Chromium forgives four bytes
 
 # The space behind the status is required by RFC 9112 section 4, but so often left out that clients accept it.
@@ -49,7 +50,7 @@ _CODINGS = frozenset({"gzip", "x-gzip", "deflate", "compress", "x-compress", "id
 
 
 class ReplyHead(msgspec.Struct, frozen=True, eq=False):
-    """A reply head that was accepted. ``body`` is a length in bytes, CHUNKED or UNTIL_CLOSE, unless the request was HEAD.
+    """A reply head that was accepted. ``body`` is a length in bytes, or one of the names above, unless the request was HEAD.
 
     ``length``: the head's own bytes, with blank lines in front. ``tolerated`` are the reasons of what is not as it should be.
     ``doubt``: the one for which no other reply may follow.
@@ -130,11 +131,12 @@ def read_reply(head: bytes) -> ReplyHead:
         # RFC 9110 section 8.6 forbids even "Content-Length: 0" here, but it is common with 204 and cannot mislead.
         if "transfer-encoding" in special and status == 204 and body == CHUNKED:
             doubts.append(faults.BODY_FORBIDDEN)  # RFC 9112 section 6.3 rule 1: there is no body even so
+            body = MAYBE_AN_END  # Python's http.client looks for one
         elif "transfer-encoding" in special and status == 101:
             tolerated.append(faults.BODY_FORBIDDEN.reason)  # behind it is the other protocol, whatever it says
         elif body:
             raise Refused(faults.BODY_FORBIDDEN)
-        body = 0
+        body = body if body == MAYBE_AN_END else 0
         if doubts and status != 204:
             raise Refused(doubts[0])  # another reply has to follow
     elif status == 304:
