@@ -100,9 +100,11 @@ class _SideReader:
         self._call = call
         # The rules that are asked, by the object that the index holds, with their first mismatch and a note.
         self._asked: dict[int, tuple[str | None, str]] = {}
-        asked = list(pieces(call)) if call.protocol == PROTOCOL else [call]
         for view in side.views:
-            for _, rules in view.l7.lists if view.l7 is not None else ():
+            if view.l7 is None:
+                continue
+            asked = list(pieces(call)) if call.protocol == PROTOCOL else [view.l7.read(call)]
+            for _, rules in view.l7.lists:
                 for order, rule in enumerate(rules.rules):
                     self._asked[id(rule)] = _mismatch(rules.index, order, asked)
 

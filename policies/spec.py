@@ -8,11 +8,15 @@ from policies.model import (
     ANY_PORT,
     NAMESPACE_LABEL,
     NAMESPACE_LABELS,
+    STRICT,
     AnyL7Rule,
     CidrRule,
     Direction,
+    EmptySegments,
+    EncodedSlash,
     Entity,
     Network,
+    Normalise,
     Operator,
     Peers,
     Place,
@@ -49,7 +53,7 @@ _RULE_EXTENSIONS = ("name", "mode")
 _PEER_KINDS = ("Endpoints", "CIDR", "CIDRSet", "Entities")
 _PEERS_REFUSED = ("Requires", "Groups", "Nodes", "Services", "FQDNs")
 _L7_REFUSED = dict.fromkeys(("dns", "l7proto", "l7"), NOT_YET)
-_PORT_RULE_EXTENSIONS = ["opaque", "bodilessMethods"]  # ApiPolicy's
+_PORT_RULE_EXTENSIONS = ["opaque", "bodilessMethods", "normalise"]  # ApiPolicy's
 _PORT_RULE_REFUSED = dict.fromkeys(("serverNames", "terminatingTLS", "originatingTLS", "listener"), NOT_YET)
 _ENTITIES_REFUSED = (
     "init",
@@ -326,6 +330,25 @@ class SpecReader:
             rules=rules,
             opaque_allowed=opaque,
             bodies_refused=bodies_refused,
+            normalise=self._normalise(fields["normalise"], kind) if "normalise" in fields else None,
+        )
+
+    def _normalise(self, node: Node, kind: str | None) -> Normalise | None:
+        fields = self._report.fields(node, "normalise", ("encodedSlash", "emptySegments"))
+        if fields is None:
+            return None
+        if kind != "http":
+            self._report.error(node.place, "SE006", "normalise without http rules has no meaning")
+        slash = segments = None
+        if "encodedSlash" in fields:
+            slash = self._report.choice(fields["encodedSlash"], "encodedSlash", list(EncodedSlash))
+        if "emptySegments" in fields:
+            segments = self._report.choice(fields["emptySegments"], "emptySegments", list(EmptySegments))
+        if not fields:
+            self._report.error(node.place, "SE005", "normalise says nothing", "encodedSlash and emptySegments: keep, …")
+        return Normalise(
+            EncodedSlash(slash) if slash in list(EncodedSlash) else STRICT.encoded_slash,
+            EmptySegments(segments) if segments in list(EmptySegments) else STRICT.empty_segments,
         )
 
     def _port(self, node: Node, has_rules: bool) -> PortRange | None:

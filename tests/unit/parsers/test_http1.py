@@ -85,7 +85,13 @@ class TestRequestsAndReplies:
 
     @pytest.mark.parametrize(
         ("target", "host"),
-        [(b"http://a/", b"a:80"), (b"http://a:80/", b"A."), (b"https://a/", b"a:443"), (b"HTTPS://A:443/", b"a"), (b"https://a:80/", b"a:80")],
+        [
+            (b"http://a/", b"a:80"),
+            (b"http://a:80/", b"A."),
+            (b"https://a/", b"a:443"),
+            (b"HTTPS://A:443/", b"a"),
+            (b"https://a:80/", b"a:80"),
+        ],
     )
     def test_the_default_port_may_be_said_or_not(self, target: bytes, host: bytes) -> None:
         """RFC 9110 section 4.2.3. What Host says is judged."""

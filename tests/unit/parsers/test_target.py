@@ -13,7 +13,9 @@ def test_a_target_has_one_canonical_form_or_a_fault(case: TargetCase) -> None:
     )
 
 
-@pytest.mark.parametrize("case", [case for case in target_cases() if not case.fault and not case.query_fault], ids=lambda case: case.target)
+@pytest.mark.parametrize(
+    "case", [case for case in target_cases() if not case.fault and not case.query_fault], ids=lambda case: case.target
+)
 def test_a_canonical_path_is_its_own_canonical_form(case: TargetCase) -> None:
     assert parse_target("GET", case.path).path == case.path
 
