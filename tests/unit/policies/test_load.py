@@ -188,7 +188,7 @@ class TestRefusedFeatures:
             'ingress: [{toPorts: [{ports: [{port: "1", protocol: TCP}], rules: {grpc: [{}]}}]}]',
             'ingress: [{toPorts: [{ports: [{port: "1", protocol: TCP}], opaque: allow, rules: {http: [{}]}}]}]',
             'ingress: [{toPorts: [{ports: [{port: "1", protocol: TCP}], bodilessMethods: refuse, rules: {http: [{}]}}]}]',
-            'ingress: [{toPorts: [{ports: [{port: "1", protocol: TCP}], normalise: {emptySegments: keep}, rules: {http: []}}]}]',
+            'egress: [{toPorts: [{ports: [{port: "1", protocol: TCP}], normalise: {encodedSlash: keep}, rules: {http: []}}]}]',
         ],
     )
     def test_extensions_need_our_own_kind(self, section: str) -> None:
