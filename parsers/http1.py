@@ -70,6 +70,7 @@ EARLY_REPLY = "early-reply"  # the reason of a call whose reply was complete bef
 VERBS_MAX = 32  # said at once about what a server sends: it may be thousands of tiny replies, and others want their turn
 # How servers begin to say that a kept connection was idle for too long, before they close it.
 _TIMED_OUT = (b"HTTP/1.1 408", b"HTTP/1.0 408")
+_RAW_PROTOCOL = ("tcp",)  # what Docker's clients ask for
 _LAST_CHUNK = b"0\r\n\r\n"
 UNTIL_CLOSE_LENGTH = 1 << 62  # bytes; more than any connection carries
 
@@ -507,6 +508,8 @@ class Http1Parser:
                 self._request_state = Http1Parser._begin_held_body
             verbs.append(Pass(end - at, number))
             return end
+        if head.hijacked and call.sent and call.head.upgrade == _RAW_PROTOCOL:
+            return self._open_tunnel(call, head, end - at, verbs)
         call.answering = True
         if not call.sent and (self._request_state is Http1Parser._await_continue or not 200 <= head.status < 300):
             verbs.append(Void(Direction.REQUEST))
@@ -635,6 +638,9 @@ class Http1Parser:
         unjudged = any(protocol.startswith(UNJUDGED_UPGRADES) for protocol in head.upgrade)
         if unjudged or not call.sent or not head.upgrade or not set(head.upgrade) <= set(call.head.upgrade):
             return self._break_reply(faults.UNEXPECTED_SWITCH, verbs)
+        return self._open_tunnel(call, head, length, verbs)
+
+    def _open_tunnel(self, call: _Call, head: ReplyHead, length: int, verbs: list[Verb]) -> int:
         verbs += (Reply(call.number, head.status), Pass(length, call.number), Opaque(call.number))
         self._request_state = Http1Parser._tunnel
         self._reply_state = Http1Parser._tunnel

@@ -25,6 +25,7 @@ from parsers.http1_head import (
     HEAD_MAX,
     LENGTH_DIGITS_MAX,
     LINE_MAX,
+    Fields,
     Memo,
     Special,
     early_fault,
@@ -45,6 +46,8 @@ _BLANK_LINES = re.compile(rb"(?:\r?\n){0,%d}" % BLANK_LINES_MAX)
 _END = re.compile(rb"\n\r?\n")
 _SUSPECT = re.compile(rb"\r(?=[^\n])|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # as in requests, but for a line feed alone
 _BARE_LF = re.compile(rb"(?<!\r)\n")
+# How Docker's daemon and Podman begin a raw stream in both directions, where others say 101.
+_RAW_STREAMS = frozenset({"application/vnd.docker.raw-stream", "application/vnd.docker.multiplexed-stream"})
 # Codings below chunked, or of a body that lasts until the close (RFC 9112 section 7). The end does not depend on them.
 _CODINGS = frozenset({"gzip", "x-gzip", "deflate", "compress", "x-compress", "identity"})
 
@@ -53,7 +56,7 @@ class ReplyHead(msgspec.Struct, frozen=True, eq=False):
     """A reply head that was accepted. ``body`` is a length in bytes, or one of the names above, unless the request was HEAD.
 
     ``length``: the head's own bytes, with blank lines in front. ``tolerated`` are the reasons of what is not as it should be.
-    ``doubt``: the one for which no other reply may follow.
+    ``doubt``: the one for which no other reply may follow. ``hijacked``: it is Docker's way to say 101.
     """
 
     status: int
@@ -65,6 +68,7 @@ class ReplyHead(msgspec.Struct, frozen=True, eq=False):
     length: int
     tolerated: tuple[str, ...] = ()
     doubt: Fault | None = None
+    hijacked: bool = False
 
 
 class _Ordered(msgspec.Struct, frozen=True):
@@ -151,10 +155,16 @@ def read_reply(head: bytes) -> ReplyHead:
         length=length,
         tolerated=(*tolerated, *dict.fromkeys(doubt.reason for doubt in doubts)),
         doubt=doubts[0] if doubts else None,
+        hijacked=status == 200 and http11 and body is None and not (doubts or options) and _is_raw_stream(fields),
     )
 
 
 REPLY_HEADS: Memo[ReplyHead] = Memo(read_reply)
+
+
+def _is_raw_stream(fields: Fields) -> bool:
+    types = [value.lower() for name, value in fields if name == "content-type"]
+    return len(types) == 1 and types[0] in _RAW_STREAMS
 
 
 def _in_order(head: bytes) -> _Ordered:

@@ -662,6 +662,45 @@ class TestUpgrades:
         assert play.fail.reason == "reply-unexpected-101"
 
 
+class TestHijacks:
+    """Docker's daemon and Podman answer an ``Upgrade: tcp`` with 200 and a media type of their own, and go on in raw bytes."""
+
+    ATTACH = UPGRADE.replace(b"websocket", b"tcp").replace(b"GET", b"POST")
+    STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.docker.raw-stream\r\n\r\n"
+
+    def test_a_raw_stream_that_was_asked_for_is_a_tunnel(self) -> None:
+        play = conversation().client(self.ATTACH + b"ls\n")
+        assert play.to_server == self.ATTACH
+        assert play.server(self.STREAM + b"x").verbs == [Reply(0, 200), Pass(len(self.STREAM), 0), Opaque(0)]
+        play.client(b"exit\n").server(b"y")
+        assert (play.to_server, play.to_client) == (self.ATTACH + b"ls\nexit\n", self.STREAM + b"xy")
+
+    @pytest.mark.parametrize(
+        ("request_head", "reply"),
+        [
+            (GET, STREAM),
+            (UPGRADE, STREAM),
+            (ATTACH.replace(b"Upgrade: tcp", b"Upgrade: tcp, websocket"), STREAM),
+            (ATTACH.replace(b"keep-alive, Upgrade", b"keep-alive"), STREAM),
+            (ATTACH, STREAM.replace(b"200 OK", b"201 Created")),
+            (ATTACH, STREAM.replace(b"HTTP/1.1", b"HTTP/1.0")),
+            (ATTACH, STREAM.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")),
+            (ATTACH, STREAM.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n")),
+            (ATTACH, STREAM.replace(b"\r\n\r\n", b"\r\nContent-Length: 5\r\n\r\n")),
+            (ATTACH, STREAM.replace(b"vnd.docker.raw-stream", b"octet-stream")),
+            (ATTACH, STREAM.replace(b"\r\n\r\n", b"\r\nContent-Type: text/plain\r\n\r\n")),
+        ],
+    )
+    def test_nothing_else_that_lasts_until_the_close_is_one(self, request_head: bytes, reply: bytes) -> None:
+        """A server that merely ignores an offer of Upgrade would take what follows for requests, which nobody has judged."""
+        play = conversation().client(request_head).server(reply).client(b"ls\n")
+        assert (play.tunnel, play.to_server) == (None, request_head)
+
+    def test_a_hijack_before_the_request_is_complete_is_none(self) -> None:
+        play = conversation().client(self.ATTACH.replace(b"\r\n\r\n", b"\r\nContent-Length: 2\r\n\r\n") + b"1")
+        assert play.server(self.STREAM).tunnel is None
+
+
 class TestOutages:
     @pytest.mark.parametrize(
         ("outage", "status"),
