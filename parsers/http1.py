@@ -500,7 +500,8 @@ class Http1Parser:
                 self._request_state = Http1Parser._hold
         end = at + head.length
         number = call.number
-        verbs.extend(map(Tolerated, head.tolerated))
+        if head.tolerated:
+            verbs.extend(map(Tolerated, head.tolerated))
         if head.status < 200:
             if head.status == 101:
                 return self._switch(call, head, end - at, verbs)

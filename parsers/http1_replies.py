@@ -129,19 +129,23 @@ def read_reply(head: bytes) -> ReplyHead:
     fields = read_fields(ordered.wire[line_end:])
     special = special_fields(fields)
     options = list_members(special, "connection")
-    tolerated = [faults.BLANK_LINE.reason] if begins else []
+    tolerated: list[str] = []
     body, doubts = _framing(special, http11, ordered)
-    if status < 200 or status == 204:
-        # RFC 9110 section 8.6 forbids even "Content-Length: 0" here, but it is common with 204 and cannot mislead.
-        if "transfer-encoding" in special and status == 204 and body == CHUNKED:
-            doubts.append(faults.BODY_FORBIDDEN)  # RFC 9112 section 6.3 rule 1: there is no body even so
-            body = MAYBE_AN_END  # Python's http.client looks for one
-        elif "transfer-encoding" in special and status == 101:
+    if begins:  # HTTP/0.9 to some, which lasts until the close
+        doubts.insert(0, faults.BLANK_LINE)
+    if status == 204:
+        # RFC 9112 section 6.3 rule 1: no body, whatever is announced. RFC 9110 section 8.6 forbids even "Content-Length: 0",
+        # but that is common and cannot mislead.
+        if body:
+            doubts.append(faults.BODY_FORBIDDEN)
+        body = MAYBE_AN_END if body == CHUNKED else 0  # Python's http.client looks for one
+    elif status < 200:
+        if "transfer-encoding" in special and status == 101:
             tolerated.append(faults.BODY_FORBIDDEN.reason)  # behind it is the other protocol, whatever it says
         elif body:
             raise Refused(faults.BODY_FORBIDDEN)
-        body = body if body == MAYBE_AN_END else 0
-        if doubts and status != 204:
+        body = 0
+        if doubts:
             raise Refused(doubts[0])  # another reply has to follow
     elif status == 304:
         body = 0

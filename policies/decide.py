@@ -217,10 +217,11 @@ class L7Plan:
         asked = [(e, r) for e, r in labelled if open_by is None or r.deny]
         self._path = _Concern([(e, r) for e, r in asked if looks_at_path(r)])
         self._query = _Concern([(e, r) for e, r in asked if looks_at_query(r)])
-        self._headers = {
-            name: _Concern([(e, r) for e, r in labelled if name in headers_of(r)])
-            for name in {name for _, r in labelled for name in headers_of(r)}
-        }
+        by_header: dict[str, list[tuple[Entry, AnyL7Rule]]] = {}
+        for entry, rule in labelled:
+            for name in headers_of(rule):
+                by_header.setdefault(name, []).append((entry, rule))
+        self._headers = {name: _Concern(rules) for name, rules in by_header.items()}
         self._slashes = united(_said_of_slashes(entries, asked))
 
     def judge(self, call: ApiCall) -> Outcome:

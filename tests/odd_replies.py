@@ -73,8 +73,9 @@ ODD = [
         goes_on=True,
     ),
     Odd("150-cookies", head(*[b"Set-Cookie: a=%d" % n for n in range(150)], b"Content-Length: 2") + b"ok", [], goes_on=True),
-    Odd("blank-line-first", b"\r\n" + OK, ["blank-line"], goes_on=True),
-    Odd("two-blank-lines-first", b"\n\r\n" + OK, ["blank-line"], goes_on=True),
+    Odd("blank-line-first", b"\r\n" + OK, ["blank-line"]),
+    Odd("two-blank-lines-first", b"\n\r\n" + OK, ["blank-line"]),
+    Odd("204-with-length", head(b"Content-Length: 2", status=b"204 No Content"), ["body-forbidden"]),
 ]
 
 
