@@ -375,7 +375,7 @@ class Http1Parser:
     def _state_behind(self, call: _Call) -> _State:
         """Return the state of the request direction behind ``call``."""
         if self._leaving:
-            return Http1Parser._hold
+            return Http1Parser._end_stray_end if self._reply_state is Http1Parser._read_stray_end else Http1Parser._hold
         last = self._closing or not call.head.keep_alive
         return Http1Parser._after_last_request if last else Http1Parser._read_request
 

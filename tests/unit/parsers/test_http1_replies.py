@@ -76,6 +76,8 @@ def test_a_204_whose_end_does_not_come_is_over_when_the_client_goes_on_or_nothin
     assert (play.to_client, play.done, play.left) == (reply, [0], True)
     play = Playbook(Http1Parser()).client(GET).server(reply + seen, end=True)
     assert (play.to_client, play.done, play.left) == (reply, [0], True)
+    play = Playbook(Http1Parser()).client(POST + b"1").server(reply + seen).client(b"2345").client(GET)
+    assert (play.to_client, play.to_server, play.done, play.left) == (reply, POST + b"12345", [0], True)
     early = Playbook(Http1Parser()).client(POST + b"1").server(reply + seen, end=True)
     assert early.fail is not None
     assert (early.to_client, early.fail.reason) == (reply, "early-reply")
