@@ -53,6 +53,12 @@ class ApiCall(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     wire_length: int = 0
     # Why a rule that looks at the path must not match (RFC 3986: what the server would see is not certain), or None.
     path_fault: str | None = None
+    # The same of the query, and of rules that look at it.
+    query_fault: str | None = None
+    # The path's only fault are slashes: encoded ones, or several behind one another. ``path`` is canonical nevertheless.
+    slashes: bool = False
+    # Header fields (lower-cased) that the client lets the next hop drop: nobody knows whether the server will see them.
+    nominated: tuple[str, ...] = ()
     # The protocol can refuse some of the resources and grant the rest, and the parser will do so: of topics that are for a
     # group or a transactional id, the topics.
     divisible: bool = False
@@ -210,7 +216,18 @@ class Opaque(msgspec.Struct, frozen=True):
     watched: bool = False
 
 
-Verb = Pass | Drop | More | Later | Hold | Void | Inject | Judge | Reply | Done | Fail | Opaque
+class Tolerated(msgspec.Struct, frozen=True):
+    """Something that a server sends is not as its protocol wants it, and does no harm: it is counted by ``reason``, a stable
+    kebab-case token."""
+
+    reason: str
+
+
+class Leave(msgspec.Struct, frozen=True):
+    """No call is open, and the connection must not carry another one: close it. Nobody is to blame."""
+
+
+Verb = Pass | Drop | More | Later | Hold | Void | Inject | Judge | Reply | Done | Tolerated | Leave | Fail | Opaque
 
 
 class Outage(Enum):

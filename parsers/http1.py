@@ -34,12 +34,14 @@ from parsers.contract import (
     Hold,
     Inject,
     Judge,
+    Leave,
     More,
     Opaque,
     Outage,
     Pass,
     Reply,
     Ruling,
+    Tolerated,
     Verb,
     Void,
 )
@@ -50,16 +52,14 @@ from parsers.http1_head import (
     HEAD_END,
     HEAD_MAX,
     PROTOCOL,
-    REPLY_HEADS,
     REQUEST_HEADS,
     UNJUDGED_UPGRADES,
-    UNTIL_CLOSE,
-    ReplyHead,
     RequestHead,
     early_fault,
     edit_head,
     partial_call,
 )
+from parsers.http1_replies import MAYBE_AN_END, REPLY_HEADS, UNTIL_CLOSE, ReplyHead, early_reply_fault, find_head
 
 OPEN_CALLS_MAX = 64  # calls passed to the server and not over; more pipelined requests wait with the transport
 # Seconds that a body with Expect is kept back for the server's answer. Servers that know nothing of Expect wait for the body,
@@ -68,6 +68,10 @@ EXPECT_PATIENCE = 1.0
 DRAIN_MAX = 1024 * 1024  # bytes of a denied request's body that are read away to keep the connection usable
 EARLY_REPLY = "early-reply"  # the reason of a call whose reply was complete before its request was, and ended the connection
 VERBS_MAX = 32  # said at once about what a server sends: it may be thousands of tiny replies, and others want their turn
+# How servers begin to say that a kept connection was idle for too long, before they close it.
+_TIMED_OUT = (b"HTTP/1.1 408", b"HTTP/1.0 408")
+_RAW_PROTOCOL = ("tcp",)  # what Docker's clients ask for
+_LAST_CHUNK = b"0\r\n\r\n"
 UNTIL_CLOSE_LENGTH = 1 << 62  # bytes; more than any connection carries
 
 _State = Callable[["Http1Parser", bytes, int, list[Verb]], int]
@@ -118,6 +122,7 @@ class Http1Parser:
         "_current",
         "_drained",
         "_empty_line_seen",
+        "_leaving",
         "_next_number",
         "_open",
         "_own",
@@ -138,6 +143,7 @@ class Http1Parser:
         self._current: _Call | None = None  # judged, and not passed: policy is asked, or its denial is under way
         self._own: _OwnAnswer | None = None
         self._closing = False  # the client has been told that no reply will follow
+        self._leaving = False  # the reply that is under way must be the last one
         self._buffered = 0  # bytes of the current call that were there when it was judged
         self._drained = 0  # bytes of the current, denied call's chunked body that were dropped
         self._empty_line_seen = False
@@ -224,6 +230,10 @@ class Http1Parser:
         return verbs
 
     def on_outage(self, outage: Outage) -> Sequence[Verb]:
+        if self._reply_state is Http1Parser._read_stray_end:
+            verbs: list[Verb] = []
+            self._reply_over(verbs)
+            return verbs
         if outage is Outage.SLOW_CLIENT:
             return self._time_out_request()
         if outage is Outage.SLOW_SERVER:
@@ -359,11 +369,13 @@ class Http1Parser:
             return
         call.sent = True
         self._request_state = self._state_behind(call)
-        if call.head.upgrade and self._request_state is Http1Parser._read_request:
+        if call.head.names_protocol and self._request_state is Http1Parser._read_request:
             self._request_state = Http1Parser._hold  # what follows may be HTTP or the other protocol: the reply says which
 
     def _state_behind(self, call: _Call) -> _State:
         """Return the state of the request direction behind ``call``."""
+        if self._leaving:
+            return Http1Parser._end_stray_end if self._reply_state is Http1Parser._read_stray_end else Http1Parser._hold
         last = self._closing or not call.head.keep_alive
         return Http1Parser._after_last_request if last else Http1Parser._read_request
 
@@ -414,6 +426,8 @@ class Http1Parser:
     def _refuse_request(self, fault: Fault, seen: bytes, verbs: list[Verb]) -> int:
         """Refuse what never became a call."""
         words = answer(fault.status, fault.text, close=True)
+        if seen == faults.PREFACE and not self._next_number:  # in the words of who speaks HTTP/2, and would read no others
+            words = faults.goaway(fault.text)
         fail = Fail(fault.reason, words, fault.status, partial=partial_call(seen), limit=fault.limit)
         return self._answer(_OwnAnswer(self._next_number, fail), verbs)
 
@@ -464,23 +478,30 @@ class Http1Parser:
     def _read_reply(self, data: bytes, at: int, verbs: list[Verb]) -> int:
         call = self._open[0] if self._open else None
         if call is None:
-            return self._break_reply(faults.WITHOUT_REQUEST, verbs)
-        searched = self._reply_searched
-        end = data.find(HEAD_END, at + searched - 3 if searched > 3 else at, at + HEAD_MAX)
-        if end < 0:
+            return self._read_between_calls(data, at, verbs)
+        wire = find_head(data, at, self._reply_searched)
+        if wire is None:
             rest = data[at:]
-            fault = early_fault(rest, max(0, searched - 1))
+            fault = early_reply_fault(rest, self._reply_searched)
             if fault is not None:
                 return self._break_reply(fault, verbs)
             self._reply_searched = len(rest)
             return _NEED_MORE
-        end += 4
         self._reply_searched = 0
         try:
-            head = REPLY_HEADS[data[at:end]]
+            head = REPLY_HEADS[wire]
         except Refused as refused:
             return self._break_reply(refused.fault, verbs)
+        if head.doubt is not None:
+            if len(self._open) > 1 or self._current is not None or self._own is not None:
+                return self._break_reply(head.doubt, verbs)  # somebody might take some of it for the next reply
+            self._leaving = self._closing = True
+            if self._request_state is Http1Parser._read_request:
+                self._request_state = Http1Parser._hold
+        end = at + head.length
         number = call.number
+        if head.tolerated:
+            verbs.extend(map(Tolerated, head.tolerated))
         if head.status < 200:
             if head.status == 101:
                 return self._switch(call, head, end - at, verbs)
@@ -488,6 +509,8 @@ class Http1Parser:
                 self._request_state = Http1Parser._begin_held_body
             verbs.append(Pass(end - at, number))
             return end
+        if head.hijacked and call.sent and call.head.upgrade == _RAW_PROTOCOL:
+            return self._open_tunnel(call, head, end - at, verbs)
         call.answering = True
         if not call.sent and (self._request_state is Http1Parser._await_continue or not 200 <= head.status < 300):
             verbs.append(Void(Direction.REQUEST))
@@ -502,8 +525,14 @@ class Http1Parser:
                 self._request_state = Http1Parser._after_last_request
         if body == CHUNKED:
             verbs.append(Pass(end - at, number))
-            self._reply_body = ChunkedBody()
+            self._reply_body = ChunkedBody(in_reply=True)
             self._reply_state = Http1Parser._read_reply_chunks
+            return end
+        if body == MAYBE_AN_END:
+            verbs.append(Pass(end - at, number))
+            self._reply_state = Http1Parser._read_stray_end
+            if self._request_state is Http1Parser._hold and call.sent:
+                self._request_state = Http1Parser._end_stray_end
             return end
         if body == UNTIL_CLOSE:
             self._reply_state = Http1Parser._read_until_close
@@ -515,6 +544,36 @@ class Http1Parser:
         verbs.append(Pass(end + body - 1 - at, number))
         self._reply_state = Http1Parser._read_reply_last_byte
         return end + body - 1
+
+    def _read_between_calls(self, data: bytes, at: int, verbs: list[Verb]) -> int:
+        """What a server says that nobody has asked for: the end of a line, or that it has waited for long enough.
+
+        Anything else might become the reply to a request that it knows nothing of.
+        """
+        if data[at] in b"\r\n":
+            behind = len(data) - len(data[at:].lstrip(b"\r\n"))
+            verbs += (Tolerated(faults.BLANK_LINE.reason), Drop(behind - at))
+            return behind
+        seen = data[at : at + len(_TIMED_OUT[0])]
+        told = seen in _TIMED_OUT
+        if not self._served or not (told or any(words.startswith(seen) for words in _TIMED_OUT)):
+            return self._break_reply(faults.WITHOUT_REQUEST, verbs)
+        if not told:
+            self._reply_searched = len(seen)
+            if self._request_state is Http1Parser._read_request:
+                self._request_state = Http1Parser._hold
+            return _NEED_MORE
+        verbs.append(Tolerated(faults.REQUEST_TIMEOUT.reason))
+        if self._current is not None or self._own is not None:
+            verbs.extend(self.on_outage(Outage.RESET))
+        else:
+            self._leave(verbs)
+        return _STOP
+
+    def _leave(self, verbs: list[Verb]) -> None:
+        self._request_state = Http1Parser._ended
+        self._reply_state = Http1Parser._ended
+        verbs.append(Leave())
 
     def _read_reply_last_byte(self, data: bytes, at: int, verbs: list[Verb]) -> int:
         verbs.append(Pass(1, self._open[0].number))
@@ -528,9 +587,25 @@ class Http1Parser:
         if self._reply_body.fault is not None:
             return self._break_reply(self._reply_body.fault, verbs)
         if self._reply_body.finished:
+            verbs.extend(map(Tolerated, sorted(self._reply_body.tolerated)))
             self._reply_over(verbs)
             return behind
         return behind if behind >= len(data) else _NEED_MORE if self._reply_body.starved else _PAUSE
+
+    def _read_stray_end(self, data: bytes, at: int, verbs: list[Verb]) -> int:
+        """Behind the head of a reply that has no body and says that it is chunked: some servers end that body."""
+        seen = data[at : at + len(_LAST_CHUNK)]
+        if seen != _LAST_CHUNK and _LAST_CHUNK.startswith(seen):
+            return _NEED_MORE
+        if seen == _LAST_CHUNK:
+            verbs.append(Pass(len(seen), self._open[0].number))
+        self._reply_over(verbs)
+        return _STOP
+
+    def _end_stray_end(self, data: bytes, at: int, verbs: list[Verb]) -> int:
+        """The client has its reply, and goes on."""
+        self._reply_over(verbs)
+        return _STOP
 
     def _read_until_close(self, data: bytes, at: int, verbs: list[Verb]) -> int:
         verbs.append(Pass(UNTIL_CLOSE_LENGTH, self._open[0].number))
@@ -544,13 +619,17 @@ class Http1Parser:
             return
         self._served = True
         self._reply_state = Http1Parser._after_last_reply if self._closing else Http1Parser._read_reply
+        if self._leaving:
+            self._own = None  # what has come meanwhile was sent by somebody who knew nothing of this
         self._finish(verbs)
+        if self._leaving:
+            self._leave(verbs)
 
     def _finish(self, verbs: list[Verb]) -> None:
         """The oldest call is over."""
         call = self._open.popleft()
         verbs.append(Done(call.number))
-        if call.head.upgrade and self._request_state is Http1Parser._hold:
+        if call.head.names_protocol and self._request_state is Http1Parser._hold:
             self._request_state = self._state_behind(call)
         if self._own is not None:
             self._take_turn(verbs)
@@ -560,6 +639,9 @@ class Http1Parser:
         unjudged = any(protocol.startswith(UNJUDGED_UPGRADES) for protocol in head.upgrade)
         if unjudged or not call.sent or not head.upgrade or not set(head.upgrade) <= set(call.head.upgrade):
             return self._break_reply(faults.UNEXPECTED_SWITCH, verbs)
+        return self._open_tunnel(call, head, length, verbs)
+
+    def _open_tunnel(self, call: _Call, head: ReplyHead, length: int, verbs: list[Verb]) -> int:
         verbs += (Reply(call.number, head.status), Pass(length, call.number), Opaque(call.number))
         self._request_state = Http1Parser._tunnel
         self._reply_state = Http1Parser._tunnel
@@ -575,7 +657,7 @@ class Http1Parser:
     def _reply_ended(self, cut: bool, verbs: list[Verb]) -> None:
         """The server sends nothing more; ``cut``: it did not complete what it began."""
         state = self._reply_state
-        if state is Http1Parser._read_until_close:
+        if state in (Http1Parser._read_until_close, Http1Parser._read_stray_end):
             self._reply_over(verbs)
         elif state in (Http1Parser._read_reply_last_byte, Http1Parser._read_reply_chunks):
             self._break_reply(faults.TRUNCATED_BODY, verbs)

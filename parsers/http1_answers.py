@@ -24,6 +24,9 @@ DENIED_TEXT = "Access denied"  # the very words of Cilium's Envoy, which its use
 BAD_PATH_TEXT = "Bad request: the path has no certain meaning"
 
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\n"  # of HTTP/2, as far as it is a head (RFC 9113 section 3.4)
+
+
 class Fault(msgspec.Struct, frozen=True):
     """Why a message is refused. ``limit`` names the constant that was reached, if it was one."""
 
@@ -51,10 +54,20 @@ def answer(status: int, text: str, *, close: bool, with_body: bool = True) -> by
     return head.encode("ascii") + (body if with_body else b"")
 
 
+def goaway(text: str) -> bytes:
+    """Write the end of an HTTP/2 connection that never was one: SETTINGS, then GOAWAY with HTTP_1_1_REQUIRED (RFC 9113)."""
+    payload = (0).to_bytes(4) + (0xD).to_bytes(4) + text.encode("ascii")
+    return _h2_frame(4, b"") + _h2_frame(7, payload)
+
+
+def _h2_frame(kind: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3) + bytes([kind, 0]) + (0).to_bytes(4) + payload
+
+
 # Request line (RFC 9112 section 3)
 EMPTY_LINE = Fault("empty-line", 400, "more than one empty line before a request")
 BAD_REQUEST_LINE = Fault("bad-request-line", 400, "the request line is not METHOD SP TARGET SP VERSION")
-BAD_METHOD = Fault("bad-method", 400, "the method is not a short token without lower-case letters")
+BAD_METHOD = Fault("bad-method", 400, "the method is no short token, or HEAD or CONNECT with lower-case letters")
 BAD_TARGET = Fault("bad-target", 400, "the target is none of the forms that its method may have")
 AUTHORITY_DIFFERS = Fault("authority-differs", 400, "the host of the target and the Host field differ")
 CONNECT_REFUSED = Fault("connect-not-supported", 501, "CONNECT is not supported")
@@ -79,8 +92,7 @@ TOO_MANY_FIELDS = Fault("too-many-fields", 431, "too many field lines", "FIELDS_
 NO_HOST = Fault("no-host", 400, "HTTP/1.1 requires a Host field")
 SEVERAL_HOSTS = Fault("several-hosts", 400, "more than one Host field")
 BAD_HOST = Fault("bad-host", 400, "the Host field is not a host")
-CONNECTION_NOMINATES = Fault("connection-nominates-field", 400, "Connection names a field that must reach the server")
-STRAY_UPGRADE = Fault("stray-upgrade", 400, "Upgrade without HTTP/1.1 and Connection: upgrade")
+CONNECTION_NOMINATES = Fault("connection-nominates-field", 400, "Connection names a field that frames the message, or none")
 
 # Framing (RFC 9112 sections 6 and 7)
 REPEATED_LENGTH = Fault("repeated-content-length", 400, "more than one Content-Length field")
@@ -100,6 +112,9 @@ UNJUDGED_TRAILER = Fault("unjudged-trailer", 400, "trailer fields, on a port who
 TRAILERS_TOO_LARGE = Fault("trailers-too-large", 431, "the trailer section is too large", "TRAILERS_MAX")
 
 # Replies (RFC 9112 sections 4 and 6)
+BLANK_LINE = Fault("blank-line", 400, "an empty line before the status line")
+REQUEST_TIMEOUT = Fault("late-408", 400, "a reply that says that no request came")
+PADDED_CHUNK_SIZE = Fault("padded-chunk-size", 400, "white space behind the size of a chunk")
 BAD_STATUS_LINE = Fault("bad-status-line", 400, "the status line is not VERSION SP STATUS")
 
 # The connection (RFC 9112 section 9)

@@ -16,6 +16,8 @@ _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])
 _WORD = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 # No white space around the semicolon: RFC 9112 has it for bad senders only, and parsers differ about it.
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16}+)(?:;" + _WORD + rb"(?:=(?:" + _WORD + rb"|" + _QUOTED + rb"))?)*+\r\n")
+# What servers that pad sizes send: everybody who takes it sees the same size.
+_PADDED_SIZE_LINE = re.compile(_SIZE_LINE.pattern.replace(rb"{1,16}+)(", rb"{1,16}+)[\t ]*+("))
 # Whole chunks of less than 16 bytes as everybody writes them, many at once: what costs is the number of chunks, not of bytes.
 _TINY_CHUNKS = re.compile(rb"(?s:" + b"|".join(rb"[%x%X]\r\n.{%d}\r\n" % (size, size, size) for size in range(1, 16)) + rb")++")
 _NOT_IN_SIZE_LINE = re.compile(rb"[^\t\r\x20-\x7e\x80-\xff]|\r(?=[^\n])")
@@ -36,10 +38,18 @@ _FORBIDDEN_TRAILERS = FRAMING_FIELDS | {
 class ChunkedBody:
     """Finds the end of one chunked body. It keeps no bytes, only what comes next."""
 
-    __slots__ = ("_in_trailers", "_inside_chunk", "_may_have_trailers", "fault", "finished", "starved")
+    __slots__ = (
+        *("_in_reply", "_in_trailers", "_inside_chunk", "_may_have_trailers"),
+        *("fault", "finished", "starved", "tolerated"),
+    )
 
-    def __init__(self, trailers: bool = True) -> None:
-        """Without ``trailers`` it is a fault if the body has some."""
+    def __init__(self, trailers: bool = True, in_reply: bool = False) -> None:
+        """Without ``trailers`` it is a fault if the body has some.
+
+        ``in_reply``: what cannot move its end is none, and is found in ``tolerated``, by its reason.
+        """
+        self._in_reply = in_reply
+        self.tolerated: set[str] = set()
         self._may_have_trailers = trailers
         self._inside_chunk = False  # a chunk's data has been settled, its CRLF has not
         self._in_trailers = False
@@ -82,6 +92,9 @@ class ChunkedBody:
                 raise Refused(faults.CHUNK_LINE_TOO_LONG)
             return at
         match = _SIZE_LINE.fullmatch(data, at, line_end + 2)
+        if match is None and self._in_reply:
+            match = _PADDED_SIZE_LINE.fullmatch(data, at, line_end + 2)
+            self.tolerated.add(faults.PADDED_CHUNK_SIZE.reason)
         if match is None:
             raise Refused(faults.BAD_CHUNK_LINE)
         size = int(match[1], 16)
@@ -120,6 +133,8 @@ class ChunkedBody:
         if _TRAILERS.fullmatch(data, at, end) is None:
             raise Refused(find_suspect(data, at, end) or why_no_field(lines))
         if any(line.partition(b":")[0].decode("ascii").lower() in _FORBIDDEN_TRAILERS for line in lines):
-            raise Refused(faults.FORBIDDEN_TRAILER)
+            if not self._in_reply:
+                raise Refused(faults.FORBIDDEN_TRAILER)
+            self.tolerated.add(faults.FORBIDDEN_TRAILER.reason)
         self.finished = True
         return end

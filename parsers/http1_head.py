@@ -15,18 +15,17 @@ import msgspec
 from parsers import http1_answers as faults
 from parsers.contract import ApiCall, HeaderEdit
 from parsers.http1_answers import Fault, Refused
-from parsers.target import BadTarget, parse_host, parse_target
+from parsers.target import BadTarget, Target, parse_host, parse_target
 
 PROTOCOL = "http/1.1"
 HEAD_END = b"\r\n\r\n"
 
 HEAD_MAX = 64 * 1024  # bytes; the common upper end of servers' own limits (Node.js 16, nginx 32, Envoy 60 KiB)
-LINE_MAX = 16 * 1024  # bytes of the first line with its CRLF; RFC 9112 section 3 asks for at least 8000
-FIELDS_MAX = 100  # field lines; Envoy's and Apache's default
+LINE_MAX = 32 * 1024  # bytes of the first line with its CRLF; RFC 9112 section 3 asks for at least 8000, Go takes 1 MiB
+FIELDS_MAX = 1000  # field lines; nginx and Go bound their bytes alone, Node.js has 2000, and replies may set a hundred cookies
 LENGTH_DIGITS_MAX = 18  # digits of Content-Length: every such number fits a signed 64-bit integer
 
 CHUNKED = -1  # the body is chunked
-UNTIL_CLOSE = -2  # the body of a reply ends with the connection
 
 # For heads, for the field lines of a head together, and for single lines. 1024 of at most 4 KiB are 4 MiB of keys, some five
 # times that with what they say.
@@ -36,18 +35,18 @@ MEMO_HEAD_MAX = 4096  # bytes; a longer head is rarely sent twice
 _NAME = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 # Any field line, then the empty line. obs-text (0x80 to 0xFF) may occur in values (RFC 9110 section 5.5).
 FIELDS = rb"(?:" + _NAME + rb":[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n"
-# Methods have no lower-case letters here: some servers ignore case, and a rule about GET must not be dodged by "get".
-_REQUEST = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Z]{1,32}+) ([\x21-\x7e]++) HTTP/1\.([01])\r\n" + FIELDS)
-# The space behind the status is required by RFC 9112 section 4, but so often left out that clients accept it.
-_REPLY = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*+)?\r\n" + FIELDS)
+_METHOD = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}+"
+_REQUEST = re.compile(rb"(" + _METHOD + rb") ([\x21-\x7e\x80-\xff]++) HTTP/1\.([01])\r\n" + FIELDS)
 _SUSPECT = re.compile(rb"(?<!\r)\n|\r(?=[^\n])|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _FIELD_NAME = re.compile(_NAME)
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
-_DIGITS = re.compile(r"[0-9]+")
+DIGITS = re.compile(r"[0-9]+")
 _READABLE_START = re.compile(rb"([\x21-\x7e]{1,32}+) ([\x21-\x7e]{1,1024}+)")
 
+# Methods that say where a reply ends. Some servers ignore case: nobody would know whether the reply to "head" has a body.
+_FRAMING_METHODS = frozenset({"HEAD", "CONNECT"})
 # Options that Connection may carry. Any other names a field that a server would then be free to ignore, although policy
-# has judged it (hop-by-hop abuse).
+# may have judged it (hop-by-hop abuse): policy is told.
 _CONNECTION_OPTIONS = frozenset({"close", "keep-alive", "upgrade", "te", "http2-settings", "proxy-connection"})
 # Protocols that carry calls which nobody would judge behind an upgrade (h2c smuggling). Java's client offers h2c with every
 # first request, so the offer passes; a server that accepts it is cut off.
@@ -70,15 +69,15 @@ FRAMING_FIELDS = frozenset(
     }
 )
 
-_Fields = tuple[tuple[str, str], ...]
-_Special = Mapping[str, Sequence[str]]  # every value of the fields that matter for framing and routing
+Fields = tuple[tuple[str, str], ...]
+Special = Mapping[str, Sequence[str]]  # every value of the fields that matter for framing and routing
 
 
 class _Section(msgspec.Struct, frozen=True, eq=False):
     """What the field lines of a request say, whatever line stands above them."""
 
-    fields: _Fields
-    special: _Special
+    fields: Fields
+    special: Special
     connection: tuple[str, ...]
     expects: bool  # whatever it expects: 100-continue is all that RFC 9110 knows, and who knows more may answer 417
 
@@ -93,17 +92,7 @@ class RequestHead(msgspec.Struct, frozen=True, eq=False):
     keep_alive: bool
     expects: bool  # whatever it expects: 100-continue is all that RFC 9110 knows, and who knows more may answer 417
     upgrade: tuple[str, ...]  # the protocols that the client offers, lower-cased
-
-
-class ReplyHead(msgspec.Struct, frozen=True, eq=False):
-    """A reply head that was accepted. ``body`` is a length in bytes, CHUNKED or UNTIL_CLOSE, unless the request was HEAD."""
-
-    status: int
-    body: int
-    http11: bool
-    keep_alive: bool
-    says_keep_alive: bool
-    upgrade: tuple[str, ...]
+    names_protocol: bool  # it has an Upgrade field, if only one to be ignored
 
 
 _Head = TypeVar("_Head")
@@ -141,19 +130,23 @@ def read_request(head: bytes) -> RequestHead:
     http11 = match[3] == b"1"
     if method == "CONNECT":
         raise Refused(faults.CONNECT_REFUSED)
+    if method != method.upper() and method.upper() in _FRAMING_METHODS:
+        raise Refused(faults.BAD_METHOD)
     section = _SECTIONS[head[line_end:]]
     special, options = section.special, section.connection
-    path, host, path_fault = _target_and_host(method, match[2].decode("ascii"), special, http11)
-    if not _CONNECTION_OPTIONS.issuperset(options):
-        raise Refused(faults.CONNECTION_NOMINATES)
+    target, host = _target_and_host(method, match[2].decode("latin-1"), special, http11)
+    nominated = () if _CONNECTION_OPTIONS.issuperset(options) else _nominated(options)
     call = ApiCall(
         protocol=PROTOCOL,
         method=method,
-        path=path,
+        path=target.path,
         host=host,
         headers=section.fields,
         wire_length=len(head),
-        path_fault=path_fault,
+        path_fault=target.fault,
+        query_fault=target.query_fault,
+        slashes=target.slashes,
+        nominated=nominated,
     )
     body = _framing(special, http11)
     return RequestHead(
@@ -164,51 +157,21 @@ def read_request(head: bytes) -> RequestHead:
         keep_alive="close" not in options and (http11 or "keep-alive" in options),
         expects=section.expects,
         upgrade=_upgrade(special, options, http11),
-    )
-
-
-def read_reply(head: bytes) -> ReplyHead:
-    """Read a reply head that ends with its empty line; raise Refused."""
-    match = _REPLY.fullmatch(head)
-    if match is None:
-        raise Refused(_why_no_reply(head))
-    line_end = head.index(b"\r\n") + 2
-    if line_end > LINE_MAX:
-        raise Refused(faults.LINE_TOO_LONG)
-    http11 = match[1] == b"1"
-    status = int(match[2])
-    special = _special(_fields(head[line_end:]))
-    options = _options(special, "connection")
-    body = _framing(special, http11)
-    if status < 200 or status == 204:
-        # RFC 9110 section 8.6 forbids even "Content-Length: 0" here, but it is common with 204 and cannot mislead.
-        if body:
-            raise Refused(faults.BODY_FORBIDDEN)
-        body = 0
-    elif status == 304:
-        body = 0
-    return ReplyHead(
-        status=status,
-        body=UNTIL_CLOSE if body is None else body,
-        http11=http11,
-        keep_alive="close" not in options and (http11 or "keep-alive" in options),
-        says_keep_alive="keep-alive" in options,
-        upgrade=_options(special, "upgrade"),
+        names_protocol="upgrade" in special,
     )
 
 
 REQUEST_HEADS: Memo[RequestHead] = Memo(read_request)
-REPLY_HEADS: Memo[ReplyHead] = Memo(read_reply)
 
 
-def early_fault(data: bytes, start: int = 0) -> Fault | None:
+def early_fault(data: bytes, start: int = 0, suspects: re.Pattern[bytes] = _SUSPECT) -> Fault | None:
     """Find the first defect of a head that is not complete; bytes before ``start`` are known to be clean.
 
     The answer depends on the bytes alone and not on how they were split: a byte that no head may have comes before a limit
     that is reached behind it.
     """
-    suspect = _SUSPECT.search(data, start, HEAD_MAX)
-    if len(data) > LINE_MAX and data.find(b"\r\n", 0, LINE_MAX) < 0 and (suspect is None or suspect.start() >= LINE_MAX):
+    suspect = suspects.search(data, start, HEAD_MAX)
+    if len(data) > LINE_MAX and data.find(b"\n", 0, LINE_MAX) < 0 and (suspect is None or suspect.start() >= LINE_MAX):
         return faults.LINE_TOO_LONG
     if suspect is not None:
         return suspect_fault(suspect[0])
@@ -278,12 +241,12 @@ def edit_head(head: bytes, edits: Sequence[HeaderEdit]) -> bytes | None:
 
 
 def _read_section(section: bytes) -> _Section:
-    fields = _fields(section)
-    special = _special(fields)
+    fields = read_fields(section)
+    special = special_fields(fields)
     return _Section(
         fields=fields,
         special=special,
-        connection=_options(special, "connection"),
+        connection=list_members(special, "connection"),
         expects="expect" in special,
     )
 
@@ -292,7 +255,7 @@ def _read_section(section: bytes) -> _Section:
 _SECTIONS: Memo[_Section] = Memo(_read_section)
 
 
-def _fields(section: bytes) -> _Fields:
+def read_fields(section: bytes) -> Fields:
     """Split field lines, with the empty line behind them, that are known to fit the grammar."""
     if section == b"\r\n":
         return ()
@@ -311,7 +274,7 @@ def _field(line: str) -> tuple[str, str]:
 _remembered_field = lru_cache(MEMO_ENTRIES_MAX)(_field)
 
 
-def _special(fields: _Fields) -> dict[str, list[str]]:
+def special_fields(fields: Fields) -> dict[str, list[str]]:
     """Collect every value of the fields that matter for framing and routing."""
     special: dict[str, list[str]] = {}
     for name, value in fields:
@@ -320,7 +283,7 @@ def _special(fields: _Fields) -> dict[str, list[str]]:
     return special
 
 
-def _options(special: _Special, name: str) -> tuple[str, ...]:
+def list_members(special: Special, name: str) -> tuple[str, ...]:
     """Split the values of a list field into lower-cased members (RFC 9110 section 5.6.1)."""
     if name not in special:
         return ()
@@ -328,8 +291,16 @@ def _options(special: _Special, name: str) -> tuple[str, ...]:
     return tuple(member for member in members if member)
 
 
-def _target_and_host(method: str, text: str, special: _Special, http11: bool) -> tuple[str, str | None, str | None]:
-    """Return canonical path, host and path fault (RFC 9112 section 3.2 and 3.2.2)."""
+def _nominated(options: tuple[str, ...]) -> tuple[str, ...]:
+    """Header fields that Connection names; raise Refused where the framing of the message would depend on them."""
+    names = tuple(dict.fromkeys(option for option in options if option not in _CONNECTION_OPTIONS))
+    if any(name in FRAMING_FIELDS or _FIELD_NAME.fullmatch(name.encode("latin-1")) is None for name in names):
+        raise Refused(faults.CONNECTION_NOMINATES)
+    return names
+
+
+def _target_and_host(method: str, text: str, special: Special, http11: bool) -> tuple[Target, str | None]:
+    """Return what policy judges of target and host (RFC 9112 section 3.2 and 3.2.2)."""
     hosts = special.get("host", [])
     if len(hosts) > 1:
         raise Refused(faults.SEVERAL_HOSTS)
@@ -343,12 +314,14 @@ def _target_and_host(method: str, text: str, special: _Special, http11: bool) ->
         host = parse_host(hosts[0]) if hosts else target.host
     except BadTarget:
         raise Refused(faults.BAD_HOST) from None
-    if target.host is not None and target.host != host:
-        raise Refused(faults.AUTHORITY_DIFFERS)
-    return target.path, host, target.fault
+    if target.host is not None and host is not None:
+        port = target.default_port
+        if target.host.removesuffix(port) != host.removesuffix(port):
+            raise Refused(faults.AUTHORITY_DIFFERS)
+    return target, host
 
 
-def _framing(special: _Special, http11: bool) -> int | None:
+def _framing(special: Special, http11: bool) -> int | None:
     """Return the length that a head announces, CHUNKED, or None if it announces none (RFC 9112 section 6)."""
     codings = special.get("transfer-encoding")
     lengths = special.get("content-length")
@@ -366,21 +339,16 @@ def _framing(special: _Special, http11: bool) -> int | None:
         return None
     if len(lengths) > 1:
         raise Refused(faults.REPEATED_LENGTH)
-    if _DIGITS.fullmatch(lengths[0]) is None:
+    if DIGITS.fullmatch(lengths[0]) is None:
         raise Refused(faults.BAD_LENGTH)
     if len(lengths[0]) > LENGTH_DIGITS_MAX:
         raise Refused(faults.LENGTH_TOO_LONG)
     return int(lengths[0])
 
 
-def _upgrade(special: _Special, options: tuple[str, ...], http11: bool) -> tuple[str, ...]:
-    """Return the protocols of a request's Upgrade field (RFC 9110 section 7.8)."""
-    if "upgrade" not in special:
-        return ()
-    protocols = _options(special, "upgrade")
-    if not http11 or "upgrade" not in options or not protocols:
-        raise Refused(faults.STRAY_UPGRADE)
-    return protocols
+def _upgrade(special: Special, options: tuple[str, ...], http11: bool) -> tuple[str, ...]:
+    """Return the protocols of a request's Upgrade field; elsewhere a server ignores it (RFC 9110 section 7.8)."""
+    return list_members(special, "upgrade") if http11 and "upgrade" in options else ()
 
 
 def _why_no_request(head: bytes) -> Fault:
@@ -398,20 +366,10 @@ def _why_no_request(head: bytes) -> Fault:
     if len(words) != 3 or not all(words):
         return faults.BAD_REQUEST_LINE
     method, target, version = words
-    if re.fullmatch(rb"[!#$%&'*+\-.^_`|~0-9A-Z]{1,32}", method) is None:
+    if re.fullmatch(_METHOD, method) is None:
         return faults.BAD_METHOD
-    if re.fullmatch(rb"[\x21-\x7e]+", target) is None:
+    if re.fullmatch(rb"[\x21-\x7e\x80-\xff]+", target) is None:
         return faults.BAD_TARGET
     if version not in (b"HTTP/1.0", b"HTTP/1.1"):
         return faults.BAD_VERSION
-    return why_no_field(fields)
-
-
-def _why_no_reply(head: bytes) -> Fault:
-    fault = early_fault(head)
-    if fault is not None:
-        return fault
-    line, *fields = head[: -len(HEAD_END)].split(b"\r\n")
-    if re.fullmatch(rb"HTTP/1\.[01] [1-9][0-9]{2}(?: [\t\x20-\x7e\x80-\xff]*)?", line) is None:
-        return faults.BAD_STATUS_LINE
     return why_no_field(fields)

@@ -3,7 +3,8 @@
 The target is forwarded as it came. For judging it is brought into the one form that RFC 3986 section 6.2.2 calls equal to
 it: hexadecimal digits of percent-encodings in upper case, and percent-encoded *unreserved* characters decoded. Everything
 whose meaning depends on the server is a fault: the call has a path, but no rule may be satisfied by it. docs/http1.md says
-why this is safe for rules that allow and for rules that deny.
+why this is safe for rules that allow and for rules that deny. Path and query have their faults each for itself: where the
+path ends, and what it is, does not depend on what stands in the query.
 """
 
 import re
@@ -18,13 +19,18 @@ HOSTS_REMEMBERED = 1024  # most connections name one of a few hosts; 1024 of the
 class Target(msgspec.Struct, frozen=True):
     """A request target as policy sees it.
 
-    ``path`` is canonical, with its query; when ``fault`` is not None it is the raw target instead. ``host`` is the canonical
-    authority of an absolute-form target, else None.
+    ``path`` is canonical, with its query. When ``fault`` is not None it is the raw target instead, but for bytes above ASCII,
+    which are percent-encoded; so is the query when ``query_fault`` is not None. ``slashes``: the path has no fault but
+    slashes, empty segments or encoded ones, and whatever a server makes of them it has no other; it is canonical nevertheless.
+    ``host`` is the canonical authority of an absolute-form target, else None, and ``default_port`` that of its scheme.
     """
 
     path: str
     host: str | None = None
     fault: str | None = None
+    query_fault: str | None = None
+    slashes: bool = False
+    default_port: str = ""
 
 
 class BadTarget(ValueError):  # noqa: N818 - it is the client that is bad, not our code
@@ -34,8 +40,11 @@ class BadTarget(ValueError):  # noqa: N818 - it is the client that is bad, not o
 # RFC 9110 section 7.2 with RFC 3986 section 3.2, less what no real host has: user information, percent-encodings,
 # sub-delimiters, an empty host, an empty port or one with leading zeros.
 _HOST = re.compile(r"(?:([A-Za-z0-9._-]++)|(\[[0-9A-Fa-f:.]++\]))(:[1-9][0-9]{0,4})?")
-_TARGET = re.compile(r"[\x21-\x7e]+")
-_ABSOLUTE = re.compile(r"[Hh][Tt][Tt][Pp]://([^/?#]*)(.*)")
+_TARGET = re.compile(r"[\x21-\x7e\x80-\xff]+")
+_ABSOLUTE = re.compile(r"(https?)://([^/?#]*)(.*)", re.IGNORECASE)
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+_ABOVE_ASCII = re.compile(r"[\x80-\xff]")
+_SLASHES = re.compile(r"//+")
 _BROKEN_TRIPLET = re.compile(r"%(?![0-9A-Fa-f]{2})")
 # RFC 3986 section 2.3. Only these mean the same encoded and plain, whatever the server does with delimiters.
 _UNRESERVED = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
@@ -66,9 +75,9 @@ def parse_host(text: str) -> str:
 
 
 def parse_target(method: str, target: str) -> Target:
-    """Return what policy judges for the target of a ``method`` request; raise BadTarget when it is none.
+    """Return what policy judges for the target of a ``method`` request, its bytes as Latin-1; raise BadTarget when it is none.
 
-    Accepted are origin-form, absolute-form with the scheme http, and asterisk-form for OPTIONS.
+    Accepted are origin-form, absolute-form with the scheme http or https, and asterisk-form for OPTIONS.
     """
     if target.startswith("/"):
         if _TARGET.fullmatch(target) is None:
@@ -79,21 +88,58 @@ def parse_target(method: str, target: str) -> Target:
     absolute = _ABSOLUTE.fullmatch(target)
     if absolute is None or _TARGET.fullmatch(target) is None:
         raise BadTarget("neither origin-form nor absolute-form")
-    host = parse_host(absolute[1])
-    rest = absolute[2]
+    scheme, authority, rest = absolute.groups()
+    host, default_port = parse_host(authority), _DEFAULT_PORTS[scheme.lower()]
     if not rest and method == "OPTIONS":  # RFC 9112 section 3.2.4: this means asterisk-form
-        return Target("*", host, "not-origin-form")
-    judged = _judged(rest if rest.startswith("/") else "/" + rest)
-    return Target(judged.path, host, judged.fault)
+        judged = Target("*", fault="not-origin-form")
+    else:
+        judged = _judged(rest if rest.startswith("/") else "/" + rest)
+    return msgspec.structs.replace(judged, host=host, default_port=default_port)
 
 
 def _judged(target: str) -> Target:
-    """Canonicalise an origin-form target, or find the fault that forbids to do so."""
-    if _BROKEN_TRIPLET.search(target):
-        return Target(target, fault="broken-percent-encoding")
-    canonical = _normalised(target) if "%" in target else target
-    fault = _fault(canonical)
-    return Target(canonical if fault is None else target, fault=fault)
+    """Canonicalise an origin-form target, or find the faults that forbid to do so."""
+    path, mark, query = target.partition("?")
+    if not mark and "%" not in path and path.isascii():  # as most are
+        fault = _fault(path)
+        return Target(path, fault=fault, slashes=fault is not None and _has_only_slashes(path, fault))
+    canonical, fault = _canonical(path)
+    fault = fault or _fault(canonical)
+    slashes = fault is not None and _has_only_slashes(canonical, fault)
+    shown = canonical if fault is None or slashes else _encoded(path)
+    query, query_fault = _canonical(query)
+    return Target(shown + mark + query, fault=fault, query_fault=query_fault or _query_fault(query), slashes=slashes)
+
+
+def _encoded(text: str) -> str:
+    return _ABOVE_ASCII.sub(lambda found: f"%{ord(found[0]):02X}", text)
+
+
+def _canonical(text: str) -> tuple[str, str | None]:
+    """One part of a target in its canonical form, or as it is, with the fault that keeps it from having one."""
+    if not text.isascii():
+        return _encoded(text), "unencoded-byte"
+    if "%" not in text:
+        return text, None
+    if _BROKEN_TRIPLET.search(text):
+        return text, "broken-percent-encoding"
+    return _normalised(text), None
+
+
+def _query_fault(query: str) -> str | None:
+    if "\\" in query:
+        return "backslash"
+    if "#" in query:
+        return "fragment"
+    return "encoded-nul" if "%00" in query else None
+
+
+def _has_only_slashes(path: str, fault: str) -> bool:
+    """Whether a path has no other fault, decoded or not, merged or not."""
+    if fault not in ("empty-segment", "encoded-slash"):
+        return False
+    decoded = path.replace("%2F", "/")
+    return all(_other_fault(reading) is None for one in (path, decoded) for reading in (one, _SLASHES.sub("/", one)))
 
 
 def _normalised(target: str) -> str:
@@ -102,22 +148,33 @@ def _normalised(target: str) -> str:
     return before + "".join([_NORMAL[piece[:2]] + piece[2:] for piece in pieces])
 
 
-def _fault(canonical: str) -> str | None:
-    """Name what servers read in different ways. A query may carry slashes and dots, the path may not."""
-    path = canonical.partition("?")[0]
-    if "\\" in canonical:
-        return "backslash"
-    if "#" in canonical:
-        return "fragment"
+def _fault(path: str) -> str | None:
+    """Name what servers read in different ways."""
     if "//" in path:
-        return "empty-segment"
-    if "%" in canonical:
-        if "%00" in canonical:
+        return _fault_of_bytes(path) or "empty-segment"
+    if "%2F" in path:
+        return _fault_of_bytes(path) or "encoded-slash"
+    return _other_fault(path)
+
+
+def _fault_of_bytes(path: str) -> str | None:
+    if "\\" in path:
+        return "backslash"
+    if "#" in path:
+        return "fragment"
+    if "%" in path:
+        if "%00" in path:
             return "encoded-nul"
-        if "%2F" in path:
-            return "encoded-slash"
         if "%5C" in path:
             return "encoded-backslash"
+    return None
+
+
+def _other_fault(path: str) -> str | None:
+    """A fault that is no slash."""
+    fault = _fault_of_bytes(path)
+    if fault is not None:
+        return fault
     if ("/;" in path or "/%3B" in path) and _EMPTY_BUT_PARAMETERS.search(path):
         return "empty-segment"
     if "/." in path and _DOT_SEGMENT.search(path):

@@ -22,11 +22,12 @@ import msgspec
 
 from parsers.contract import ApiCall, HeaderEdit
 from policies.kafka import PROTOCOL, TOPIC, KafkaIndex, pieces
-from policies.match import RuleIndex, UndecidedError, looks_at_path
+from policies.match import RuleIndex, UndecidedError, headers_of, looks_at_path, looks_at_query
 from policies.model import (
     BODILESS_METHODS,
     DEFAULT_NAMESPACE,
     NAMESPACE_LABEL,
+    STRICT,
     Acceleration,
     Address,
     AnyL7Rule,
@@ -36,6 +37,7 @@ from policies.model import (
     Entity,
     HttpRule,
     KafkaRule,
+    Normalise,
     Peers,
     Policy,
     PortRule,
@@ -45,6 +47,7 @@ from policies.model import (
     is_in_cluster,
     is_reserved,
 )
+from policies.slashes import reading, readings, united
 
 # Pairs and decisions that are kept. A pair is asked for per connection and a decision per call, and both are only caches:
 # what falls out is worked out again. The numbers bound the memory that strangers' addresses or varied calls can claim: of
@@ -225,9 +228,15 @@ class L7Plan:
         # A Kafka call may need two rules, of which one is in audit mode.
         together = [(e, r) for e, r, audit in allowing if audit or isinstance(r, KafkaRule)] if self.audit_allow.rules else []
         self._audited = _Rules(together, secrets, Rank.TOLERATE, "audit-rule")
-        path_rules = [(e, r) for e, r in labelled if looks_at_path(r) and (open_by is None or r.deny)]
-        self._path_matters = bool(path_rules)
-        self._path_enforced = any(not e.rule.audit and not (r.deny and r.audit) for e, r in path_rules)
+        asked = [(e, r) for e, r in labelled if open_by is None or r.deny]
+        self._path = _Concern([(e, r) for e, r in asked if looks_at_path(r)])
+        self._query = _Concern([(e, r) for e, r in asked if looks_at_query(r)])
+        by_header: dict[str, list[tuple[Entry, AnyL7Rule]]] = {}
+        for entry, rule in labelled:
+            for name in headers_of(rule):
+                by_header.setdefault(name, []).append((entry, rule))
+        self._headers = {name: _Concern(rules) for name, rules in by_header.items()}
+        self._slashes = united(_said_of_slashes(entries, asked))
 
     def judge(self, call: ApiCall) -> Outcome:
         """Raises `UndecidedError` and `UnicodeEncodeError`."""
@@ -237,20 +246,22 @@ class L7Plan:
             return Outcome(Rank.ALLOW, "opaque-allowed", *self._opaque_name())
         if call.protocol not in self._protocols:
             return self._refusal("protocol-not-allowed")
+        read = self.read(call)
         tolerated: Outcome | None = None
-        if call.path_fault is not None and self._path_matters:
-            if self._path_enforced:
-                return Outcome(Rank.DENY, call.path_fault, bad_request=True)
-            tolerated = Outcome(Rank.TOLERATE, call.path_fault)
+        for reason, concern, bad_request in self._doubts(read):
+            if concern.enforced:
+                return Outcome(Rank.DENY, reason, bad_request=bad_request)
+            tolerated = tolerated or Outcome(Rank.TOLERATE, reason)
         if self.bodies is not None and _has_needless_body(call):
             if self.bodies.rank is Rank.DENY:
                 return self.bodies
             tolerated = self.bodies
-        denied = self.deny.first(call)
+        forbidden = self._readings(call, read)
+        denied = self.deny.first_of(forbidden)
         if denied is not None:
             return denied
-        tolerated = tolerated or self.audit_deny.first(call)
-        allowed = self._allowed(call)
+        tolerated = tolerated or self.audit_deny.first_of(forbidden)
+        allowed = self._allowed(read)
         if tolerated is None or allowed.rank is Rank.DENY:
             return allowed
         return msgspec.structs.replace(tolerated, edits=allowed.edits, notes=allowed.notes)
@@ -261,6 +272,29 @@ class L7Plan:
         if self.open_by is not None or self.default_allow is not None or self._tolerant is not None:
             return denied
         return lambda topic: denied(topic) or not (allowed(topic) or audited(topic))
+
+    def read(self, call: ApiCall) -> ApiCall:
+        """The call as the port's server reads it, if the port says what becomes of the only fault of its path."""
+        if not call.slashes or call.path is None:
+            return call
+        path = reading(call.path, self._slashes)
+        return call if path is None else msgspec.structs.replace(call, path=path, path_fault=None)
+
+    def _readings(self, call: ApiCall, read: ApiCall) -> Sequence[ApiCall]:
+        """The call as any server may read it."""
+        if read is call or call.path is None:
+            return (call,)
+        return [read, *(msgspec.structs.replace(call, path=path, path_fault=None) for path in sorted(readings(call.path)))]
+
+    def _doubts(self, call: ApiCall) -> "Iterable[tuple[str, _Concern, bool]]":
+        """Why rules cannot judge a call, for those that are concerned, and whether it is the target that is bad."""
+        if call.path_fault is not None and self._path.matters:
+            yield call.path_fault, self._path, True
+        if call.query_fault is not None and self._query.matters:
+            yield call.query_fault, self._query, True
+        for name in call.nominated:
+            if name in self._headers:
+                yield "connection-nominates-field", self._headers[name], False
 
     def _allowed(self, call: ApiCall) -> Outcome:
         if self.open_by is not None:
@@ -296,6 +330,21 @@ class L7Plan:
         )
 
 
+class _Concern:
+    """Rules that have to know something for certain: whether there are any, and whether one of them is enforced."""
+
+    def __init__(self, rules: Sequence[tuple[Entry, AnyL7Rule]]) -> None:
+        self.matters = bool(rules)
+        self.enforced = any(not e.rule.audit and not (r.deny and r.audit) for e, r in rules)
+
+
+def _said_of_slashes(entries: Sequence[Entry], asked: Sequence[tuple[Entry, AnyL7Rule]]) -> list[Normalise]:
+    """What entries say of slashes. Where a rule that allows looks at paths, saying nothing is a word against them."""
+    allowing = {id(entry) for entry, rule in asked if not rule.deny and looks_at_path(rule)}
+    said = [(entry, entry.port_rule.normalise) for entry in entries if entry.port_rule is not None]
+    return [normalise or STRICT for entry, normalise in said if normalise is not None or id(entry) in allowing] or [STRICT]
+
+
 class _Rules:
     """One list of L7 rules with the entries that they come from, and what it means when one of them matches."""
 
@@ -321,6 +370,10 @@ class _Rules:
         if kafka:
             return KafkaIndex(kafka, deny)
         return RuleIndex([rule for rule in self.rules if not isinstance(rule, KafkaRule)], self._secrets, deny)
+
+    def first_of(self, calls: Iterable[ApiCall]) -> Outcome | None:
+        """The outcome of the first of several readings of a call that a rule matches."""
+        return next((outcome for outcome in map(self.first, calls) if outcome is not None), None)
 
     def first(self, call: ApiCall) -> Outcome | None:
         """The outcome that the first matching rule has, with the header changes of all matching ones."""
@@ -806,8 +859,10 @@ def _looks_at_headers(rule: AnyL7Rule) -> bool:
 
 def _has_needless_body(call: ApiCall) -> bool:
     """Whether a call has a body although its method gives it no meaning."""
-    return call.method in BODILESS_METHODS and any(
-        name == "transfer-encoding" or (name == "content-length" and value.strip("0")) for name, value in call.headers
+    return (
+        call.method is not None
+        and call.method.upper() in BODILESS_METHODS
+        and any(name == "transfer-encoding" or (name == "content-length" and value.strip("0")) for name, value in call.headers)
     )
 
 

@@ -143,12 +143,14 @@ class _SideReader:
         self._call = call
         # The rules that are asked, by the object that the index holds, with their first mismatch and a note.
         self._asked: dict[int, tuple[str | None, str]] = {}
-        asked = list(pieces(call)) if call.protocol == PROTOCOL else [call]
         self._opener: Entry | None = None
         for view in side.views:
             plan = view.l7
-            for effect, rules in plan.lists if plan is not None else ():
-                if plan is not None and plan.open_by is not None and "allow" in effect:
+            if plan is None:
+                continue
+            asked = list(pieces(call)) if call.protocol == PROTOCOL else [plan.read(call)]
+            for effect, rules in plan.lists:
+                if plan.open_by is not None and "allow" in effect:
                     self._opener = plan.open_by
                     continue
                 for order, rule in enumerate(rules.rules):

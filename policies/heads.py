@@ -58,9 +58,9 @@ DIGIT, NO_REPLY_BODY, ACCEPT, STATUS, ACCEPT_BARE = 1, 2, 3, 4, 5
 # What the grammar bounds, for want of counters in the kernel.
 LENGTH_DIGITS = 15  # fits a signed 64-bit integer however it is summed up
 HOST_PROOF_MAX = 48  # characters of the name; the parser's HOST_MAX is 261. One or two states each, in every section.
-# Together these keep a head within the parser's FIELDS_MAX of 100 field lines: with 101 lines it has at least 14 bytes of
-# request line, 8 of Host, 4 for each of the few headers that rules name (once each), FIELD_LINE_MIN for each of the 92
-# others, and the empty line: 14 + 8 + 8 * 4 + 92 * 12 + 2 = 1160.
+# Together these keep a head within 100 field lines, which is within the parser's FIELDS_MAX: with 101 lines it has at least 14
+# bytes of request line, 8 of Host, 4 for each of the few headers that rules name (once each), FIELD_LINE_MIN for each of the
+# 92 others, and the empty line: 14 + 8 + 8 * 4 + 92 * 12 + 2 = 1160.
 FIELD_LINE_MIN = 12  # bytes with CRLF; "Accept:*/*" is the shortest line that clients commonly send
 NAMES_MAX = 8  # different headers that the rules of a pair name
 HEAD_PROOF_MAX = 1104  # bytes: the runner gives up behind so many, and the kernel keeps no more of a head

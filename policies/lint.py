@@ -4,14 +4,16 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from policies import lint_kafka
-from policies.match import compile_pattern, is_literal
+from policies.match import compile_pattern, is_literal, looks_at_path
 from policies.model import (
     BODILESS_METHODS,
     RESERVED,
+    STRICT,
     AnyL7Rule,
     Bundle,
     CidrRule,
     Direction,
+    EncodedSlash,
     Entity,
     GrpcRule,
     HttpRule,
@@ -138,7 +140,26 @@ class _Linter:
         for one in port_rule.rules:
             yield from _of_headers(one)
             if isinstance(one, HttpRule):
-                yield from self._of_http_rule(one)
+                yield from self._of_http_rule(one, _takes_encoded_slashes(port_rule))
+        yield from self._of_slashes(policy, direction, port_rule)
+
+    def _of_slashes(self, policy: Policy, direction: Direction, port_rule: PortRule) -> Iterator[Finding]:
+        if port_rule.normalise is None:
+            return
+        if not any(map(looks_at_path, port_rule.rules)):
+            yield _at(port_rule.place, "SL020", "normalise has no effect: no rule here looks at the path")
+            return
+        selected = self._selected(policy.selector)
+        others = [p for p in self._bundle.policies if any(p.selector.matches(workload.labels) for workload in selected)]
+        sections = [section for section in (p.section(direction) for p in others) if section is not None]
+        for other in (ports for section in sections for rule in section.rules for ports in rule.ports or ()):
+            meets = any(mine.overlaps(theirs) for mine in port_rule.ports for theirs in other.ports)
+            allows = any(looks_at_path(one) and not one.deny for one in other.rules)
+            if meets and allows and (other.normalise or STRICT) != port_rule.normalise:
+                where = f"{other.place.file}:{other.place.line}"
+                hint = "say the same there: where both are for one peer, only what both say holds"
+                yield _at(port_rule.place, "SL020", f"the entry at {where} says something else of slashes, or nothing", hint)
+                return
 
     @staticmethod
     def _is_default_deny(policy: Policy, direction: Direction) -> bool:
@@ -183,27 +204,39 @@ class _Linter:
             for w in selected
         )
 
-    def _of_http_rule(self, rule: HttpRule) -> Iterator[Finding]:
+    def _of_http_rule(self, rule: HttpRule, encoded_slashes: bool) -> Iterator[Finding]:
         for field, pattern in (("method", rule.method), ("host", rule.host)):
             if pattern in _BROAD:
                 yield _at(rule.place, "SL006", f"{field}: {pattern!r} matches everything", "leave the field out")
         if rule.method is not None and is_literal(rule.method) and rule.method != rule.method.upper():
             yield _at(
-                rule.place, "SL011", f"method: {rule.method!r} never matches", f"methods are upper-case: {rule.method.upper()}"
+                rule.place,
+                "SL011",
+                f"method: {rule.method!r} matches no method that programs commonly send",
+                f"methods are upper-case: {rule.method.upper()}",
             )
         if rule.host is not None and re.search(r"(?<!\\)[A-Z]", rule.host) and "(?i" not in rule.host:
             yield _at(rule.place, "SL011", f"host: {rule.host!r} never matches", "hosts are compared in lower case")
         if rule.path is not None:
-            yield from _of_path(rule.place, rule.path.kind, rule.path.text)
+            text = rule.path.text
+            yield from _of_path(rule.place, rule.path.kind, text, text.replace("%2F", "") if encoded_slashes else text)
         for match in rule.header_matches:
             if match.secret is not None and match.secret not in self._bundle.secrets:
                 name = "/".join(match.secret)
                 yield _at(rule.place, "SL013", f"the secret {name!r} is missing", "until it is there, this rule allows nothing")
 
 
-def _of_path(place: Place, kind: PathKind, text: str) -> Iterator[Finding]:
-    if _NEVER_IN_PATH.search(text):
-        hint = "write unreserved characters plainly and other bytes as %XX in upper case; %2F, %5C and %00 are always refused"
+def _takes_encoded_slashes(port_rule: PortRule) -> bool:
+    said = port_rule.normalise
+    return said is not None and said.encoded_slash is not EncodedSlash.REFUSE
+
+
+def _of_path(place: Place, kind: PathKind, text: str, encodings: str) -> Iterator[Finding]:
+    if _NEVER_IN_PATH.search(encodings):
+        hint = (
+            "write unreserved characters plainly and other bytes as %XX in upper case; %5C and %00 are always refused, "
+            "and %2F where the port does not say what it is (normalise)"
+        )
         yield _at(place, "SL012", f"{kind.value}: {text!r} has an encoding that no judged path has", hint)
     if kind is not PathKind.REGEX:
         return

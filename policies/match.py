@@ -219,6 +219,8 @@ class RuleIndex:
                     paths += self._target.matching(reading) + self._bare.matching(reading)
         if call.method is not None:
             methods += self._method.matching(call.method)
+            if self._deny and call.method != call.method.upper():
+                methods += self._method.matching(call.method.upper())  # some servers take "get" for GET
         if call.host is not None:
             hosts += self._host.matching(call.host)
             bare_host = _PORT_OF_HOST.sub("", call.host)
@@ -413,6 +415,21 @@ class _Values:
         if self._regex is not None:
             return self._regex.fullmatch(value.encode("latin-1")) is not None
         return value.startswith(self._value) if self._kind is ValueKind.PREFIX else value == self._value
+
+
+def looks_at_query(rule: L7Rule) -> bool:
+    """Whether a rule needs to know for certain which query the server will see: its path with the query, or parameters."""
+    if isinstance(rule, HttpRule):
+        return bool(rule.query) or (rule.path is not None and rule.path.kind is PathKind.REGEX)
+    return looks_at_path(rule)
+
+
+def headers_of(rule: L7Rule) -> frozenset[str]:
+    """The header fields (lower-cased) that a rule looks at."""
+    names = [header.name for header in rule.headers]
+    if isinstance(rule, HttpRule):
+        names += [match.name for match in rule.header_matches]
+    return frozenset(name.lower() for name in names)
 
 
 def looks_at_path(rule: L7Rule) -> bool:

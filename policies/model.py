@@ -259,6 +259,32 @@ AnyL7Rule = HttpRule | GrpcRule | KafkaRule
 BODILESS_METHODS = frozenset({"GET", "HEAD", "DELETE"})
 
 
+class EncodedSlash(StrEnum):
+    """What a server does with ``%2F`` in a path."""
+
+    KEEP = "keep"  # it is a part of its segment
+    DECODE = "decode"  # it is a slash
+    REFUSE = "refuse"  # nobody knows
+
+
+class EmptySegments(StrEnum):
+    """What a server does with ``//`` in a path."""
+
+    KEEP = "keep"  # there is an empty segment
+    MERGE = "merge"  # it is one slash
+    REFUSE = "refuse"  # nobody knows
+
+
+class Normalise(msgspec.Struct, frozen=True):
+    """How the server of a port reads paths."""
+
+    encoded_slash: EncodedSlash = EncodedSlash.REFUSE
+    empty_segments: EmptySegments = EmptySegments.REFUSE
+
+
+STRICT = Normalise()
+
+
 class PortRule(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     """One ``toPorts`` entry. ``kind`` None: these ports are allowed as such; else only what one of ``rules`` allows."""
 
@@ -268,6 +294,7 @@ class PortRule(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     rules: tuple[AnyL7Rule, ...] = ()
     opaque_allowed: bool = False
     bodies_refused: bool = False  # of calls with BODILESS_METHODS
+    normalise: Normalise | None = None  # None: it says nothing
 
     @property
     def can_deny(self) -> bool:

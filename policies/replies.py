@@ -25,7 +25,8 @@ from policies.heads import (
 )
 
 # With so many bytes in a field line (CRLF included) and a status line of at least 14, a head within HEAD_PROOF_MAX has no more
-# lines than the parser's FIELDS_MAX of 100: 14 + 101 * 11 + 2 = 1127. "Server: x" is the shortest that servers commonly send.
+# than 100 lines, which is within the parser's FIELDS_MAX: 14 + 101 * 11 + 2 = 1127. "Server: x" is the shortest that servers
+# commonly send.
 FIELD_LINE_MIN = 11
 
 _DIGITS = frozenset(b"0123456789")

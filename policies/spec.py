@@ -12,11 +12,15 @@ from policies.model import (
     NAMESPACE_LABELS,
     RESERVED,
     RESERVED_NAMES,
+    STRICT,
     AnyL7Rule,
     CidrRule,
     Direction,
+    EmptySegments,
+    EncodedSlash,
     Entity,
     Network,
+    Normalise,
     Operator,
     Peers,
     Place,
@@ -70,7 +74,7 @@ _L7_REFUSED = {
     "l7proto": f"{NOT_YET}; http and kafka are read",
     "l7": f"{NOT_YET}; http and kafka are read",
 }
-_PORT_RULE_EXTENSIONS = ["opaque", "bodilessMethods"]  # ApiPolicy's
+_PORT_RULE_EXTENSIONS = ["opaque", "bodilessMethods", "normalise"]  # ApiPolicy's
 _TLS = "TLS is not opened: leave it out, with the L7 rules, and the port is allowed unread; or police the plain side"
 _PORT_RULE_REFUSED = {
     "serverNames": f"{NOT_YET}; toCIDRSet with the servers' addresses, or host of HTTP rules where the connection is plain",
@@ -431,6 +435,25 @@ class SpecReader:
             rules=rules,
             opaque_allowed=opaque,
             bodies_refused=bodies_refused,
+            normalise=self._normalise(fields["normalise"], kind) if "normalise" in fields else None,
+        )
+
+    def _normalise(self, node: Node, kind: str | None) -> Normalise | None:
+        fields = self._report.fields(node, "normalise", ("encodedSlash", "emptySegments"))
+        if fields is None:
+            return None
+        if kind != "http":
+            self._report.error(node.place, "SE006", "normalise without http rules has no meaning")
+        slash = segments = None
+        if "encodedSlash" in fields:
+            slash = self._report.choice(fields["encodedSlash"], "encodedSlash", list(EncodedSlash))
+        if "emptySegments" in fields:
+            segments = self._report.choice(fields["emptySegments"], "emptySegments", list(EmptySegments))
+        if not fields:
+            self._report.error(node.place, "SE005", "normalise says nothing", "encodedSlash and emptySegments: keep, …")
+        return Normalise(
+            EncodedSlash(slash) if slash in list(EncodedSlash) else STRICT.encoded_slash,
+            EmptySegments(segments) if segments in list(EmptySegments) else STRICT.empty_segments,
         )
 
     def _port(self, node: Node, has_rules: bool) -> PortRange | None:

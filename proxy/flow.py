@@ -26,6 +26,7 @@ from parsers.contract import (
     Inject,
     Judge,
     Later,
+    Leave,
     More,
     Opaque,
     Outage,
@@ -33,6 +34,7 @@ from parsers.contract import (
     Pass,
     Prefix,
     Reply,
+    Tolerated,
     Verb,
     Void,
 )
@@ -942,6 +944,10 @@ class Flow:
                 self._fail(verb)
             elif isinstance(verb, Opaque):
                 self._open_tunnel(verb)
+            elif isinstance(verb, Tolerated):
+                self._scene.metrics.tolerated.add((verb.reason,))
+            elif isinstance(verb, Leave):
+                self._end_between_calls()
             else:
                 assert isinstance(verb, More)
             if self.over:

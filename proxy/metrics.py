@@ -154,6 +154,7 @@ class Metrics:
         self.kernel_bytes = Series()  # (direction,)
         self.kernel_fallbacks = Series()  # (reason,)
         self.limits = Series()  # (limit,)
+        self.tolerated = Series()  # (reason,)
         self.over_share = Series(MAX_CALL_SERIES, keep=1)  # (budget, subject)
         self.budget_used = Series()  # (budget,)
         self.budget_limit = Series()  # (budget,)
@@ -190,6 +191,7 @@ class Metrics:
             "sluice_kernel_bytes": self.kernel_bytes,
             "sluice_kernel_fallbacks": self.kernel_fallbacks,
             "sluice_limits": self.limits,
+            "sluice_tolerated": self.tolerated,
             "sluice_over_share": self.over_share,
             "sluice_budget_used": self.budget_used,
             "sluice_budget_limit": self.budget_limit,
@@ -225,6 +227,7 @@ class _Collector:
         yield self._counter("sluice_kernel_bytes", "Bytes carried inside the kernel", ("direction",))
         yield self._counter("sluice_kernel_fallbacks", "Calls that the kernel path handed to the relay", ("reason",))
         yield self._counter("sluice_limits", "Limits that were reached", ("limit",))
+        yield self._counter("sluice_tolerated", "Oddities of servers that were passed on", ("reason",))
         yield self._counter("sluice_over_share", "Calls and connections refused for want of a place", ("budget", "subject"))
         yield self._gauge("sluice_budget_used", "How much of a budget is in use", ("budget",))
         yield self._gauge("sluice_budget_limit", "How much there is of a budget", ("budget",))

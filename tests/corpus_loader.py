@@ -41,11 +41,13 @@ class HostileReply(msgspec.Struct, frozen=True):
 
 
 class TargetCase(msgspec.Struct, frozen=True):
-    """A request target, what policy judges for it, and the fault that keeps path rules from matching."""
+    """A request target, what policy judges for it, and the faults that keep rules about path or query from matching."""
 
     target: str
     path: str
     fault: str | None = None
+    query_fault: str | None = None
+    slashes: bool = False
 
 
 def hostile_requests() -> list[HostileRequest]:

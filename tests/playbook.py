@@ -23,12 +23,14 @@ from parsers.contract import (
     Inject,
     Judge,
     Later,
+    Leave,
     More,
     Opaque,
     Outage,
     Parser,
     Pass,
     Reply,
+    Tolerated,
     Verb,
     Void,
 )
@@ -79,6 +81,8 @@ class Playbook:
         self.replies: list[tuple[int, int | str]] = []
         self.done: list[int] = []
         self.fail: Fail | None = None
+        self.left = False
+        self.tolerated: list[str] = []
         self.tunnel: int | None = None
         self.watched = False
         self.bytes: dict[int, list[int]] = {}
@@ -120,7 +124,7 @@ class Playbook:
 
     def _advance(self, direction: Direction) -> None:
         side = self._sides[direction]
-        while self.fail is None:
+        while self.fail is None and not self.left:
             if not self._settle(direction):
                 return
             if side.waiting:
@@ -174,6 +178,7 @@ class Playbook:
         side = self._sides[direction]
         for at, verb in enumerate(verbs):
             assert self.fail is None, f"{verb} behind a Fail"
+            assert not self.left, f"{verb} behind a Leave"
             self.verbs.append(verb)
             match verb:
                 case Pass(n=n) | Drop(n=n):
@@ -214,6 +219,11 @@ class Playbook:
                     self.tunnel, self.watched = number, watched
                     self._advance(REQUEST)
                     self._advance(REPLY)
+                case Tolerated(reason=reason):
+                    self.tolerated.append(reason)
+                case Leave():
+                    assert not self.open_calls, "a Leave with calls that are open"
+                    self.left = True
                 case Void(direction=way):
                     self._sides[way].left = 0
                     self._sides[way].waiting.clear()

@@ -200,6 +200,7 @@ def _grpc_call(target: str, host: str, headers: tuple[str, ...]) -> ApiCall:
         host=host.lower().removesuffix("."),
         headers=(("content-type", "application/grpc"), *metadata),
         path_fault=judged.fault,
+        query_fault=judged.query_fault,
     )
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from tests.corpus_loader import HostileReply, HostileRequest, hostile_replies, hostile_requests
 from tests.e2e.stage import Line, Stage, staged
+from tests.odd_replies import ODD, OK, Odd
 from tests.requirements import require_bpf
 
 
@@ -61,6 +62,53 @@ def test_a_hostile_reply_is_kept_from_the_client(stage: Stage, case: HostileRepl
             assert answer.count(b"\r\n\r\n") == 1  # one reply
 
     without_call = case.reason in ("reply-without-request", "reply-data-after-close")
-    records = stage.records(2 if without_call else 1)
+    calls = case.request.count(b" HTTP/1.1\r\n")
+    records = stage.records(calls + without_call)
     assert records[-1]["reason"] == case.reason
-    assert [record["status"] for record in records[:-1]] == [200] * without_call
+    assert [record["status"] for record in records[:-1]] == [200 if without_call else case.status] * (len(records) - 1)
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in ODD])
+def test_an_odd_reply_reaches_the_client_as_it_is_and_the_connection_goes_on_where_nobody_doubts_its_end(
+    stage: Stage, case: Odd
+) -> None:
+    request = b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"
+
+    def answer_oddly(line: Line) -> None:
+        line.head()
+        line.send(case.reply)
+        if case.until_close:
+            return
+        if case.goes_on:
+            line.head()
+            line.send(OK)
+        line.rest()  # until the agent, or the client, ends it
+
+    with stage.client("any", answer_oddly) as client:
+        assert client.send(request).exactly(len(case.reply)) == case.reply
+        if case.goes_on:
+            assert client.send(request).exactly(len(OK)) == OK
+            client.end()
+        assert client.rest() == b""
+    records = stage.records(2 if case.goes_on else 1)
+    assert [(record["verdict"], record["reason"]) for record in records] == [("ALLOWED", "rule-matched")] * len(records)
+
+
+def test_what_a_server_says_to_an_idle_connection_is_no_denial(stage: Stage) -> None:
+    def time_out(line: Line) -> None:
+        line.head()
+        line.send(OK)
+        line.send(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+
+    with stage.client("any", time_out) as client:
+        assert client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").rest() == OK
+    assert [(record["verdict"], record["status"]) for record in stage.records(1)] == [("ALLOWED", 200)]
+
+
+def test_http2_is_told_so_in_its_own_words(stage: Stage) -> None:
+    with stage.client("any", only_listen) as client:
+        answer = client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0").rest()
+    assert answer.startswith(b"\0\0\0\4\0\0\0\0\0")
+    assert answer.endswith(b"HTTP/2 is not supported on this port")
+    (record,) = stage.records(1)
+    assert (record["verdict"], record["reason"], record["status"]) == ("DENIED", "http2-not-supported", 505)

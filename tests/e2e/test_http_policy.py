@@ -18,6 +18,9 @@ RULES = {
     "headers": '[{headers: ["x-team: core", "x-trace"]}]',
     "queries": "[{query: [{name: page}]}]",
     "paths": '[{path: "/.*"}]',
+    "prefixes": "[{pathPrefix: /a}]",
+    # Behind the rules of the entry stands one more of its fields.
+    "slashes": "[{pathTemplate: '/projects/{id}'}, {pathPrefix: /admin, deny: true}]}\n      normalise: {encodedSlash: keep",
 }
 
 
@@ -31,7 +34,7 @@ def ask(stage: Stage, server: str, target: str, *fields: str, host: str = "a") -
     """Status, what the server saw, and the record."""
     lines = "".join(f"{field}\r\n" for field in (f"host: {host}", *fields))
     with stage.client(server) as client:
-        status, _ = client.send(f"GET {target} HTTP/1.1\r\n{lines}\r\n".encode()).reply()
+        status, _ = client.send(f"GET {target} HTTP/1.1\r\n{lines}\r\n".encode("latin-1")).reply()
     return status, bytes(stage.seen[server]), stage.records(1)[0]
 
 
@@ -123,10 +126,41 @@ def test_a_path_without_a_certain_meaning_is_a_bad_request_and_every_other_passe
     stage: Stage, case: TargetCase
 ) -> None:
     status, seen, record = ask(stage, "paths", case.target)
-    if case.fault is None:
+    fault = case.fault or case.query_fault
+    if fault is None:
         assert status == 200
         assert seen.startswith(f"GET {case.target} HTTP/1.1\r\n".encode("latin-1"))
         assert record["path"] == case.path
     else:
         assert (status, seen) == (400, b"")
-        assert (record["verdict"], record["reason"]) == ("DENIED", case.fault)
+        assert (record["verdict"], record["reason"]) == ("DENIED", fault)
+
+
+def test_what_is_wrong_with_a_query_does_not_concern_rules_about_the_path_alone(stage: Stage) -> None:
+    for query in ("100%", "word=%u6d4b", "a\\b", "caf\xc3\xa9"):
+        status, seen, record = ask(stage, "prefixes", f"/a?{query}")
+        assert (status, record["verdict"]) == (200, "ALLOWED")
+        assert seen.startswith(f"GET /a?{query} HTTP/1.1\r\n".encode("latin-1"))
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "reason"),
+    [
+        ("/projects/group%2Fname", 200, "rule-matched"),
+        ("/projects/group/name", 403, "no-rule-matched"),
+        ("/projects/group%2F..%2Fname", 400, "encoded-slash"),
+        ("/projects//name", 400, "empty-segment"),
+        ("/admin%2Fusers", 403, "deny-rule"),
+    ],
+)
+def test_a_port_that_says_what_an_encoded_slash_is(stage: Stage, target: str, status: int, reason: str) -> None:
+    got, seen, record = ask(stage, "slashes", target)
+    assert (got, record["reason"]) == (status, reason)
+    assert seen.startswith(f"GET {target} ".encode()) if status == 200 else not seen
+
+
+def test_a_field_that_connection_names_passes_where_no_rule_looks_at_it(stage: Stage) -> None:
+    status, _, _ = ask(stage, "prefixes", "/a", "Connection: x-team", "x-team: core")
+    assert status == 200
+    status, seen, record = ask(stage, "headers", "/", "Connection: x-team", "x-team: core", "x-trace: 1")
+    assert (status, seen, record["reason"]) == (403, b"", "connection-nominates-field")

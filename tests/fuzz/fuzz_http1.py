@@ -10,7 +10,7 @@ from collections.abc import Callable
 import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
 with atheris.instrument_imports():
-    from parsers import http1, http1_chunked, http1_head, target  # noqa: F401 - instrumented here, used by the first
+    from parsers import http1, http1_chunked, http1_head, http1_replies, target  # noqa: F401 - instrumented here, used by the first
 
 from parsers.contract import Direction
 from tests.playbook import Playbook
@@ -32,7 +32,7 @@ def play(client: bytes, server: bytes, piece: int) -> object:
     book.client(end=True)
     book.server(end=True)
     fail = book.fail and (book.fail.reason, book.fail.call)
-    return comparable and (book.to_server, book.to_client, book.replies, book.done, fail)
+    return comparable and (book.to_server, book.to_client, book.replies, book.done, book.left, fail)
 
 
 def test_one_input(data: bytes) -> None:

@@ -112,6 +112,11 @@ PAIRS: dict[str, Pair] = {
         [{"method": "GET|POST"}, {"method": "DELETE", "pathPrefix": "/orders"}, {"method": "POST", "path": "/v1.*"}],
         port={"bodilessMethods": "refuse"},
     ),
+    "slashes": _pair(
+        [{"pathPrefix": "/orders"}, {"path": "/users(/[0-9]+)?([?].*)?"}, {"deny": True, "pathPrefix": "/admin"}],
+        port={"normalise": {"encodedSlash": "decode", "emptySegments": "merge"}},
+    ),
+    "methods": _pair([{"method": "[A-Za-z]+"}, {"deny": True, "method": "DELETE"}]),
     "not understood": _pair(
         [
             {"path": r"/orders\b.*"},
@@ -336,6 +341,12 @@ ODD_TARGETS = [
     "/orders%2F1",
     "/orders\\1",
     "/orders#1",
+    "/orders/%2F/1",
+    "/orders//..%2F..//admin",
+    "/users?100%",
+    "/users?a\\b",
+    "https://orders/orders",
+    "http://orders:80/orders",
     "/orders;x=1",
     "/admin;x/users",
     "//admin",
@@ -381,7 +392,7 @@ def _odd_target(random: Random, head: bytes) -> bytes:
 
 
 def _odd_start(random: Random, head: bytes) -> bytes:
-    start = random.choice([b"get", b"CONNECT", b"TRACE", b"HEAD", b"GETT", b"", b"PURGE"])
+    start = random.choice([b"get", b"delete", b"Head", b"CONNECT", b"TRACE", b"HEAD", b"GETT", b"", b"PURGE"])
     version = random.choice([b"HTTP/1.0", b"HTTP/1.1", b"HTTP/2.0", b"HTTP/1.1 ", b"http/1.1"])
     return start + head[head.find(b" ") :].replace(b"HTTP/1.1", version, 1)
 

@@ -65,7 +65,8 @@ def check(pair: Pair, table: HeadTable, data: bytes) -> Proof | None:
     assert proof.head_length == data.find(HEAD_END) + len(HEAD_END), data
     request = read(data[: proof.head_length])
     assert request is not None, data
-    assert request.call.path_fault is None, data
+    assert (request.call.path_fault, request.call.query_fault, request.call.nominated) == (None, None, ()), data
+    assert not request.names_protocol, data
     assert is_allowed(pair, request), data
     assert is_carried(request), data
     assert request.keep_alive, data

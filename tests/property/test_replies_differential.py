@@ -7,7 +7,8 @@ import pytest
 
 from bpf import abi
 from parsers.http1_answers import Refused
-from parsers.http1_head import FIELDS_MAX, HEAD_END, LINE_MAX, UNTIL_CLOSE, ReplyHead, read_reply
+from parsers.http1_head import FIELDS_MAX, HEAD_END, LINE_MAX
+from parsers.http1_replies import UNTIL_CLOSE, ReplyHead, read_reply
 from policies import heads
 from policies.heads import Proof, run
 from policies.replies import FIELD_LINE_MIN, reply_table
@@ -63,6 +64,9 @@ STATUSES = [
 EXTRA = ["Vary: Accept-Encoding", "Set-Cookie: s=abc; Path=/", "Location: /x", "Cache-Control: no-store", "X-Id: 7f3a9c"]
 HOSTILE = [
     "Transfer-Encoding: chunked",
+    "Transfer-Encoding: gzip, chunked",
+    "Transfer-Encoding : identity",
+    "\nX-Lines: a\nX-Alone: b",
     "Connection: close",
     "Connection: upgrade",
     "Upgrade: h2c",
@@ -108,6 +112,9 @@ def check(data: bytes) -> Proof | None:
     assert proof.head_length == data.find(HEAD_END) + len(HEAD_END), data
     reply = read(data[: proof.head_length])
     assert reply is not None, data
+    assert not reply.tolerated, data
+    assert reply.doubt is None, data
+    assert reply.length == proof.head_length, data
     assert reply.http11, data
     assert reply.keep_alive, data
     assert reply.status == proof.status >= 200, data

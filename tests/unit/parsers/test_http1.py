@@ -83,6 +83,62 @@ class TestRequestsAndReplies:
         call = conversation().client(b"OPTIONS " + target + b" HTTP/1.1\r\nHost: a\r\n\r\n").calls[0]
         assert (call.path, call.path_fault) == ("*", "not-origin-form")
 
+    @pytest.mark.parametrize(
+        ("target", "host"),
+        [
+            (b"http://a/", b"a:80"),
+            (b"http://a:80/", b"A."),
+            (b"https://a/", b"a:443"),
+            (b"HTTPS://A:443/", b"a"),
+            (b"https://a:80/", b"a:80"),
+        ],
+    )
+    def test_the_default_port_may_be_said_or_not(self, target: bytes, host: bytes) -> None:
+        """RFC 9110 section 4.2.3. What Host says is judged."""
+        request = b"GET " + target + b" HTTP/1.1\r\nHost: " + host + b"\r\n\r\n"
+        play = conversation().client(request)
+        assert play.to_server == request
+        assert (play.calls[0].host, play.calls[0].path) == (host.decode().lower().removesuffix("."), "/")
+
+    @pytest.mark.parametrize("method", [b"get", b"Post", b"propFind", b"m-search"])
+    def test_methods_may_have_lower_case_letters(self, method: bytes) -> None:
+        """RFC 9110 section 9.1: they are case-sensitive tokens. Policy sees them as they are."""
+        assert conversation().client(method + GET[3:]).calls[0].method == method.decode()
+
+    def test_a_hundred_and_one_field_lines_and_a_target_of_20_kilobytes_are_no_attack(self) -> None:
+        request = b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: a\r\n" + b"X-A: b\r\n" * 100 + b"\r\n"
+        assert conversation().client(request).to_server == request
+
+    def test_fields_that_connection_names_are_told_to_policy(self) -> None:
+        """RFC 9110 section 7.6.1: a server may never see them."""
+        call = conversation().client(GET[:-2] + b"Connection: close, X-Foo,x-bar\r\nConnection: X-foo\r\n\r\n").calls[0]
+        assert call.nominated == ("x-foo", "x-bar")
+        assert conversation().client(UPGRADE).calls[0].nominated == ()
+
+    def test_a_fault_of_the_query_is_told_apart_from_one_of_the_path(self) -> None:
+        call = conversation().client(b"GET /%61?100% HTTP/1.1\r\nHost: a\r\n\r\n").calls[0]
+        assert (call.path, call.path_fault, call.query_fault) == ("/a?100%", None, "broken-percent-encoding")
+
+    def test_raw_utf8_goes_on_as_it_came_and_is_judged_with_a_fault(self) -> None:
+        request = b"GET /caf\xc3\xa9 HTTP/1.1\r\nHost: a\r\n\r\n"
+        play = conversation().client(request)
+        assert (play.to_server, play.calls[0].path) == (request, "/caf%C3%A9")
+        assert (play.calls[0].path_fault, play.calls[0].slashes) == ("unencoded-byte", False)
+
+    def test_http2_is_refused_in_its_own_words(self) -> None:
+        """RFC 9113 sections 3.4 and 6.8: an empty SETTINGS frame, and GOAWAY with HTTP_1_1_REQUIRED that says why."""
+        play = conversation()
+        for byte in b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n":
+            if play.fail is None:
+                play.client(bytes([byte]))
+        assert play.fail is not None
+        assert (play.fail.reason, play.fail.status) == ("http2-not-supported", 505)
+        text = b"HTTP/2 is not supported on this port"
+        settings, goaway = b"\0\0\0\4\0\0\0\0\0", bytes([0, 0, 8 + len(text)]) + b"\7\0\0\0\0\0"
+        assert play.to_client == settings + goaway + b"\0\0\0\0" + b"\0\0\0\x0d" + text
+        late = conversation().client(GET).server(OK).client(b"PRI * HTTP/2.0\r\n\r\n")
+        assert late.to_client.startswith(OK + b"HTTP/1.1 505 "), "behind HTTP/1 it is no preface"
+
     def test_an_incomplete_head_waits(self) -> None:
         play = conversation()
         assert play.client(GET[:-1]).verbs == [More()]
@@ -578,12 +634,71 @@ class TestUpgrades:
         play = conversation().client(offer).server(OK)
         assert (play.to_server, play.to_client, play.done) == (offer, OK, [0])
 
+    @pytest.mark.parametrize(
+        "offer",
+        [
+            UPGRADE.replace(b"keep-alive, Upgrade", b"keep-alive"),
+            UPGRADE.replace(b"Connection: keep-alive, Upgrade\r\n", b""),
+            UPGRADE.replace(b"websocket", b"h2c").replace(b"keep-alive, Upgrade", b"keep-alive"),
+            UPGRADE.replace(b"1.1", b"1.0"),
+            UPGRADE.replace(b"websocket", b""),
+        ],
+    )
+    def test_an_upgrade_that_a_server_has_to_ignore_opens_nothing(self, offer: bytes) -> None:
+        """RFC 9110 section 7.8. What follows waits all the same: there are servers that do not ignore it."""
+        play = conversation().client(offer + GET)
+        assert play.to_server == offer
+        assert play.server(OK).to_client == OK
+        play = conversation().client(offer).server(SWITCH)
+        assert play.tunnel is None
+        assert play.fail is not None
+        assert play.fail.reason == "reply-unexpected-101"
+
     def test_a_switch_before_the_request_is_complete_is_refused(self) -> None:
         upgrade = UPGRADE.replace(b"\r\n\r\n", b"\r\nContent-Length: 5\r\n\r\n")
         play = conversation().client(upgrade + b"1").server(SWITCH)
         assert play.tunnel is None
         assert play.fail is not None
         assert play.fail.reason == "reply-unexpected-101"
+
+
+class TestHijacks:
+    """Docker's daemon and Podman answer an ``Upgrade: tcp`` with 200 and a media type of their own, and go on in raw bytes."""
+
+    ATTACH = UPGRADE.replace(b"websocket", b"tcp").replace(b"GET", b"POST")
+    STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.docker.raw-stream\r\n\r\n"
+
+    def test_a_raw_stream_that_was_asked_for_is_a_tunnel(self) -> None:
+        play = conversation().client(self.ATTACH + b"ls\n")
+        assert play.to_server == self.ATTACH
+        assert play.server(self.STREAM + b"x").verbs == [Reply(0, 200), Pass(len(self.STREAM), 0), Opaque(0)]
+        play.client(b"exit\n").server(b"y")
+        assert (play.to_server, play.to_client) == (self.ATTACH + b"ls\nexit\n", self.STREAM + b"xy")
+
+    @pytest.mark.parametrize(
+        ("request_head", "reply"),
+        [
+            (GET, STREAM),
+            (UPGRADE, STREAM),
+            (ATTACH.replace(b"Upgrade: tcp", b"Upgrade: tcp, websocket"), STREAM),
+            (ATTACH.replace(b"keep-alive, Upgrade", b"keep-alive"), STREAM),
+            (ATTACH, STREAM.replace(b"200 OK", b"201 Created")),
+            (ATTACH, STREAM.replace(b"HTTP/1.1", b"HTTP/1.0")),
+            (ATTACH, STREAM.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")),
+            (ATTACH, STREAM.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n")),
+            (ATTACH, STREAM.replace(b"\r\n\r\n", b"\r\nContent-Length: 5\r\n\r\n")),
+            (ATTACH, STREAM.replace(b"vnd.docker.raw-stream", b"octet-stream")),
+            (ATTACH, STREAM.replace(b"\r\n\r\n", b"\r\nContent-Type: text/plain\r\n\r\n")),
+        ],
+    )
+    def test_nothing_else_that_lasts_until_the_close_is_one(self, request_head: bytes, reply: bytes) -> None:
+        """A server that merely ignores an offer of Upgrade would take what follows for requests, which nobody has judged."""
+        play = conversation().client(request_head).server(reply).client(b"ls\n")
+        assert (play.tunnel, play.to_server) == (None, request_head)
+
+    def test_a_hijack_before_the_request_is_complete_is_none(self) -> None:
+        play = conversation().client(self.ATTACH.replace(b"\r\n\r\n", b"\r\nContent-Length: 2\r\n\r\n") + b"1")
+        assert play.server(self.STREAM).tunnel is None
 
 
 class TestOutages:
@@ -654,7 +769,7 @@ class TestBoundary:
         assert not play.server(OK[5:-1]).parser.at_boundary
         assert play.server(OK[-1:]).parser.at_boundary
 
-    @pytest.mark.parametrize("data", [POST, CHUNKED, UPGRADE, b"get / HTTP/1.1\r\n\r\n"])
+    @pytest.mark.parametrize("data", [POST, CHUNKED, UPGRADE, b"head / HTTP/1.1\r\n\r\n"])
     def test_inside_a_request_and_behind_a_refusal_is_none(self, data: bytes) -> None:
         assert not conversation().client(data).parser.at_boundary
 

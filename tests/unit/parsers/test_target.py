@@ -8,20 +8,26 @@ from tests.corpus_loader import TargetCase, target_cases
 
 @pytest.mark.parametrize("case", target_cases(), ids=lambda case: case.target)
 def test_a_target_has_one_canonical_form_or_a_fault(case: TargetCase) -> None:
-    assert parse_target("GET", case.target) == Target(case.path, fault=case.fault)
+    assert parse_target("GET", case.target) == Target(
+        case.path, fault=case.fault, query_fault=case.query_fault, slashes=case.slashes
+    )
 
 
-@pytest.mark.parametrize("case", [case for case in target_cases() if not case.fault], ids=lambda case: case.target)
+@pytest.mark.parametrize(
+    "case", [case for case in target_cases() if not case.fault and not case.query_fault], ids=lambda case: case.target
+)
 def test_a_canonical_path_is_its_own_canonical_form(case: TargetCase) -> None:
     assert parse_target("GET", case.path).path == case.path
 
 
 def test_absolute_form_gives_the_host_too() -> None:
-    assert parse_target("GET", "http://A.example:80/%61/..?x") == Target("/%61/..?x", "a.example:80", "dot-segment")
+    judged = parse_target("GET", "http://A.example:80/%61/..?x")
+    assert judged == Target("/%61/..?x", "a.example:80", "dot-segment", default_port=":80")
+    assert parse_target("GET", "HTTPS://a") == Target("/", "a", default_port=":443")
 
 
 @pytest.mark.parametrize(
-    "target", ["", "admin", "a:80", "*", "https://a/", "http:///x", "http://a\\@b/", "http://[/", "/a b", "/\xe9"]
+    "target", ["", "admin", "a:80", "*", "httpss://a/", "http:///x", "http://a\\@b/", "http://[/", "/a b", "/\x7f", "/\u4e2d"]
 )
 def test_what_is_no_target_is_refused(target: str) -> None:
     with pytest.raises(BadTarget):

@@ -443,6 +443,156 @@ class TestPathFaults:
         assert pair(policy_set(text)).decide(call).bad_request
 
 
+class TestQueryFaults:
+    """What is wrong with a query concerns the rules that look at it."""
+
+    FAULTY = get("/a/b?discount=100%", query_fault="broken-percent-encoding")
+
+    @pytest.mark.parametrize("rule", ["pathPrefix: /a", "pathTemplate: '/a/{x}'", "method: GET"])
+    def test_rules_that_look_at_the_path_alone_judge_as_ever(self, rule: str) -> None:
+        assert decided(f"[{{{rule}}}]", self.FAULTY).allowed
+        assert not decided("[{pathPrefix: /b}]", self.FAULTY).bad_request
+        denied = decided("[{}, {pathPrefix: /a, deny: true}]", self.FAULTY)
+        assert (denied.allowed, denied.bad_request, denied.reason) == (False, False, "deny-rule")
+
+    @pytest.mark.parametrize(
+        "rules",
+        ["{path: /a/.*}", "{query: [{name: q}]}", "{}, {path: /z, deny: true}", "{pathPrefix: /a}, {path: /z}"],
+    )
+    def test_with_a_rule_that_looks_at_the_query_the_request_is_bad(self, rules: str) -> None:
+        decision = decided(f"[{rules}]", self.FAULTY)
+        assert (decision.allowed, decision.bad_request, decision.reason) == (False, True, "broken-percent-encoding")
+
+    def test_in_audit_mode_it_passes_and_is_recorded(self) -> None:
+        decision = decided("[{path: /a}]", self.FAULTY, extra="mode: audit")
+        assert (decision.verdict, decision.reason) == (Verdict.WOULD_DENY, "broken-percent-encoding")
+
+    def test_a_fault_of_the_path_counts_whatever_the_query_is(self) -> None:
+        call = get("/a/..?100%", path_fault="dot-segment", query_fault="broken-percent-encoding")
+        assert decided("[{pathPrefix: /a}]", call).reason == "dot-segment"
+
+
+def slashes(rules: str, said: str, name: str = "p") -> str:
+    return http_policy(rules, name).replace("rules:", f"normalise: {{{said}}}\n      rules:", 1)
+
+
+class TestSlashes:
+    """``normalise``: what the server of a port does with encoded slashes and empty segments."""
+
+    @staticmethod
+    def call(path: str) -> ApiCall:
+        return get(path, path_fault="encoded-slash" if "%2F" in path else "empty-segment", slashes=True)
+
+    def allows(self, text: str, path: str) -> bool:
+        return pair(policy_set(text)).decide(self.call(path)).allowed
+
+    @pytest.mark.parametrize(
+        ("said", "rule", "path", "allowed"),
+        [
+            ("encodedSlash: keep", "pathTemplate: '/projects/{id}'", "/projects/group%2Fproject", True),
+            ("encodedSlash: keep", "path: /projects/group/project", "/projects/group%2Fproject", False),
+            ("encodedSlash: keep", "path: /projects/group%2Fproject", "/projects/group%2Fproject", True),
+            ("encodedSlash: decode", "path: /projects/group/project", "/projects/group%2Fproject", True),
+            ("encodedSlash: decode", "pathTemplate: '/projects/{id}'", "/projects/group%2Fproject", False),
+            ("emptySegments: keep", "path: /a//b", "/a//b", True),
+            ("emptySegments: keep", "path: /a/b", "/a//b", False),
+            ("emptySegments: merge", "path: /a/b", "/a///b", True),
+            ("encodedSlash: decode, emptySegments: merge", "path: /a/b", "/a%2F%2Fb", True),
+            ("encodedSlash: decode, emptySegments: keep", "path: /a//b", "/a/%2Fb", True),
+            ("encodedSlash: keep, emptySegments: merge", "path: /a%2F/b", "/a%2F//b", True),
+            ("encodedSlash: keep", "path: '/a%2Fb[?]q=//%2F'", "/a%2Fb?q=//%2F", True),
+        ],
+    )
+    def test_rules_that_allow_look_at_what_the_server_reads(self, said: str, rule: str, path: str, allowed: bool) -> None:
+        assert self.allows(slashes(f"[{{{rule}}}]", said), path) is allowed
+
+    @pytest.mark.parametrize(
+        ("said", "path"),
+        [
+            ("encodedSlash: keep", "/a//b"),
+            ("emptySegments: keep", "/a%2Fb"),
+            ("encodedSlash: decode", "/a%2F%2Fb"),  # decoding makes an empty segment
+            ("encodedSlash: decode, emptySegments: refuse", "/a/%2Fb"),
+            ("encodedSlash: refuse, emptySegments: refuse", "/a%2Fb"),
+        ],
+    )
+    def test_what_the_port_does_not_speak_of_stays_a_bad_request(self, said: str, path: str) -> None:
+        decision = pair(policy_set(slashes("[{path: /.*}]", said))).decide(self.call(path))
+        assert (decision.allowed, decision.bad_request) == (False, True)
+
+    @pytest.mark.parametrize("said", ["encodedSlash: keep, emptySegments: keep", "encodedSlash: decode, emptySegments: merge"])
+    @pytest.mark.parametrize(
+        "path", ["/public%2Fadmin/x", "//admin/x", "/public//admin/x", "//evil/admin/x", "/public/%2Fadmin/x"]
+    )
+    def test_no_reading_escapes_a_rule_that_denies(self, said: str, path: str) -> None:
+        rules = "[{pathPrefix: /}, {pathPrefix: /admin, deny: true}, {pathPrefix: /public/admin, deny: true}]"
+        decision = pair(policy_set(slashes(rules, said))).decide(self.call(path))
+        assert (decision.allowed, decision.reason) == (False, "deny-rule")
+
+    def test_other_faults_stay_bad_requests(self) -> None:
+        call = get("/a%2F..%2Fb", path_fault="encoded-slash")  # the parser says that slashes are not all
+        decision = pair(policy_set(slashes("[{path: /.*}]", "encodedSlash: keep"))).decide(call)
+        assert decision.bad_request
+
+    def test_a_rule_elsewhere_that_says_nothing_keeps_slashes_refused(self) -> None:
+        """Adding a rule never opens what another one refuses."""
+        said = slashes("[{path: /a/.*}]", "encodedSlash: keep", "q")
+        assert self.allows(said, "/a/%2F")
+        for other in (http_policy("[{path: /b/.*}]"), slashes("[{path: /b/.*}]", "encodedSlash: decode")):
+            assert not pair(policy_set(said, other)).decide(self.call("/a/%2F")).allowed
+        for other in (http_policy("[{method: POST}]"), http_policy("[{path: /b, deny: true}]")):
+            assert pair(policy_set(said, other)).decide(self.call("/a/%2F")).allowed, "it needs to know nothing of slashes"
+
+    def test_each_side_decides_for_itself(self) -> None:
+        said = slashes("[{path: /a/.*}]", "encodedSlash: keep")
+        egress = http_policy("[{path: /a/.*}]", "out").replace("ingress:", "egress:").replace("fromEndpoints", "toEndpoints")
+        egress = (
+            egress.replace("app: orders", "app: ORDERS").replace("app: web", "app: orders").replace("app: ORDERS", "app: web")
+        )
+        assert pair(policy_set(egress)).decide(get("/a/b")).allowed
+        decision = pair(policy_set(said, egress)).decide(self.call("/a/%2F"))
+        assert (decision.bad_request, decision.direction) == (True, Direction.EGRESS)
+
+
+class TestNominatedFields:
+    """``Connection: X-Role`` lets a server ignore X-Role."""
+
+    @pytest.mark.parametrize(
+        "rule",
+        [
+            "headers: ['X-Role: user']",
+            "headers: [x-role], deny: true",
+            "headerMatches: [{name: X-Role, value: user, mismatch: ADD}]",
+        ],
+    )
+    def test_a_field_that_a_rule_looks_at_may_not_be_among_them(self, rule: str) -> None:
+        rules = f"[{{}}, {{{rule}}}]"
+        call = get(headers=(("x-role", "user"),), nominated=("x-foo", "x-role"))
+        decision = decided(rules, call)
+        assert (decision.allowed, decision.bad_request, decision.reason) == (False, False, "connection-nominates-field")
+        assert decided(rules, get(headers=(("x-role", "user"),), nominated=("x-foo",))).reason != "connection-nominates-field"
+        audited = decided(rules, call, extra="mode: audit")
+        assert (audited.verdict, audited.reason) == (Verdict.WOULD_DENY, "connection-nominates-field")
+
+    def test_other_fields_may(self) -> None:
+        assert decided("[{path: /.*, headers: [X-Role]}]", get(headers=(("x-role", ""),), nominated=("x-foo",))).allowed
+
+
+class TestMethodsInLowerCase:
+    def test_a_rule_that_allows_means_its_own_spelling(self) -> None:
+        assert not decided("[{method: GET}]", get(method="get")).allowed
+        assert decided("[{method: get}]", get(method="get")).allowed
+
+    def test_a_rule_that_denies_means_any(self) -> None:
+        """Some servers ignore the case of methods."""
+        assert not decided("[{}, {method: DELETE, deny: true}]", get(method="delete")).allowed
+        assert not decided("[{}, {method: delete, deny: true}]", get(method="delete")).allowed
+
+    def test_bodies_that_are_refused_are_refused_in_any_spelling(self) -> None:
+        call = get(method="get", headers=(("content-length", "5"),))
+        assert pair(policy_set(without_bodies("[{}]"))).decide(call).reason == "body-refused"
+
+
 class Watched(ApiCall, frozen=True, eq=False, weakref=True):
     """A call whose end can be seen."""
 

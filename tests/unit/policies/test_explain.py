@@ -41,6 +41,14 @@ def test_the_decision_is_the_one_that_is_enforced() -> None:
     assert (found.action, found.protocol) == (Action.REDIRECT, "http")
 
 
+def test_a_path_is_explained_as_the_port_reads_it() -> None:
+    text = http_policy("[{name: two, path: /a/b}, {name: one, pathTemplate: '/{x}'}]")
+    call = {"path_fault": "encoded-slash", "slashes": True}
+    for said, found in (("decode", [("two", None), ("one", "pathTemplate")]), ("keep", [("two", "path"), ("one", None)])):
+        policies = policy_set(text.replace("rules:", f"normalise: {{encodedSlash: {said}}}\n      rules:", 1))
+        assert parts(policies, "/a%2Fb", **call) == found
+
+
 def test_rules_for_other_peers_and_ports_say_so() -> None:
     policies = policy_set(http_policy("[{}]"))
     assert parts(policies, "/", subject="batch") == [("ingress[0]", "peer")]

@@ -118,6 +118,23 @@ def test_refusing_bodies_that_no_rule_lets_through_has_no_effect(rules: str, fou
     assert codes(http_policy("[{}]", extra="failOpen: true")) == ["SL009"]
 
 
+@pytest.mark.parametrize(
+    ("rules", "said", "found"),
+    [
+        ("[{path: /a%2Fb}]", "encodedSlash: keep", []),
+        ("[{path: /a%2Fb}]", "emptySegments: merge", ["SL012"]),
+        ("[{path: /a%5Cb}]", "encodedSlash: keep", ["SL012"]),
+        ("[{method: GET}]", "encodedSlash: keep", ["SL020"]),
+    ],
+)
+def test_slashes_that_a_port_speaks_of(rules: str, said: str, found: list[str]) -> None:
+    text = http_policy(rules).replace("rules:", f"normalise: {{{said}}}\n      rules:", 1)
+    assert codes(text) == found
+    if not found:
+        assert codes(text, http_policy("[{pathPrefix: /b}]", "other")) == ["SL020"], "only what all say holds"
+        assert codes(text, http_policy("[{method: POST}]", "other")) == []
+
+
 class TestKafka:
     @pytest.mark.parametrize(
         ("rules", "found"),

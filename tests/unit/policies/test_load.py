@@ -381,6 +381,7 @@ class TestRefusedFeatures:
             'ingress: [{toPorts: [{ports: [{port: "1", protocol: TCP}], rules: {grpc: [{}]}}]}]',
             'ingress: [{toPorts: [{ports: [{port: "1", protocol: TCP}], opaque: allow, rules: {http: [{}]}}]}]',
             'ingress: [{toPorts: [{ports: [{port: "1", protocol: TCP}], bodilessMethods: refuse, rules: {http: [{}]}}]}]',
+            'egress: [{toPorts: [{ports: [{port: "1", protocol: TCP}], normalise: {encodedSlash: keep}, rules: {http: []}}]}]',
         ],
     )
     def test_extensions_need_our_own_kind(self, section: str) -> None:
@@ -604,6 +605,14 @@ class TestPeersAndPorts:
             ),
             ("ingress: [{toPorts: [{ports: [{port: '1'}], bodilessMethods: deny}]}]", "bodilessMethods is 'deny'"),
             ("ingressDeny: [{toPorts: [{ports: [{port: '1'}], bodilessMethods: refuse}]}]", "cannot be below a Deny section"),
+            (
+                "ingress: [{toPorts: [{ports: [{port: '1'}], normalise: {encodedSlash: keep}}]}]",
+                "without http rules has no meaning",
+            ),
+            ("ingress: [{toPorts: [{ports: [{port: '1'}], normalise: {}}]}]", "normalise says nothing"),
+            ("ingress: [{toPorts: [{ports: [{port: '1'}], normalise: {encodedSlash: merge}}]}]", "encodedSlash is 'merge'"),
+            ("ingress: [{toPorts: [{ports: [{port: '1'}], normalise: {emptySegments: decode}}]}]", "emptySegments is 'decode'"),
+            ("ingress: [{toPorts: [{ports: [{port: '1'}], normalise: {dots: keep}}]}]", "normalise has no field 'dots'"),
             ("mode: on\ningress: []", "mode must be a string"),
             ("mode: dry-run\ningress: []", "mode is 'dry-run'"),
             ("ingress: [{mode: audit, fromEntities: [all]}]", "mode: audit on a rule that denies nothing"),

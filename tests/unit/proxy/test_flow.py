@@ -90,6 +90,25 @@ class TestPermits:
         assert isinstance(play.faults[0], PermissionError)
 
 
+class TestOddReplies:
+    ODD = b"HTTP/1.1 200 OK\ncontent-length: 2\n\nok"
+    LATE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+    def test_an_odd_reply_is_an_allowed_call_that_is_counted_and_the_connection_closes_behind_it(self) -> None:
+        play = http().client(GET % b"1").server(self.ODD)
+        assert play.to_client == self.ODD
+        assert play.story == [("ALLOWED", "/1", 200, "rule-matched")]
+        assert isinstance(play.commands[-1], Close)
+        assert play.metrics.tolerated.items() == [(["bare-lf"], 1)]
+
+    def test_a_server_that_says_408_between_calls_closes_the_connection_and_is_denied_nothing(self) -> None:
+        play = http().client(GET % b"1").server(OK).server(self.LATE)
+        assert play.to_client == OK
+        assert play.story == [("ALLOWED", "/1", 200, "rule-matched")]
+        assert isinstance(play.commands[-1], Close)
+        assert play.metrics.tolerated.items() == [(["late-408"], 1)]
+
+
 class TestRecords:
     def test_a_call_is_recorded_when_its_reply_has_gone_by_and_not_before(self) -> None:
         play = line().client(b"/a\n")
