@@ -39,6 +39,7 @@ PARTS = (
     Part("relay", (E2E, KAFKA)),
     Part("rest", ("tests",), tuple(f"--ignore={folder}" for folder in (E2E, KAFKA, PROGRAMS, BPF))),
     Part("programs", (PROGRAMS,)),
+    Part("carried programs", (PROGRAMS,), ("--datapath", "kernel")),
     Part("bpf", (BPF,)),
 )
 WIDTH = max(len(part.name) for part in PARTS)

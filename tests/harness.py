@@ -68,12 +68,13 @@ class Workload:
         self.cgroup.mkdir(parents=True, exist_ok=True)
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def document(self) -> str:
+    def document(self, acceleration: str | None = None) -> str:
         labels = json.dumps(self.labels)
+        word = f"acceleration: {acceleration}, " if acceleration else ""
         return (
             "apiVersion: sluice.dev/v1\nkind: Workload\n"
             f"metadata: {{name: {self.name}, labels: {labels}}}\n"
-            f'spec: {{cgroups: ["/sluice/{self.name}"]}}\n---\n'
+            f'spec: {{{word}cgroups: ["/sluice/{self.name}"]}}\n---\n'
         )
 
     @contextlib.contextmanager

@@ -50,7 +50,7 @@ def _place(folder: Path, acceleration: str) -> Iterator[Place]:
         stack.callback(orders.close)
         server = Server(orders, serve)
         stack.callback(server.close)
-        documents = web.document().replace("spec: {", f"spec: {{acceleration: {acceleration}, ")
+        documents = web.document(acceleration)
         documents += orders.document() + http_policy(orders, web, server.port, '[{path: "/(ok|long)"}]')
         stack.enter_context(Sluice(folder, documents))
         yield Place(web, server.port)

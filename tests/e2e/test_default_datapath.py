@@ -60,10 +60,7 @@ def word(request: pytest.FixtureRequest) -> str | None:
 
 
 def by_default(folder: Path, web: Workload, orders: Workload, port: int, word: str | None) -> Sluice:
-    documents = web.document() + orders.document() + http_policy(orders, web, port, "[{}]")
-    if word:
-        documents = documents.replace("spec: {cgroups", f"spec: {{acceleration: {word}, cgroups")
-        assert f"acceleration: {word}" in documents
+    documents = "".join(workload.document(word) for workload in (web, orders)) + http_policy(orders, web, port, "[{}]")
     return Sluice(folder, documents, "--datapath", "auto")
 
 

@@ -47,6 +47,7 @@ class Program:
     has_files: bool = False  # answers /down by itself
     keeps: bool = True  # connections, for the next call
     carried: bool = True  # its replies are such that the kernel can carry some
+    splices: bool = False  # from sockets, so its workload must not be accelerated (docs/kernel-path.md)
     # Now and then takes the rest of a body that it did not want for a request, and answers it with 400: without an agent, too.
     misreads: bool = False
 
@@ -118,9 +119,10 @@ listen matrix
 """
 
 
-def _haproxy(name: str, option: str, everywhere: str = "", quick: bool = False) -> Program:
+def _haproxy(name: str, option: str, everywhere: str = "", quick: bool = False, splices: bool = False) -> Program:
     text = _HAPROXY.replace("OPTION", option).replace("GLOBAL", everywhere)
-    return Program(name, lambda place: ["haproxy", "-db", "-f", place.config(text)], ("haproxy",), quick, is_proxy=True)
+    command = ["haproxy", "-db", "-f"]
+    return Program(name, lambda place: [*command, place.config(text)], ("haproxy",), quick, is_proxy=True, splices=splices)
 
 
 # httpd, Envoy, Caddy
@@ -249,12 +251,12 @@ PROGRAMS = (
     _nginx("nginx-aio", f"sendfile off; aio threads; {_FILES} client_body_in_file_only clean;"),
     Program("httpd", _httpd, ("apache2",), is_proxy=True),
     _haproxy("haproxy", "", "nosplice"),
-    _haproxy("haproxy-splice", _SPLICES, quick=True),
+    _haproxy("haproxy-splice", _SPLICES, quick=True, splices=True),
     Program("envoy", _envoy, _BY_PYTHON, is_proxy=True),
     Program("caddy", _caddy, (BUILT / "caddy",), is_proxy=True, misreads=True),
     Program("go", _go("server"), _BY_GO, quick=True),
     Program("go-proxy", _go("proxy"), _BY_GO, quick=True, is_proxy=True),
-    Program("go-copy", _go("copy"), _BY_GO, is_proxy=True),
+    Program("go-copy", _go("copy"), _BY_GO, is_proxy=True, splices=True),
     Program("node", _node, ("node",), quick=True),
     Program("jdk", _java("JdkServer", "java"), ("java", BUILT / "java" / "JdkServer.class"), quick=True),
     Program("jetty", _java("JettyServer", "jetty", "jars/*", "java"), ("java", BUILT / "jetty" / "JettyServer.class")),

@@ -1,4 +1,5 @@
-"""One agent for all programs: a workload for the clients, one for the servers and proxies, and one for the origin.
+"""One agent for all programs: a workload for the clients, one for the servers and proxies, one for those of them that splice
+from sockets and so must not be accelerated, and one for the origin.
 
 Ports are known before anything is started, so one set of policies does for all. Programs are started when they are needed.
 """
@@ -38,12 +39,16 @@ class Town:
     def __init__(self, stack: contextlib.ExitStack, folder: Path) -> None:
         self.folder, self.content = folder, folder / "content"
         write_content(self.content)
-        self.web, self.programs, self.origin = (self._workload(stack, role) for role in ("web", "programs", "origin"))
+        roles = ("web", "programs", "splicers", "origin")
+        self.web, self.programs, self.splicers, self.origin = (self._workload(stack, role) for role in roles)
         self.ports = {program.name: _new_port() for program in PROGRAMS}
         self.origin_port, self.origin_socket = _new_port(), folder / "origin.sock"
-        policies = self._policy(self.programs, [self.web], [*self.ports.values()])
-        policies += self._policy(self.origin, [self.web, self.programs], [self.origin_port])
-        workloads = "".join(workload.document() for workload in (self.web, self.programs, self.origin))
+        policies = self._policy(self.origin, [self.web, self.programs, self.splicers], [self.origin_port])
+        for home in (self.programs, self.splicers):
+            ports = [self.ports[program.name] for program in PROGRAMS if self._home(program) is home]
+            policies += self._policy(home, [self.web], ports)
+        workloads = "".join(workload.document("on") for workload in (self.web, self.programs, self.origin))
+        workloads += self.splicers.document("off")
         self.agent = None if DIRECT else stack.enter_context(Sluice(folder, workloads + policies))
         self._start_origin(stack)
         self._moving = threading.Lock()
@@ -54,6 +59,9 @@ class Town:
         workload = Workload(role)
         stack.callback(workload.close)
         return workload
+
+    def _home(self, program: Program) -> Workload:
+        return self.splicers if program.splices else self.programs
 
     def _policy(self, server: Workload, clients: list[Workload], ports: list[int]) -> str:
         entry = {"ports": [{"port": str(port), "protocol": "TCP"} for port in ports]}
@@ -89,7 +97,7 @@ spec:
         folder.mkdir()
         place = Place(folder, self.content, self.ports[program.name], self.origin_port, self.origin_socket)
         with (folder / "output").open("wb") as output:
-            process = self.programs.start(*program.command(place), stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+            process = self._home(program).start(*program.command(place), stdout=output, stderr=output, stdin=subprocess.DEVNULL)
         try:
             eventually(lambda: listens(place.port) or _has_not_ended(process, folder), f"{program.name} listens", 60)
             yield place

@@ -36,13 +36,13 @@ def part(folder: Path, name: str, text: str) -> Part:
     return Part(name, (str(folder / name),), ("-c", os.devnull))
 
 
-def test_every_folder_is_in_one_part_and_the_end_to_end_tests_are_in_two() -> None:
+def test_every_folder_is_in_one_part_and_those_of_both_datapaths_are_in_two() -> None:
     def plays(part: Part, folder: Path) -> bool:
         return f"--ignore={folder}" not in part.options and any(folder.is_relative_to(own) for own in part.folders)
 
     folders = [path.relative_to(ROOT) for path in (ROOT / "tests").iterdir() if any(path.rglob("test_*.py"))]
     counts = {str(folder): sum(plays(part, folder) for part in PARTS) for folder in folders}
-    assert counts == dict.fromkeys(counts, 1) | {"tests/e2e": 2}
+    assert counts == dict.fromkeys(counts, 1) | {"tests/e2e": 2, "tests/programs": 2}
 
 
 def test_a_part_that_fails_is_told_and_the_others_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
