@@ -173,7 +173,9 @@ def receive(sock: socket.socket, length: int) -> bytes:
 
 
 def nothing_to_read(sock: socket.socket, patience: float = 0.02) -> bool:
-    return not select.select([sock], [], [], patience)[0]
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return not poll.poll(patience * 1e3)
 
 
 def queued(sock: socket.socket) -> int:

@@ -19,12 +19,12 @@ import pathlib, time, pytest
 @pytest.fixture
 def here():
     folder = pathlib.Path(__file__).parent
-    (folder / "began").touch()
-    yield
+    yield folder
     time.sleep(1)
     (folder / "ended").touch()
 
 def test_it(here):
+    (here / "began").touch()
     time.sleep(100)
 """
 RUN = "import sys; from tests.__main__ import *; sys.exit(main((), [Part('one', (sys.argv[1],))], 'no rooms'))"
