@@ -28,8 +28,8 @@ from bpf.loader import Map, Routine
 # The injector's buffer (bytes), larger than anything that is sent at once: what finds no receiver must find room there.
 BUFFER = 4 * 1024 * 1024
 MOST_AT_ONCE = 1024 * 1024
-# How long (seconds) until it is looked again whether a reader has read: a quarter of the time that it has not, within these
-# bounds. So it waits for its next bytes for a quarter of the time at most that it made us wait.
+# How long (seconds) until it is looked again whether a reader has read: a quarter of the time in which nothing has moved,
+# within these bounds. So it waits for its next bytes for a quarter of the time at most that it made us wait.
 SOONEST, LATEST = 0.001, 0.5
 
 _NAME = struct.Struct("=QQI")
@@ -57,7 +57,7 @@ class Queue:
         self.receiver = receiver
         self.waiting = 0  # bytes that its reader has not read, when we last looked, and what we have sent since
         self.gone = False  # it takes nothing any more
-        self.moved_at = 0.0  # when its reader was last seen to have read
+        self.moved_at = 0.0  # when its reader was last seen to have read, or it has got something
 
     def send(self, data: bytes | memoryview) -> int:
         """Like ``socket.send``, of a part of ``data`` at most; ``BrokenPipeError`` if there is nobody who could take it."""
@@ -128,7 +128,7 @@ class Injector:
         waiting, strayed = _OUTCOME.unpack_from(self._memory, self._outcome_at)
         if strayed == self._strayed:
             if sent:
-                queue.waiting = waiting
+                queue.waiting, queue.moved_at = waiting, monotonic()
             return sent
         taken = self._stray(queue, sent, strayed)
         if not taken:
@@ -146,7 +146,7 @@ class Injector:
         waiting, strayed = _OUTCOME.unpack_from(self._memory, self._outcome_at)
         if strayed == self._strayed:
             if given:
-                queue.waiting = waiting
+                queue.waiting, queue.moved_at = waiting, monotonic()
             return given, given
         return given, self._stray(queue, given, strayed)
 

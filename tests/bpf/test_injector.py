@@ -367,6 +367,17 @@ def test_the_longer_a_reader_has_not_read_the_more_rarely_it_is_looked(call: Cal
     assert queue.patience == 0.001
 
 
+def test_whoever_has_just_got_something_may_read_it_at_once(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the first time, and after a long silence: a long body does not begin with a pause."""
+    now = 1000.0
+    monkeypatch.setattr(injector_module, "monotonic", lambda: now)
+    queue = of_server(call)
+    for _ in range(2):
+        assert queue.send(bytes(5000)) == 5000
+        assert queue.patience == 0.001
+        now += 1000.0
+
+
 # Out of memory.
 
 
