@@ -268,6 +268,11 @@ class Likenesses:
         self.shapes: Forms[Shape] = Forms()
         self.known: Forms[Known] = Forms()
 
+    def clear(self) -> None:
+        """Another policy is in force: what is kept here holds on to the old one."""
+        self.shapes.clear()
+        self.known.clear()
+
 
 class Scene(msgspec.Struct, frozen=True):
     """What is known of a connection before its first byte, and the services that its flow uses.

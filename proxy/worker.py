@@ -172,6 +172,7 @@ class Worker:
         """A new generation: the next call of every connection is judged by it. ``names`` of workloads by identity."""
         self.policies, self._names = policies, names
         self._ends.clear()
+        self._likenesses.clear()
         has_cgroups = {workload.name: bool(workload.cgroups) for workload in policies.bundle.workloads}
         known = {number for number, name in names.items() if name in has_cgroups}
         self._elsewhere -= known

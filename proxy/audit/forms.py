@@ -131,6 +131,10 @@ class Forms(Generic[Kept]):
             self._kept.clear()
         self._kept[key] = kept
 
+    def clear(self) -> None:
+        self._kept.clear()
+        self._met.clear()
+
     def met(self, key: Hashable) -> bool:
         """Whether there was one like this before: of what comes once, a form is not worth its making."""
         if key in self._met:

@@ -100,3 +100,15 @@ def test_a_workload_of_this_host_that_is_removed_is_the_host(worker: Worker) -> 
     assert worker.endpoint(BACKEND, ADDRESS).local
     assert worker.endpoint(abi.Identity.HOST, ADDRESS).local
     assert not worker.endpoint(abi.Identity.FIRST_CLASS, ADDRESS).local
+
+
+def test_nothing_holds_on_to_a_policy_that_is_no_longer_in_force(worker: Worker) -> None:
+    """A reload every second would fill the memory with old ones."""
+    worker.apply(policies(), {})
+    for forms in (worker._likenesses.shapes, worker._likenesses.known):
+        forms.put("key", object())  # type: ignore[arg-type]
+        assert not forms.met("key")
+    worker.apply(policies(), {})
+    for forms in (worker._likenesses.shapes, worker._likenesses.known):
+        assert forms.get("key") is None
+        assert not forms.met("key")
