@@ -11,7 +11,7 @@ from policies.load import Source, load
 
 from .words import kafka
 
-EXAMPLES = Path(__file__).parents[3] / "policies" / "examples"
+EXAMPLES = Path(__file__).parents[3] / "policies" / "examples-kafka"
 
 
 class Program(NamedTuple):
@@ -31,7 +31,7 @@ EVERYBODY = (
 )
 PROGRAMS = (
     Program(
-        "kafka-streams",
+        "streams",
         "streams",
         (
             *("Metadata orders totals shop-agg-changelog", "FindCoordinator group:shop", "JoinGroup group:shop"),
@@ -55,7 +55,7 @@ PROGRAMS = (
         ),
     ),
     Program(
-        "kafka-connect",
+        "connect",
         "connect",
         (
             *("FindCoordinator group:connect", "JoinGroup group:connect", "SyncGroup group:connect", "Heartbeat group:connect"),
@@ -74,7 +74,7 @@ PROGRAMS = (
         ),
     ),
     Program(
-        "kafka-mirrormaker",
+        "mirrormaker",
         "mirror",
         (
             *("Metadata orders.eu", "Fetch orders.eu", "ListOffsets orders.eu", "DescribeConfigs orders.eu", "DescribeAcls *"),
@@ -93,7 +93,7 @@ PROGRAMS = (
         ),
     ),
     Program(
-        "kafka-tools",
+        "tools",
         "operator",
         (
             *("DescribeTopicPartitions orders", "DescribeConfigs orders", "DescribeConfigs broker:1", "ListOffsets orders"),

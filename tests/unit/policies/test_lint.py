@@ -241,7 +241,7 @@ class TestKafka:
         assert {name for name, layout in layouts.items() if any(word in layout for word in words)} == apis
 
 
-EXAMPLES = sorted((Path(__file__).parents[3] / "policies" / "examples").glob("*.yaml"))
+EXAMPLES = sorted((Path(__file__).parents[3] / "policies").glob("examples*/*.yaml"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])

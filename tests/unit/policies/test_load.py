@@ -845,13 +845,18 @@ class TestSecrets:
 
 
 def _examples() -> list[Path]:
-    return sorted((Path(__file__).parents[3] / "policies" / "examples").glob("*.yaml"))
+    return sorted((Path(__file__).parents[3] / "policies").glob("examples*/*.yaml"))
 
 
 def test_there_are_examples() -> None:
-    kafka = ["kafka", "kafka-connect", "kafka-mirrormaker", "kafka-streams", "kafka-tools"]
+    kafka = ["kafka", "connect", "mirrormaker", "streams", "tools"]
     others = ["as-in-a-cluster", "audit-mode", "deny-rule", "egress-cidr", "http-orders"]
-    assert sorted(path.stem for path in _examples()) == [*others, *kafka]
+    assert sorted(path.stem for path in _examples()) == sorted([*others, *kafka])
+
+
+def test_the_examples_of_a_folder_may_be_in_force_together() -> None:
+    """As in the demo."""
+    load([Source(str(path), path.read_text()) for path in _examples() if path.parent.name == "examples"])
 
 
 @pytest.mark.parametrize("path", _examples(), ids=lambda path: path.stem)
