@@ -12,6 +12,7 @@
 
 #include "identity.bpf.h"
 #include "outcome.bpf.h"
+#include "pending.bpf.h"
 
 struct inet_sock {
 	struct sock sk;
@@ -23,14 +24,6 @@ struct tcp_sock {
 	struct inet_connection_sock inet_conn;
 	__u32 write_seq;
 } __attribute__((preserve_access_index));
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, SLUICE_MAX_PENDING);
-	__type(key, struct sluice_tuple);
-	__type(value, struct sluice_origin);
-} pending SEC(".maps");
 
 /* What the connections that the agent accepts asked for. */
 struct {

@@ -20,6 +20,7 @@
  */
 #include <stddef.h>
 #include "common.bpf.h"
+#include "pending.bpf.h"
 
 #define TCP_ESTABLISHED 1
 #define TCP_SYN_RECV 3
@@ -109,15 +110,6 @@ struct {
 	__type(key, __u32);
 	__type(value, struct sluice_injection);
 } injections SEC(".maps");
-
-/* Of redirect.bpf.c: what a connection asked for, until the agent has accepted it. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, SLUICE_MAX_PENDING);
-	__type(key, struct sluice_tuple);
-	__type(value, struct sluice_origin);
-} pending SEC(".maps");
 
 /* Of a client's socket: cookie -> flow. */
 struct {

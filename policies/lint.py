@@ -149,8 +149,8 @@ class _Linter:
         if not any(map(looks_at_path, port_rule.rules)):
             yield _at(port_rule.place, "SL020", "normalise has no effect: no rule here looks at the path")
             return
-        selected = self._selected(policy.selector)
-        others = [p for p in self._bundle.policies if any(p.selector.matches(workload.labels) for workload in selected)]
+        subjects = self._subjects(policy)
+        others = [p for p in self._bundle.policies if any(p.selects(workload.labels) for workload in subjects)]
         sections = [section for section in (p.section(direction) for p in others) if section is not None]
         for other in (ports for section in sections for rule in section.rules for ports in rule.ports or ()):
             meets = any(mine.overlaps(theirs) for mine in port_rule.ports for theirs in other.ports)

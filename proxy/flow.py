@@ -1235,6 +1235,8 @@ class Flow:
 
     def _write_like_others(self, number: int | str, opened: OpenCall) -> bool:
         """Fill in the line of a call that has ended as most do; False if its record has to be made."""
+        if opened.status is None:
+            return False
         last = self._relayed
         if last is None or last.call is not opened.call or last.decision is not opened.decision or opened.via != "relay":
             last = self._like_others(opened.call, opened.decision, opened.via)
@@ -1242,8 +1244,6 @@ class Flow:
                 return False
             if opened.via == "relay":
                 self._relayed = last
-        if opened.status is None:
-            return False
         seconds = self._now - opened.began
         last.counter.add(seconds)
         sent, received = opened.bytes

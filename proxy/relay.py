@@ -133,7 +133,6 @@ class Lane:
         "size",
         "source",
         "writing",
-        "written",
     )
 
     def __init__(self, source: SocketType | None, sink: SocketType | None) -> None:
@@ -152,7 +151,6 @@ class Lane:
         self.shut_sent = False
         self.broken = False  # the sink takes no more: what is meant for it is discarded, and the source is not read
         self.read = 0  # bytes from the source since the connection began
-        self.written = 0  # bytes into the sink
         self.parked = False  # the source is not read until there is memory for more
         self.held = False  # what is meant for the sink waits: what the kernel has carried may not be there yet
 
@@ -530,7 +528,6 @@ class Relay:
             self._lost_sink(direction)
             return None
         self._moved[direction] += sent
-        self._lanes[direction].written += sent
         return sent
 
     # Applications' queues.
@@ -752,7 +749,6 @@ class Relay:
             lane.pipe = None
         delivered = before - lane.carry
         self._moved[direction] += delivered
-        lane.written += delivered
         now = monotonic()
         if delivered or lane.read != read:
             self.active_at = now

@@ -112,7 +112,6 @@ class AuditWriter:
         self._wake = threading.Event()
         self._reopen_asked = threading.Event()
         self._closing = threading.Event()
-        self._closed = False  # the same, for the event loop's thread: it asks for every call
         self._abandoned = threading.Event()
         self.moved = 0  # how often the file was found renamed, replaced or removed by others
         self._write_error: str | None = None
@@ -132,7 +131,7 @@ class AuditWriter:
         if self._given_back:
             self.reclaim()
         calls = self._calls
-        if calls.taken + size > calls.capacity + calls.freed or self._closed:
+        if calls.taken + size > calls.capacity + calls.freed or self._closing.is_set():
             return False
         if claim is not None and not self.budget.take(claim, size):
             return False
@@ -143,7 +142,7 @@ class AuditWriter:
     def room(self) -> int:
         """Of how many calls records can be handed over as lines."""
         short = self._calls.left * 8 < self._calls.capacity
-        if self._closed or (self._waiters and short):  # those who wait come first
+        if self._closing.is_set() or (self._waiters and short):  # those who wait come first
             return 0
         return self._calls.left // PLACE_BYTES
 
@@ -176,7 +175,7 @@ class AuditWriter:
         Without one (None) are refusals. False: their slots are full and the record was **not** taken. Stop reading from that
         client, and try again later.
         """
-        if self._closed:
+        if self._closing.is_set():
             return False
         if reserved is not None:
             self._hand_over(self._calls, reserved, record, 1)
@@ -229,7 +228,6 @@ class AuditWriter:
 
         False: ``depth`` records could not be written in that time.
         """
-        self._closed = True
         self._closing.set()
         self._wake.set()
         self._thread.join(timeout)

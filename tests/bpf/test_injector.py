@@ -14,6 +14,7 @@ import pytest
 
 from proxy import injector as injector_module
 from proxy.injector import Injector, Queue
+from proxy.wheel import Wheel
 from tests.bpf.kernel_rig import GET, HELLO, QUEUE, Call, KernelRig, cookie, noted, nothing_to_read, receive, soon
 from tests.bpf.rig import CLIENT, PATIENCE, REDIRECT, SERVER, free, rule
 from tests.bpf.test_kernel_frames import little_memory
@@ -39,6 +40,20 @@ def of_server(call: Call) -> Queue:
 
 def both_ends(call: Call) -> tuple[tuple[Queue, socket.socket, socket.socket], ...]:
     return (of_server(call), call.server, call.agent_up), (call.client_queue, call.client, call.agent_down)
+
+
+def reached(path: KernelRig, listener: socket.socket) -> tuple[socket.socket, socket.socket, Wheel, socket.socket]:
+    """A connection on which nothing was said: the client, the agent's end of it, its wheel, and the agent's other socket."""
+    client = path.connect(path.web, *listener.getsockname())
+    agent_down, origin = path.accepted()
+    assert origin
+    wheel = path.wheels.wheel(origin.cookie)
+    assert isinstance(wheel, Wheel)
+    up = path.client(path.agent, socket.AF_INET)
+    wheel.mark(up)
+    with path.agent.inside():
+        up.connect(listener.getsockname())
+    return client, agent_down, wheel, up
 
 
 def astray(injector: Injector) -> int:
@@ -171,14 +186,7 @@ def test_a_reader_that_waits_in_the_kernel_is_woken(call: Call) -> None:
 
 def test_a_server_gets_its_first_bytes_before_it_accepts(path: KernelRig) -> None:
     listener = path.server(path.orders)
-    client = path.connect(path.web, *listener.getsockname())
-    agent_down, origin = path.accepted()
-    assert origin
-    wheel = path.wheels.wheel(origin.cookie)
-    up = path.client(path.agent, socket.AF_INET)
-    wheel.mark(up)
-    with path.agent.inside():
-        up.connect(listener.getsockname())
+    client, agent_down, wheel, _ = reached(path, listener)
     queue = wheel.reach()
     assert queue is not None
     assert queue.send(GET) == len(GET)
@@ -406,14 +414,7 @@ def test_a_server_that_was_not_there_before_the_first_bytes_is_never_in_the_map(
     listener = path.server(path.orders)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
     before = path.cookies()
-    client = path.connect(path.web, *listener.getsockname())
-    agent_down, origin = path.accepted()
-    assert origin
-    wheel = path.wheels.wheel(origin.cookie)
-    up = path.client(path.agent, socket.AF_INET)
-    wheel.mark(up)
-    with path.agent.inside():
-        up.connect(listener.getsockname())
+    client, agent_down, wheel, up = reached(path, listener)
     assert wheel.reach() is None
     up.sendall(GET)
     server = listener.accept()[0]
